@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
+)
+
+// This file is the command without the process around it: its flags, and serving until the context ends. No
+// value of -app is ever shown, since it may hold a secret however wrong it is.
+
+const usage = `Usage: dingtalk-simulator [flags]
+
+Serves DingTalk's token API on this machine, for trying out and for tests. The first line on stdout is the base
+URL; it is printed once requests are served. Each token request is logged on stderr, without secrets. An
+interrupt (Ctrl-C) or SIGTERM ends it.
+
+  -address host:port
+        Where to listen: a loopback address. Port 0 takes a free one. (default ` + defaultAddress + `)
+  -app key=secret
+  -app key=@file
+        An app's AppKey and AppSecret; may be repeated. Other users of this machine can read a command line: with
+        @file the secret is the content of a file, less one trailing line break. A secret that begins with @ has
+        to be in a file.
+  -token-lifetime duration
+        How long a token lives, such as 90s or 2h; at least 1s. (default 2h)
+
+Faults can be switched on, and apps added, over HTTP while it runs; app.json holds {"secret":"…"}:
+
+  curl -X PUT -d '{"kind":"hang","times":1}' http://` + defaultAddress + `/simulator/faults/dingdemo
+  curl -X PUT -d @app.json http://` + defaultAddress + `/simulator/apps/dingdemo
+`
+
+const (
+	defaultAddress = "127.0.0.1:8123"
+
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+type settings struct {
+	address  string
+	lifetime time.Duration
+	apps     map[string]string
+}
+
+// run serves until ctx ends, and returns the exit status.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	set, err := parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usage)
+		return exitOK
+	case err != nil:
+		fmt.Fprintf(stderr, "dingtalk-simulator: %v\nRun dingtalk-simulator -help for the flags.\n", err)
+		return exitUsage
+	}
+	if err := serve(ctx, set, stdout, stderr); err != nil {
+		fmt.Fprintf(stderr, "dingtalk-simulator: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+func serve(ctx context.Context, set settings, stdout, stderr io.Writer) error {
+	listener, err := simulator.Listen(set.address)
+	if err != nil {
+		return err
+	}
+	server := simulator.New(simulator.Options{
+		TokenLifetime: set.lifetime,
+		Apps:          set.apps,
+		Logger:        slog.New(slog.NewTextHandler(stderr, nil)),
+	})
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+
+	// Connections wait in the listener's queue even if Serve has not come to accept them.
+	if _, err := fmt.Fprintln(stdout, simulator.BaseURL(listener)); err != nil {
+		return errors.Join(err, server.Close())
+	}
+	select {
+	case <-ctx.Done():
+		return server.Close()
+	case err := <-served:
+		return errors.Join(err, server.Close())
+	}
+}
+
+func parse(args []string) (settings, error) {
+	set := settings{apps: make(map[string]string)}
+	var apps []string
+	flags := flag.NewFlagSet("dingtalk-simulator", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.StringVar(&set.address, "address", defaultAddress, "")
+	flags.DurationVar(&set.lifetime, "token-lifetime", simulator.DefaultTokenLifetime, "")
+	// Checked below: the flag package would put a refused value into its error.
+	flags.Func("app", "", func(value string) error {
+		apps = append(apps, value)
+		return nil
+	})
+	if err := flags.Parse(args); err != nil {
+		return settings{}, err
+	}
+	if flags.NArg() > 0 {
+		return settings{}, fmt.Errorf("%d arguments too many after the flags; a value with spaces needs quotes", flags.NArg())
+	}
+	if err := simulator.CheckAddress(set.address); err != nil {
+		return settings{}, fmt.Errorf("-address: %w", err)
+	}
+	if set.lifetime < time.Second {
+		return settings{}, fmt.Errorf("-token-lifetime %s is less than 1s", set.lifetime)
+	}
+	for i, value := range apps {
+		key, secret, err := parseApp(value)
+		if err == nil && set.apps[key] != "" {
+			err = errors.New("its key was given before")
+		}
+		if err != nil {
+			return settings{}, fmt.Errorf("-app number %d: %w", i+1, err)
+		}
+		set.apps[key] = secret
+	}
+	return set, nil
+}
+
+func parseApp(value string) (key, secret string, err error) {
+	key, secret, found := strings.Cut(value, "=")
+	if !found || key == "" || key == simulator.AnyApp {
+		return "", "", errors.New("want key=secret or key=@file")
+	}
+	if file, ok := strings.CutPrefix(secret, "@"); ok {
+		content, err := os.ReadFile(file) //nolint:gosec // the user of the command names the file
+		if err != nil {
+			var path *fs.PathError // whose text has the name, which is a secret if its owner did not mean a file
+			if errors.As(err, &path) {
+				err = path.Err
+			}
+			return "", "", fmt.Errorf("the file of the secret: %w", err)
+		}
+		secret = strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
+	}
+	if secret == "" {
+		return "", "", errors.New("the secret is empty")
+	}
+	if strings.ContainsAny(secret, "\r\n") {
+		return "", "", errors.New("the secret has a line break in it")
+	}
+	return key, secret, nil
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MPL-2.0
+
+// Package simulator is DingTalk's token API on loopback, for tests and for trying out.
+//
+// POST /v1.0/oauth2/accessToken answers as DingTalk does: the same token again within its lifetime, its
+// validity extended by every call to a full lifetime, and a new token after that. The error bodies are
+// DingTalk's own, and every known way of failing can be switched on for one app or for all of them.
+//
+// # Control over HTTP
+//
+// The methods of [Server] are also an HTTP API below /simulator/. Bodies are JSON. A change is answered
+// 204, a question 200, bad input 400 with {"error":"…"}, an operation that does not exist 404 with the same.
+// An app key that holds a slash is written with %2F. No call of this API is counted as a token request.
+//
+//	PUT    /simulator/faults/<app key or *>    {"kind":"hang"}              SetFault; the fields are below
+//	DELETE /simulator/faults/<app key or *>                                ClearFault: that fault alone
+//	DELETE /simulator/faults                                               ClearFaults: all of them
+//	PUT    /simulator/apps/<app key>           {"secret":"…"}              SetApp
+//	DELETE /simulator/apps/<app key>                                       RemoveApp
+//	PUT    /simulator/lifetime                 {"lifetime":"2h"}           SetTokenLifetime; at least 1s
+//	PUT    /simulator/rotate/<app key>         {"on":true}                 RotateTokens
+//	POST   /simulator/expire/<app key>                                     ExpireTokens
+//	GET    /simulator/requests/<app key or *>  -> {"requests":3}           Requests
+//	POST   /simulator/life                     {"token":"…"}
+//	                                           -> {"known":true,"seconds":7199}   LifeLeft, in whole seconds
+//
+// A fault has the fields of [Fault], and "delay" is a Go duration as text:
+//
+//	{"kind":"error", "status":400, "code":"…", "message":"…", "retry_after":"30", "delay":"1.5s",
+//	 "location":"http://127.0.0.2:1/", "times":1, "expire_in":-1}
+//
+// "expire_in" is any JSON value and is put into the answer as it is; without it the answer has no expireIn.
+//
+// For example, to leave the next request of an app without an answer:
+//
+//	curl -X PUT -d '{"kind":"hang","times":1}' http://127.0.0.1:8123/simulator/faults/dingdemo
+package simulator

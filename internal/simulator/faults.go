@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package simulator
+
+import (
+	"bytes"
+	"cmp"
+	"compress/flate"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// This file holds the ways the token API can be made to fail: the documented errors, and what a broken network,
+// a proxy or a hostile server might send instead. Only the codes, the rejected credentials' message and the
+// ban's body are DingTalk's to the letter; the other messages are plausible.
+
+// The kinds of [Fault]. What is said of status, code and message is for a fault that names no other.
+const (
+	// FaultError is an error in DingTalk's envelope with the fault's own code and message, and 400.
+	FaultError = "error"
+	// FaultRejectedCredentials is 400 invalidClientIdOrSecret.
+	FaultRejectedCredentials = "rejected-credentials"
+	// FaultMissingBody is 400 Missingbody.
+	FaultMissingBody = "missing-body"
+	// FaultIPNotAllowed is 403 Forbidden.AccessDenied.IpNotInWhiteList.
+	FaultIPNotAllowed = "ip-not-allowed"
+	// FaultPermissionDenied is 403 Forbidden.AccessDenied.AccessTokenPermissionDenied with its accessdenieddetail.
+	FaultPermissionDenied = "permission-denied"
+	// FaultThrottledQPS is 403 Forbidden.AccessDenied.QpsLimitForAppkeyAndApi.
+	FaultThrottledQPS = "throttled-qps"
+	// FaultThrottledBusy is 429 system.busy.
+	FaultThrottledBusy = "throttled-busy"
+	// FaultBanned is the body that a banned IP gets, which has no code, with 403.
+	FaultBanned = "banned"
+	// FaultHTML is an HTML page with 403.
+	FaultHTML = "html"
+	// FaultUnavailableUnknown is 500 unknownError.
+	FaultUnavailableUnknown = "unavailable-unknown"
+	// FaultUnavailableEmpty is 503 with an empty body.
+	FaultUnavailableEmpty = "unavailable-empty"
+	// FaultMixedCase is 400 invalidClientIdOrSecret with the fields Code, Message and requestId.
+	FaultMixedCase = "mixed-case"
+	// FaultEchoSecret is 400 invalidParameter with a message of some kilobytes that repeats the secret sent and the
+	// app's last token, whole and split by control characters: a reader that cuts it first will hardly miss them all.
+	FaultEchoSecret = "echo-secret"
+
+	// FaultTruncated is the usual answer cut in half, with a Content-Length to match: whole HTTP, broken JSON.
+	FaultTruncated = "truncated"
+	// FaultEmptyToken is 200 with an empty accessToken.
+	FaultEmptyToken = "empty-token"
+	// FaultExpireIn is the usual answer with [Fault.ExpireIn] for expireIn.
+	FaultExpireIn = "expire-in"
+	// FaultErrcode is 200 with an errcode and no token, as for a wrong path.
+	FaultErrcode = "errcode"
+	// FaultHuge is 200 with a body of 100 MiB that would be a good answer.
+	FaultHuge = "huge"
+	// FaultGzipBomb is the same, compressed to under 1 MB, whether or not the client takes gzip.
+	FaultGzipBomb = "gzip-bomb"
+	// FaultRedirect is 307 to [Fault.Location].
+	FaultRedirect = "redirect"
+	// FaultHang is no answer until the client goes, or the server is closed.
+	FaultHang = "hang"
+	// FaultTrickle is the usual answer with its headers at once and its body at one byte a second.
+	FaultTrickle = "trickle"
+	// FaultReset is a connection reset in place of an answer.
+	FaultReset = "reset"
+)
+
+// DefaultRedirect is where [FaultRedirect] leads without a Location: another loopback host, where nothing
+// should listen.
+const DefaultRedirect = "http://127.0.0.2:1/"
+
+// hugeBytes is the size of the bodies of FaultHuge and FaultGzipBomb, without a few bytes of JSON around it.
+const hugeBytes = 100 << 20
+
+const bannedBody = `{"status":1111,"wait":5,"source":"x5","punish":"deny","uuid":"xxx"}`
+
+const htmlBody = `<!DOCTYPE html>
+<html><head><title>Access denied</title></head><body><h1>Access denied</h1></body></html>
+`
+
+var envelopes = map[string]struct {
+	status        int
+	code, message string
+}{
+	FaultError:               {status: http.StatusBadRequest},
+	FaultRejectedCredentials: {http.StatusBadRequest, "invalidClientIdOrSecret", "无效的clientId或者clientSecret"},
+	FaultMissingBody:         {http.StatusBadRequest, "Missingbody", "body is mandatory for this action."},
+	FaultIPNotAllowed:        {http.StatusForbidden, "Forbidden.AccessDenied.IpNotInWhiteList", "访问ip不在白名单之中"},
+	FaultPermissionDenied:    {http.StatusForbidden, "Forbidden.AccessDenied.AccessTokenPermissionDenied", "应用尚未开通所需的权限"},
+	FaultThrottledQPS:        {http.StatusForbidden, "Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", "应用调用该接口的频率超过限制"},
+	FaultThrottledBusy:       {http.StatusTooManyRequests, "system.busy", "系统繁忙"},
+	FaultUnavailableUnknown:  {http.StatusInternalServerError, "unknownError", "未知错误"},
+	FaultMixedCase:           {http.StatusBadRequest, "invalidClientIdOrSecret", "无效的clientId或者clientSecret"},
+	FaultEchoSecret:          {http.StatusBadRequest, "invalidParameter", ""},
+}
+
+// FaultKinds lists every kind, in the order of the constants.
+func FaultKinds() []string {
+	return []string{
+		FaultError, FaultRejectedCredentials, FaultMissingBody, FaultIPNotAllowed, FaultPermissionDenied,
+		FaultThrottledQPS, FaultThrottledBusy, FaultBanned, FaultHTML, FaultUnavailableUnknown,
+		FaultUnavailableEmpty, FaultMixedCase, FaultEchoSecret, FaultTruncated, FaultEmptyToken, FaultExpireIn,
+		FaultErrcode, FaultHuge, FaultGzipBomb, FaultRedirect, FaultHang, FaultTrickle, FaultReset,
+	}
+}
+
+// Fault is a way in which token requests fail. What does not apply to its kind is ignored. As JSON its fields
+// are those of the control API, in the package's documentation.
+type Fault struct {
+	// Kind is one of the constants; empty is no fault, which still may have a Delay or a RetryAfter.
+	Kind string
+	// Status is the HTTP status in place of the kind's own, 200 to 599. The kinds that spoil a usual answer or
+	// give none ignore it.
+	Status int
+	// Code and Message stand in the envelope in place of the kind's own.
+	Code, Message string
+	// RetryAfter is a Retry-After header as it is, for any kind that answers.
+	RetryAfter string
+	// Delay is a wait before the answer. A token's life counts from the request, not from the answer.
+	Delay time.Duration
+	// Location is where FaultRedirect leads; empty means DefaultRedirect.
+	Location string
+	// Times is how many requests are hit; 0 is all until the fault is cleared.
+	Times int
+	// ExpireIn is the JSON that FaultExpireIn puts there; empty leaves the field out.
+	ExpireIn string
+}
+
+// Validate tells what is wrong with the fault, if anything.
+func (f Fault) Validate() error {
+	switch {
+	case f.Kind != "" && !slices.Contains(FaultKinds(), f.Kind):
+		return fmt.Errorf("unknown fault kind %q; the kinds are %s", f.Kind, strings.Join(FaultKinds(), ", "))
+	case f.Kind == "" && (f.Status != 0 || f.Code+f.Message+f.Location+f.ExpireIn != ""):
+		return errors.New("without a kind, a fault can only have delay, retry_after and times")
+	case f.Status != 0 && (f.Status < 200 || f.Status > 599 || f.Status == http.StatusNoContent || f.Status == http.StatusNotModified):
+		return fmt.Errorf("status %d is not one from 200 to 599 that can have a body", f.Status)
+	case f.Delay < 0:
+		return fmt.Errorf("delay %s is negative", f.Delay)
+	case f.Times < 0:
+		return fmt.Errorf("times %d is negative", f.Times)
+	case f.ExpireIn != "" && !json.Valid([]byte(f.ExpireIn)):
+		return fmt.Errorf("expire_in %q is not JSON", f.ExpireIn)
+	}
+	return nil
+}
+
+type faultJSON struct {
+	Kind       string          `json:"kind,omitempty"`
+	Status     int             `json:"status,omitempty"`
+	Code       string          `json:"code,omitempty"`
+	Message    string          `json:"message,omitempty"`
+	RetryAfter string          `json:"retry_after,omitempty"`
+	Delay      string          `json:"delay,omitempty"`
+	Location   string          `json:"location,omitempty"`
+	Times      int             `json:"times,omitempty"`
+	ExpireIn   json.RawMessage `json:"expire_in,omitempty"`
+}
+
+// MarshalJSON writes the fault as the control API takes it.
+func (f Fault) MarshalJSON() ([]byte, error) {
+	j := faultJSON{
+		Kind: f.Kind, Status: f.Status, Code: f.Code, Message: f.Message, RetryAfter: f.RetryAfter,
+		Location: f.Location, Times: f.Times, ExpireIn: json.RawMessage(f.ExpireIn),
+	}
+	if f.Delay != 0 {
+		j.Delay = f.Delay.String()
+	}
+	return json.Marshal(j)
+}
+
+// UnmarshalJSON reads a fault as the control API takes it. It fails on an unknown field and on a Delay that is
+// no duration.
+func (f *Fault) UnmarshalJSON(b []byte) error {
+	var j faultJSON
+	if err := decodeStrict(bytes.NewReader(b), &j); err != nil {
+		return err
+	}
+	*f = Fault{
+		Kind: j.Kind, Status: j.Status, Code: j.Code, Message: j.Message, RetryAfter: j.RetryAfter,
+		Location: j.Location, Times: j.Times, ExpireIn: string(j.ExpireIn),
+	}
+	if j.Delay == "" {
+		return nil
+	}
+	d, err := time.ParseDuration(j.Delay)
+	if err != nil {
+		return fmt.Errorf(`delay %q is not a duration such as "1.5s"`, j.Delay)
+	}
+	f.Delay = d
+	return nil
+}
+
+// answer decides what a token request gets: the fault's answer, or the usual one, perhaps spoiled.
+func (s *Server) answer(method string, req tokenRequest, f Fault, requestID string) answer {
+	if e, ok := envelopes[f.Kind]; ok {
+		return s.envelopeAnswer(req, f, cmp.Or(f.Status, e.status), envelope{
+			RequestID: requestID,
+			Code:      cmp.Or(f.Code, e.code),
+			Message:   cmp.Or(f.Message, e.message),
+		})
+	}
+	switch f.Kind {
+	case FaultBanned:
+		return answer{cmp.Or(f.Status, http.StatusForbidden), contentTypeJSON, []byte(bannedBody)}
+	case FaultHTML:
+		return answer{cmp.Or(f.Status, http.StatusForbidden), contentTypeHTML, []byte(htmlBody)}
+	case FaultUnavailableEmpty:
+		return answer{status: cmp.Or(f.Status, http.StatusServiceUnavailable)}
+	case FaultErrcode:
+		return answer{cmp.Or(f.Status, http.StatusOK), contentTypeJSON, []byte(errcodeBody)}
+	case FaultEmptyToken:
+		return goodAnswer("", "7200")
+	case FaultRedirect:
+		return answer{status: cmp.Or(f.Status, http.StatusTemporaryRedirect)}
+	case FaultHuge, FaultGzipBomb:
+		return answer{status: http.StatusOK, contentType: contentTypeJSON}
+	case FaultHang, FaultReset:
+		return answer{}
+	}
+
+	a := s.usualAnswer(method, req, f, requestID)
+	if f.Kind == FaultTruncated {
+		a.body = a.body[:len(a.body)/2]
+	}
+	return a
+}
+
+func (s *Server) envelopeAnswer(req tokenRequest, f Fault, status int, e envelope) answer {
+	switch f.Kind {
+	case FaultMixedCase:
+		return jsonAnswer(status, struct {
+			Code      string
+			Message   string
+			RequestID string `json:"requestId"`
+		}{e.Code, e.Message, e.RequestID})
+	case FaultPermissionDenied:
+		e.AccessDeniedDetail = &accessDeniedDetail{RequiredScopes: []string{"Contact.User.Read"}}
+	case FaultEchoSecret:
+		e.Message += echo(req.appSecret, s.LastToken(req.appKey))
+	}
+	return jsonAnswer(status, e)
+}
+
+// echo is some kilobytes of text that repeat the secrets. One that is cut before the secrets are replaced, or
+// replaced before the control characters are gone, shows some of them.
+func echo(secrets ...string) string {
+	var b strings.Builder
+	b.WriteString("bad request\x00\x1b[31m\r\n:")
+	for b.Len() < 4096 {
+		for _, secret := range secrets {
+			b.WriteString(" 收到 " + secret + "\t")
+			for i := range len(secret) {
+				b.WriteString(secret[i:i+1] + "\x07")
+			}
+		}
+		b.WriteString("\u202e\u0085完")
+	}
+	return b.String()
+}
+
+// deliver sends the answer in the way the fault asks for.
+func (s *Server) deliver(w http.ResponseWriter, r *http.Request, f Fault, a answer) {
+	switch f.Kind {
+	case FaultHang:
+		select {
+		case <-r.Context().Done():
+		case <-s.closing:
+		}
+		panic(http.ErrAbortHandler)
+	case FaultReset:
+		reset(w)
+		return
+	}
+	if f.RetryAfter != "" {
+		w.Header().Set("Retry-After", f.RetryAfter)
+	}
+	switch f.Kind {
+	case FaultHuge:
+		w.Header().Set("Content-Type", a.contentType)
+		w.WriteHeader(a.status)
+		_ = writeHuge(w) // ends early when the client goes, or Close breaks the connection
+	case FaultTrickle:
+		s.trickle(w, r, a)
+	case FaultGzipBomb:
+		w.Header().Set("Content-Encoding", "gzip")
+		a.body = gzipBomb()
+		send(w, a)
+	case FaultRedirect:
+		w.Header().Set("Location", cmp.Or(f.Location, DefaultRedirect))
+		send(w, a)
+	default:
+		send(w, a)
+	}
+}
+
+// reset breaks the connection so that the client sees a reset rather than an end, where it is TCP.
+func reset(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(http.ErrAbortHandler) // HTTP/2 under somebody else's server
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // closing then sends RST
+	}
+	_ = conn.Close()
+}
+
+func (s *Server) trickle(w http.ResponseWriter, r *http.Request, a answer) {
+	w.Header().Set("Content-Type", a.contentType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
+	w.WriteHeader(a.status)
+	flusher := http.NewResponseController(w)
+	for i := range a.body {
+		if err := flusher.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			panic(http.ErrAbortHandler)
+		}
+		if !s.wait(r.Context(), time.Second) {
+			panic(http.ErrAbortHandler)
+		}
+		_, _ = w.Write(a.body[i : i+1])
+	}
+}
+
+// hugeHead, a number of hugeChunk and hugeTail are what a client without a limit would take for a good answer.
+const (
+	hugeHead = `{"accessToken":"`
+	hugeTail = `","expireIn":7200}`
+)
+
+func hugeChunk() []byte { return bytes.Repeat([]byte("0123456789abcdef"), 1<<16) }
+
+func writeHuge(w io.Writer) error {
+	if _, err := io.WriteString(w, hugeHead); err != nil {
+		return err
+	}
+	chunk := hugeChunk()
+	for range hugeBytes / len(chunk) {
+		if _, err := w.Write(chunk); err != nil {
+			return err
+		}
+	}
+	_, err := io.WriteString(w, hugeTail)
+	return err
+}
+
+// gzipBomb is put together from parts, since compressing the whole takes the race detector two seconds, and the
+// client a timeout that this fault does not mean. A flushed deflate block ends at a byte and refers at most 32 KiB
+// back. Each chunk but the first follows a chunk, so one compressed chunk serves for all of them.
+var gzipBomb = sync.OnceValue(func() []byte {
+	chunk := hugeChunk()
+	chunks := hugeBytes / len(chunk)
+	var deflated bytes.Buffer
+	w, err := flate.NewWriter(&deflated, flate.BestSpeed)
+	if err != nil {
+		panic(err) // the level is a valid one
+	}
+	part := func(end func() error, data ...[]byte) []byte {
+		deflated.Reset()
+		for _, d := range data {
+			_, _ = w.Write(d) // a buffer takes everything
+		}
+		_ = end()
+		return bytes.Clone(deflated.Bytes())
+	}
+	first := part(w.Flush, []byte(hugeHead), chunk)
+	next := part(w.Flush, chunk)
+	last := part(w.Close, []byte(hugeTail))
+
+	sum := crc32.ChecksumIEEE([]byte(hugeHead))
+	for range chunks {
+		sum = crc32.Update(sum, crc32.IEEETable, chunk)
+	}
+	sum = crc32.Update(sum, crc32.IEEETable, []byte(hugeTail))
+
+	bomb := []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255} // RFC 1952: deflate, no name, no time, unknown system
+	bomb = slices.Concat(bomb, first, bytes.Repeat(next, chunks-1), last)
+	bomb = binary.LittleEndian.AppendUint32(bomb, sum)
+	return binary.LittleEndian.AppendUint32(bomb, uint32(len(hugeHead)+chunks*len(chunk)+len(hugeTail)))
+})

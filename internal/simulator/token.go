@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package simulator
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// This file is the token API as it answers when no fault is set, and the way a request takes: read, counted,
+// answered in memory, logged, and only then sent, so that a slow or broken sending changes none of the rest.
+
+// TokenPath is where DingTalk gives out access tokens.
+const TokenPath = "/v1.0/oauth2/accessToken"
+
+const (
+	contentTypeJSON = "application/json"
+	contentTypeHTML = "text/html; charset=utf-8"
+	maxRequestBytes = 64 << 10
+
+	errcodeBody = `{"errcode":404,"errmsg":"请求的URI地址不存在"}`
+)
+
+// envelope is the body of an error. DingTalk spells the request id in lower case.
+type envelope struct {
+	RequestID          string              `json:"requestid"`
+	Code               string              `json:"code,omitempty"`
+	Message            string              `json:"message,omitempty"`
+	AccessDeniedDetail *accessDeniedDetail `json:"accessdenieddetail,omitempty"`
+}
+
+type accessDeniedDetail struct {
+	RequiredScopes []string `json:"requiredScopes"`
+}
+
+// answer is what is sent. A status of 0 is no HTTP answer at all.
+type answer struct {
+	status      int
+	contentType string
+	body        []byte
+}
+
+func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
+	req := readTokenRequest(r)
+	fault := s.receive(req.appKey)
+	requestID := newRequestID()
+	a := s.answer(r.Method, req, fault, requestID)
+
+	s.logger.LogAttrs(r.Context(), slog.LevelInfo, "token request",
+		slog.String("app", s.logName(req.appKey)), slog.Int("status", a.status),
+		slog.String("request_id", requestID), slog.String("fault", cmp.Or(fault.Kind, "none")))
+
+	if !s.wait(r.Context(), fault.Delay) {
+		panic(http.ErrAbortHandler)
+	}
+	s.deliver(w, r, fault, a)
+}
+
+// logName is the app key if it is an app's. Anything else may be a secret in the wrong field.
+func (s *Server) logName(appKey string) string {
+	if !s.isApp(appKey) {
+		return "unknown"
+	}
+	return appKey
+}
+
+type tokenRequest struct {
+	appKey, appSecret string
+	missing           string // what the gateway would ask for first: body, appKey or appSecret
+}
+
+// readTokenRequest takes a JSON object of type application/json, as documented. It reads the names to the
+// letter, unlike a decoding into a struct, so that a client which spells one otherwise is found out. DingTalk
+// answers a form with Missingbody; that it treats all else that is no JSON object the same is assumed here.
+func readTokenRequest(r *http.Request) tokenRequest {
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxRequestBytes+1))
+	var fields map[string]any
+	if err != nil || len(body) > maxRequestBytes || json.Unmarshal(body, &fields) != nil {
+		return tokenRequest{missing: "body"}
+	}
+	appKey, hasKey := fields["appKey"].(string)
+	appSecret, hasSecret := fields["appSecret"].(string)
+	req := tokenRequest{appKey: appKey, appSecret: appSecret}
+	mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	switch {
+	case mediaType != contentTypeJSON, fields == nil:
+		req.missing = "body"
+	case !hasKey:
+		req.missing = "appKey"
+	case !hasSecret:
+		req.missing = "appSecret"
+	}
+	return req
+}
+
+// usualAnswer is the answer without a fault, but for the expireIn that one may put there.
+func (s *Server) usualAnswer(method string, req tokenRequest, f Fault, requestID string) answer {
+	switch {
+	case method != http.MethodPost:
+		// Not documented. Other APIs behind the same gateway answer a wrong method this way.
+		return jsonAnswer(http.StatusNotFound, envelope{
+			RequestID: requestID,
+			Code:      "InvalidAction.NotFound",
+			Message:   "Specified api is not found, please check your url and method.",
+		})
+	case req.missing != "":
+		// Missingbody was seen; the codes for the fields follow its pattern.
+		return jsonAnswer(http.StatusBadRequest, envelope{
+			RequestID: requestID,
+			Code:      "Missing" + req.missing,
+			Message:   req.missing + " is mandatory for this action.",
+		})
+	}
+	token, lifetime, ok := s.issue(req.appKey, req.appSecret)
+	if !ok {
+		e := envelopes[FaultRejectedCredentials]
+		return jsonAnswer(e.status, envelope{RequestID: requestID, Code: e.code, Message: e.message})
+	}
+	if f.Kind == FaultExpireIn {
+		return goodAnswer(token, f.ExpireIn)
+	}
+	return goodAnswer(token, strconv.FormatInt(int64(lifetime/time.Second), 10))
+}
+
+// goodAnswer takes expireIn as JSON; empty leaves the field out.
+func goodAnswer(token, expireIn string) answer {
+	body := fmt.Sprintf(`{"accessToken":%q}`, token)
+	if expireIn != "" {
+		body = fmt.Sprintf(`{"accessToken":%q,"expireIn":%s}`, token, expireIn)
+	}
+	return answer{status: http.StatusOK, contentType: contentTypeJSON, body: []byte(body)}
+}
+
+func jsonAnswer(status int, v any) answer {
+	body, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // what is passed here always marshals
+	}
+	return answer{status: status, contentType: contentTypeJSON, body: body}
+}
+
+func send(w http.ResponseWriter, a answer) {
+	if a.contentType != "" {
+		w.Header().Set("Content-Type", a.contentType)
+	}
+	w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.body) // a client that has gone needs no answer
+}
+
+// wait lasts d, and returns false if the client goes or the server ends before.
+func (s *Server) wait(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return true
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	case <-s.closing:
+		return false
+	}
+}
