@@ -1,0 +1,481 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package dingtalk
+
+// This file holds what is stored for an app: its fields with their defaults and limits, how a write changes them, when a
+// write starts a new generation, and the form in storage.
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-secure-stdlib/parseutil"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// The fields of config/<app>.
+const (
+	fieldAppKey           = "app_key"
+	fieldAppSecret        = "app_secret"
+	fieldBaseURL          = "base_url"
+	fieldRefreshBefore    = "refresh_before"
+	fieldRequestTimeout   = "request_timeout"
+	fieldLeased           = "leased"
+	fieldVerifyConnection = "verify_connection"
+)
+
+const (
+	defaultBaseURL        = "https://api.dingtalk.io"
+	defaultRefreshBefore  = 200 * time.Second // 7,200 s minus the 7,000 s that DingTalk advises to cache a token for
+	defaultRequestTimeout = 10 * time.Second
+
+	maxRefreshBefore  = time.Hour
+	minRequestTimeout = time.Second
+	maxRequestTimeout = 30 * time.Second
+
+	maxNameLength       = 128
+	maxCredentialLength = 512
+
+	configPrefix = "config/"
+
+	// entryVersion is the form of stored entries that this release writes.
+	entryVersion = 1
+)
+
+// sensitive holds an app secret or a token. However it is printed, logged or encoded, also inside another value, its text does
+// not come out; reveal is the only way.
+type sensitive struct{ text *string }
+
+func newSensitive(s string) sensitive { return sensitive{text: &s} }
+
+func (s sensitive) reveal() string {
+	if s.text == nil {
+		return ""
+	}
+	return *s.text
+}
+
+// Format implements fmt.Formatter for every verb.
+func (sensitive) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[redacted]") }
+
+// MarshalText implements encoding.TextMarshaler, which a JSON log would use.
+func (sensitive) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
+
+// redact replaces the sensitive text in s, also where it is escaped as in a URL or in JSON.
+func (s sensitive) redact(in string) string {
+	text := s.reveal()
+	if text == "" {
+		return in
+	}
+	forms := []string{text, url.QueryEscape(text), url.PathEscape(text)}
+	if quoted := strconv.Quote(text); len(quoted) > len(text)+2 {
+		forms = append(forms, quoted[1:len(quoted)-1])
+	}
+	for _, form := range forms {
+		in = strings.ReplaceAll(in, form, "[redacted]")
+	}
+	return in
+}
+
+// appEntry is an app as an operator configured it.
+type appEntry struct {
+	// Generation stands for one set of credentials: it changes with app_key, app_secret and base_url. It is random, since a
+	// counter would start over when an app is deleted and made again.
+	Generation string
+	AppKey     string
+	AppSecret  sensitive
+	BaseURL    string
+
+	RefreshBefore  time.Duration
+	RequestTimeout time.Duration
+	Leased         bool
+}
+
+func (e *appEntry) credentials() credentials {
+	return credentials{BaseURL: e.BaseURL, AppKey: e.AppKey, AppSecret: e.AppSecret}
+}
+
+// equal tells whether two entries, either of which may be nil for none, are the same.
+func (e *appEntry) equal(other *appEntry) bool {
+	if e == nil || other == nil {
+		return e == other
+	}
+	a, b := *e, *other
+	secretsMatch := a.AppSecret.reveal() == b.AppSecret.reveal()
+	a.AppSecret, b.AppSecret = sensitive{}, sensitive{}
+	return secretsMatch && a == b
+}
+
+// appChange is what one write to config/<app> asks for; nil is a field that it does not name.
+type appChange struct {
+	appKey         *string
+	appSecret      *sensitive
+	baseURL        *string
+	refreshBefore  *time.Duration
+	requestTimeout *time.Duration
+	leased         *bool
+
+	// verify is of the request only.
+	verify *bool
+}
+
+// inputError is a request that cannot be met as it stands. Its text names what is wrong and what is allowed, never a secret.
+type inputError struct{ text string }
+
+func (e *inputError) Error() string { return e.text }
+
+func badInput(format string, args ...any) error {
+	return &inputError{text: fmt.Sprintf(format, args...)}
+}
+
+// parseChange reads the fields of a write to config/<app>. It works on the request's raw data, since the framework's own
+// conversion takes "" and 500ms for 0 and repeats in its error what it cannot convert.
+func parseChange(raw map[string]any) (*appChange, error) {
+	c := &appChange{}
+	// A secret that is not a string must be refused before anything can repeat it.
+	secret, given, err := stringField(raw, fieldAppSecret)
+	if err != nil {
+		return nil, err
+	}
+	if given {
+		secret = strings.TrimSuffix(strings.TrimSuffix(secret, "\n"), "\r")
+		if err := checkCredential(fieldAppSecret, secret); err != nil {
+			return nil, err
+		}
+		s := newSensitive(secret)
+		c.appSecret = &s
+	}
+	if key, given, err := stringField(raw, fieldAppKey); err != nil {
+		return nil, err
+	} else if given {
+		if err := checkCredential(fieldAppKey, key); err != nil {
+			return nil, err
+		}
+		c.appKey = &key
+	}
+	if base, given, err := stringField(raw, fieldBaseURL); err != nil {
+		return nil, err
+	} else if given {
+		base, err := parseBaseURL(base)
+		if err != nil {
+			return nil, err
+		}
+		c.baseURL = &base
+	}
+	if c.refreshBefore, err = durationField(raw, fieldRefreshBefore, 0, maxRefreshBefore); err != nil {
+		return nil, err
+	}
+	if c.requestTimeout, err = durationField(raw, fieldRequestTimeout, minRequestTimeout, maxRequestTimeout); err != nil {
+		return nil, err
+	}
+	if c.leased, err = boolField(raw, fieldLeased); err != nil {
+		return nil, err
+	}
+	if c.verify, err = boolField(raw, fieldVerifyConnection); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// stringField never repeats the value in its error: what is not a string may be a secret in the wrong place.
+func stringField(raw map[string]any, field string) (value string, given bool, err error) {
+	v, given := raw[field]
+	if !given {
+		return "", false, nil
+	}
+	value, ok := v.(string)
+	if !ok {
+		return "", false, badInput("%s: expected one string, got %s", field, kindOf(v))
+	}
+	return value, true, nil
+}
+
+func kindOf(v any) string {
+	switch v.(type) {
+	case nil:
+		return "null"
+	case bool:
+		return "a boolean"
+	case []any, []string:
+		return "a list (is the field given more than once?)"
+	case map[string]any:
+		return "an object"
+	default:
+		return "a number"
+	}
+}
+
+func checkCredential(field, value string) error {
+	const allowed = "allowed are 1 to 512 printable ASCII characters without spaces"
+	switch {
+	case value == "":
+		return badInput("%s: empty; %s", field, allowed)
+	case len(value) > maxCredentialLength:
+		return badInput("%s: %d bytes long; %s", field, len(value), allowed)
+	}
+	for i := range len(value) {
+		if value[i] <= ' ' || value[i] > '~' {
+			return badInput("%s: the byte at position %d is a space, a control character or not ASCII; %s", field, i+1, allowed)
+		}
+	}
+	return nil
+}
+
+// durationField reads a duration of whole seconds: a number, or a string as Vault takes them everywhere (200, 200s, 5m).
+func durationField(raw map[string]any, field string, least, most time.Duration) (*time.Duration, error) {
+	v, given := raw[field]
+	if !given {
+		return nil, nil //nolint:nilnil // not given is not an error
+	}
+	allowed := fmt.Sprintf("allowed is a duration of whole seconds from %s to %s, such as %q", short(least), short(most), short(most))
+	switch v.(type) {
+	case nil, bool, []any, []string, map[string]any:
+		return nil, badInput("%s: got %s; %s", field, kindOf(v), allowed)
+	}
+	shown := strings.TrimSpace(fmt.Sprint(v))
+	d, err := parseutil.ParseDurationSecond(shown)
+	if shown == "" || err != nil || d%time.Second != 0 || d < least || d > most {
+		return nil, badInput("%s: %q given; %s", field, abbreviate(shown), allowed)
+	}
+	return &d, nil
+}
+
+// short prints a duration without its zero parts: 1h, not 1h0m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+func abbreviate(s string) string {
+	if len(s) > 64 {
+		return s[:64] + "…"
+	}
+	return s
+}
+
+func boolField(raw map[string]any, field string) (*bool, error) {
+	v, given := raw[field]
+	if !given {
+		return nil, nil //nolint:nilnil // not given is not an error
+	}
+	const allowed = "allowed are true and false"
+	switch v := v.(type) {
+	case bool:
+		return &v, nil
+	case string, json.Number, int:
+		shown := strings.TrimSpace(fmt.Sprint(v))
+		b, err := strconv.ParseBool(shown)
+		if err != nil {
+			return nil, badInput("%s: %q given; %s", field, abbreviate(shown), allowed)
+		}
+		return &b, nil
+	default:
+		return nil, badInput("%s: got %s; %s", field, kindOf(v), allowed)
+	}
+}
+
+// parseBaseURL returns the URL in the form in which it is stored: scheme and host in lower case, no path.
+func parseBaseURL(given string) (string, error) {
+	const allowed = "allowed is https://host[:port] without a path, user info, query or fragment; http:// only for localhost, 127.0.0.0/8 and [::1]"
+	refuse := func(why string) (string, error) {
+		shown := given
+		if strings.ContainsAny(given, "@") {
+			shown = "(not shown, since it may hold a password)"
+		}
+		return "", badInput("%s: %q given: %s; %s", fieldBaseURL, abbreviate(shown), why, allowed)
+	}
+	switch {
+	case given == "":
+		return refuse("it is empty")
+	case len(given) > maxCredentialLength:
+		return refuse(fmt.Sprintf("it is longer than %d bytes", maxCredentialLength))
+	case strings.ContainsFunc(given, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return refuse("it has a space, a control character or a character that is not ASCII")
+	case strings.ContainsAny(given, `\%?#@`):
+		return refuse(`it has one of the characters \ % ? # @`)
+	}
+	u, err := url.Parse(given)
+	if err != nil {
+		return refuse("it is not a URL")
+	}
+	host := u.Hostname()
+	switch {
+	case u.Opaque != "" || host == "":
+		return refuse("it has no host")
+	case u.Path != "" && u.Path != "/":
+		return refuse("it has a path")
+	case u.Scheme != "https" && u.Scheme != "http":
+		return refuse("its scheme is not https")
+	case u.Scheme == "http" && !isLoopback(host):
+		return refuse("http:// would send the secret in clear text")
+	case strings.Contains(host, ":") && net.ParseIP(host) == nil, !strings.Contains(host, ":") && !isHostName(host):
+		return refuse("its host is not a name or an address")
+	}
+	authority := strings.ToLower(u.Host)
+	if port := u.Port(); port != "" {
+		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+			return refuse("its port is not one of 1 to 65535")
+		}
+	} else {
+		authority = strings.TrimSuffix(authority, ":")
+	}
+	return u.Scheme + "://" + authority, nil
+}
+
+func isLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip := net.ParseIP(host)
+	if strings.Contains(host, ":") {
+		return ip.Equal(net.IPv6loopback) // not an IPv4 address written as IPv6
+	}
+	return ip.IsLoopback()
+}
+
+// isHostName allows letters, digits, dots, hyphens and underscores.
+func isHostName(host string) bool {
+	return len(host) <= 253 && !strings.HasPrefix(host, ".") && !strings.Contains(host, "..") &&
+		!strings.ContainsFunc(host, func(r rune) bool {
+			return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '.' || r == '-' || r == '_')
+		})
+}
+
+// apply returns the entry that the change makes of the present one, nil for a new app, and whether it starts a new generation.
+func (c *appChange) apply(name string, present *appEntry) (entry *appEntry, newGeneration bool, err error) {
+	next := appEntry{
+		BaseURL:        defaultBaseURL,
+		RefreshBefore:  defaultRefreshBefore,
+		RequestTimeout: defaultRequestTimeout,
+		Leased:         true,
+	}
+	if present != nil {
+		next = *present
+	} else if c.appKey == nil || c.appSecret == nil {
+		return nil, false, badInput("app %q does not exist yet: to create it, %s and %s are required", name, fieldAppKey, fieldAppSecret)
+	}
+	set(&next.AppKey, c.appKey)
+	set(&next.AppSecret, c.appSecret)
+	set(&next.BaseURL, c.baseURL)
+	set(&next.RefreshBefore, c.refreshBefore)
+	set(&next.RequestTimeout, c.requestTimeout)
+	set(&next.Leased, c.leased)
+
+	if present != nil {
+		moved := next.BaseURL != present.BaseURL || next.AppKey != present.AppKey
+		if moved && c.appSecret == nil {
+			// Else whoever may write config/ could have the stored secret sent to a host of theirs.
+			return nil, false, badInput("app %q: changing %s or %s requires %s in the same request", name, fieldBaseURL, fieldAppKey, fieldAppSecret)
+		}
+		if !moved && next.AppSecret.reveal() == present.AppSecret.reveal() {
+			return &next, false, nil
+		}
+	}
+	next.Generation, err = newGeneration128()
+	return &next, true, err
+}
+
+func set[T any](field, value *T) {
+	if value != nil {
+		*field = *value
+	}
+}
+
+func newGeneration128() (string, error) {
+	id := make([]byte, 16)
+	if _, err := rand.Read(id); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(id), nil
+}
+
+// configRecord is config/<app> in storage. Durations are whole seconds.
+type configRecord struct {
+	Version        int    `json:"version"`
+	Generation     string `json:"generation"`
+	AppKey         string `json:"app_key"`
+	AppSecret      string `json:"app_secret"`
+	BaseURL        string `json:"base_url"`
+	RefreshBefore  int64  `json:"refresh_before"`
+	RequestTimeout int64  `json:"request_timeout"`
+	Leased         bool   `json:"leased"`
+}
+
+// readConfig reads an app's entry; nil without an error is an app that does not exist.
+func readConfig(ctx context.Context, s logical.Storage, name string) (*appEntry, error) {
+	stored, err := s.Get(ctx, configPrefix+name)
+	if err != nil {
+		return nil, fmt.Errorf("reading config/%s from storage: %w", name, err)
+	}
+	if stored == nil {
+		return nil, nil //nolint:nilnil // documented above
+	}
+	var r configRecord
+	if err := decodeRecord(stored, &r, &r.Version); err != nil {
+		return nil, fmt.Errorf("config/%s in storage: %w", name, err)
+	}
+	return &appEntry{
+		Generation:     r.Generation,
+		AppKey:         r.AppKey,
+		AppSecret:      newSensitive(r.AppSecret),
+		BaseURL:        r.BaseURL,
+		RefreshBefore:  time.Duration(r.RefreshBefore) * time.Second,
+		RequestTimeout: time.Duration(r.RequestTimeout) * time.Second,
+		Leased:         r.Leased,
+	}, nil
+}
+
+func writeConfig(ctx context.Context, s logical.Storage, name string, e *appEntry) error {
+	return putRecord(ctx, s, configPrefix+name, configRecord{
+		Version:        entryVersion,
+		Generation:     e.Generation,
+		AppKey:         e.AppKey,
+		AppSecret:      e.AppSecret.reveal(),
+		BaseURL:        e.BaseURL,
+		RefreshBefore:  int64(e.RefreshBefore / time.Second),
+		RequestTimeout: int64(e.RequestTimeout / time.Second),
+		Leased:         e.Leased,
+	})
+}
+
+// knownVersions are the forms of stored entries that this release reads.
+var knownVersions = []int{1}
+
+// decodeRecord reads a stored record. Its errors hold nothing of the content.
+func decodeRecord(stored *logical.StorageEntry, into any, version *int) error {
+	if err := json.Unmarshal(stored.Value, into); err != nil {
+		return errors.New("the entry is not readable: it is not what this engine writes")
+	}
+	if !slices.Contains(knownVersions, *version) {
+		return fmt.Errorf("the entry has version %d, this release reads %v: it was written by a later release, or not by this engine", *version, knownVersions)
+	}
+	return nil
+}
+
+func putRecord(ctx context.Context, s logical.Storage, key string, record any) error {
+	value, err := json.Marshal(record)
+	if err != nil {
+		return fmt.Errorf("encoding %s: %w", key, err)
+	}
+	if err := s.Put(ctx, &logical.StorageEntry{Key: key, Value: value, SealWrap: true}); err != nil {
+		return fmt.Errorf("writing %s to storage: %w", key, err)
+	}
+	return nil
+}

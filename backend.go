@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: MPL-2.0
+
+// Package dingtalk is a secrets engine for HashiCorp Vault. It keeps the credentials of DingTalk's internal apps and hands out
+// their access tokens, cached or freshly fetched, as leased secrets.
+//
+// This file is the wiring: the factory, the paths and the secret type, what Vault calls besides requests, and how errors
+// become HTTP statuses.
+package dingtalk
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/helper/errutil"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// Version is the version that the plugin reports to Vault: v and a semantic version. The linker sets it in a release.
+var Version = "v0.0.0-dev"
+
+// operationPrefix starts every operation's name in OpenAPI.
+const operationPrefix = "dingtalk"
+
+const backendHelp = `
+The DingTalk secrets engine keeps the credentials of DingTalk internal apps and
+hands out their access tokens.
+
+Store an app's credentials at config/<app>, then read its token from
+creds/<app>. The token is fetched when it is first needed, kept until shortly
+before it expires, and shared by all readers. The app's secret never comes out
+again.
+`
+
+// backend is the engine of one mount.
+type backend struct {
+	*framework.Backend
+	apps *registry
+}
+
+// Factory makes the engine of one mount. The context ends with the call.
+func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
+	if conf == nil {
+		return nil, errors.New("no configuration given to the secrets engine's factory")
+	}
+	return newBackend(ctx, conf, newTransport())
+}
+
+// newBackend makes an engine that reaches DingTalk through the given transport.
+func newBackend(ctx context.Context, conf *logical.BackendConfig, transport http.RoundTripper) (*backend, error) {
+	logger := conf.Logger
+	if logger == nil {
+		logger = hclog.NewNullLogger()
+	}
+	b := &backend{apps: newRegistry(newClient(transport), logger)}
+	b.Backend = &framework.Backend{
+		BackendType:    logical.TypeLogical,
+		RunningVersion: Version,
+		Help:           strings.TrimSpace(backendHelp),
+		PathsSpecial: &logical.Paths{
+			SealWrapStorage: []string{configPrefix, tokenPrefix},
+			LocalStorage:    []string{tokenPrefix},
+		},
+		Paths: []*framework.Path{
+			b.pathConfigList(),
+			b.pathConfig(),
+			b.pathCreds(),
+			b.pathStatus(),
+			b.pathRefresh(),
+		},
+		Secrets:      []*framework.Secret{b.secretAccessToken()},
+		PeriodicFunc: b.periodic,
+		Invalidate:   b.invalidate,
+		Clean:        b.clean,
+	}
+	cached := *conf
+	if conf.System != nil {
+		cached.System = &systemView{SystemView: conf.System}
+	}
+	if err := b.Setup(ctx, &cached); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// HandleRequest implements logical.Backend. It checks the fields before the framework does, whose errors repeat what was given,
+// even a secret, and maps the engine's errors to HTTP statuses.
+func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	if err := checkFields(req); err != nil {
+		return nil, coded(err)
+	}
+	resp, err := b.Backend.HandleRequest(ctx, req)
+	if err != nil {
+		return resp, coded(err)
+	}
+	if resp != nil && isWrite(req.Operation) && resp.Secret == nil && resp.Data == nil && len(resp.Warnings) == 0 {
+		return nil, nil //nolint:nilnil // to Vault this is a 204
+	}
+	return resp, nil
+}
+
+// HandleExistenceCheck implements logical.Backend. Whether an app exists does not depend on the request's fields, so the framework
+// is not shown them; HandleRequest tells what is wrong with them.
+func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (checkFound, exists bool, err error) {
+	if _, _, err := stringField(req.Data, fieldAppSecret); err != nil {
+		return false, false, errutil.UserError{Err: err.Error()} // the one error that Vault answers with a 400 here
+	}
+	bare := *req
+	bare.Data = nil
+	return b.Backend.HandleExistenceCheck(ctx, &bare)
+}
+
+func isWrite(op logical.Operation) bool {
+	switch op {
+	case logical.CreateOperation, logical.UpdateOperation, logical.PatchOperation, logical.DeleteOperation:
+		return true
+	default:
+		return false
+	}
+}
+
+// checkFields checks the fields of a request that has some.
+func checkFields(req *logical.Request) error {
+	if len(req.Data) == 0 {
+		return nil
+	}
+	switch req.Operation {
+	case logical.CreateOperation, logical.UpdateOperation, logical.PatchOperation:
+		if strings.HasPrefix(req.Path, configPrefix) {
+			_, err := parseChange(req.Data)
+			return err
+		}
+	case logical.ReadOperation:
+		if strings.HasPrefix(req.Path, credsPrefix) {
+			_, err := parseMinTTL(req.Data)
+			return err
+		}
+	default:
+	}
+	// A secret on a path that does not take one is ignored, but not repeated either.
+	_, _, err := stringField(req.Data, fieldAppSecret)
+	return err
+}
+
+// coded gives an error its HTTP status. The coded error is returned as it is: wrapped, it would reach Vault as a 500.
+func coded(err error) error {
+	var (
+		input   *inputError
+		unknown *unknownAppError
+		fetch   *fetchError
+	)
+	switch {
+	case errors.As(err, &input), errors.As(err, &unknown):
+		return logical.CodedError(http.StatusBadRequest, err.Error())
+	case errors.As(err, &fetch):
+		return logical.CodedError(fetch.status(), err.Error())
+	case errors.Is(err, errShuttingDown):
+		return logical.CodedError(http.StatusServiceUnavailable, err.Error())
+	default:
+		return err
+	}
+}
+
+// periodic is called by Vault about once a minute, under its state lock. It does nothing where this node may not write, or where
+// the mount is about to go.
+func (b *backend) periodic(_ context.Context, req *logical.Request) error {
+	if b.System().ReplicationState().HasState(consts.ReplicationPerformanceStandby|consts.ReplicationDRSecondary) || b.System().Tainted() {
+		return nil
+	}
+	b.apps.background(req.Storage)
+	return nil
+}
+
+// invalidate is called by Vault when a key changed by another node's doing.
+func (b *backend) invalidate(_ context.Context, key string) {
+	for _, prefix := range []string{configPrefix, tokenPrefix} {
+		if name, ok := strings.CutPrefix(key, prefix); ok {
+			b.apps.invalidate(name)
+		}
+	}
+}
+
+// clean is called by Vault when the mount goes, under locks that other mounts wait for. It may be called twice.
+func (b *backend) clean(context.Context) {
+	b.apps.life.end()
+	b.apps.client.http.CloseIdleConnections()
+}
+
+// systemView keeps the replication state for a second: the framework asks for it at every request, over gRPC, which is a
+// fifth of a cached read's cost.
+type systemView struct {
+	logical.SystemView
+	kept atomic.Pointer[keptState]
+}
+
+type keptState struct {
+	state consts.ReplicationState
+	until time.Time
+}
+
+// ReplicationState implements logical.SystemView.
+func (v *systemView) ReplicationState() consts.ReplicationState {
+	now := time.Now()
+	if k := v.kept.Load(); k != nil && now.Before(k.until) {
+		return k.state
+	}
+	state := v.SystemView.ReplicationState()
+	v.kept.Store(&keptState{state: state, until: now.Add(time.Second)})
+	return state
+}
+
+// appField is the path parameter of every path but the list.
+func appField() *framework.FieldSchema {
+	return &framework.FieldSchema{
+		Type:        framework.TypeString,
+		Description: "Name of the app: letters, digits, and inside it underscores, hyphens and dots; at most 128 characters.",
+		Required:    true,
+	}
+}
+
+// appName returns the app that a request is about.
+func appName(data *framework.FieldData) (string, error) {
+	name := data.Get("app").(string)
+	if len(name) > maxNameLength {
+		return "", badInput("app: the name has %d characters; allowed are at most %d", len(name), maxNameLength)
+	}
+	return name, nil
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MPL-2.0
+
+// The command vault-plugin-secrets-dingtalk is the plugin binary. Vault starts it, one process for all the mounts of a
+// version, and talks gRPC with it; run by hand it only answers -version.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/api"
+	"github.com/hashicorp/vault/sdk/plugin"
+
+	dingtalk "vault-plugin-secrets-dingtalk"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		// Vault reads a plugin's stderr, and takes the level from lines in JSON.
+		logger := hclog.New(&hclog.LoggerOptions{JSONFormat: true})
+		logger.Error("plugin shutting down", "error", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	var meta api.PluginAPIClientMeta
+	flags := meta.FlagSet()
+	version := flags.Bool("version", false, "print the version, as vault plugin register -version wants it, and exit")
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if *version {
+		fmt.Println(dingtalk.Version)
+		return nil
+	}
+
+	return plugin.ServeMultiplex(&plugin.ServeOpts{
+		BackendFactoryFunc: dingtalk.Factory,
+		// Only a Vault older than 1.12 uses it; later ones set up mutual TLS themselves.
+		TLSProviderFunc: api.VaultPluginTLSProvider(meta.GetTLSConfig()),
+	})
+}

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package dingtalk
+
+// This file is config/<app>, an app's credentials and how its tokens are kept, and config/, the list of apps.
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func (b *backend) pathConfig() *framework.Path {
+	return &framework.Path{
+		Pattern: configPrefix + framework.GenericNameRegex("app"),
+		DisplayAttrs: &framework.DisplayAttributes{
+			OperationPrefix: operationPrefix,
+			OperationSuffix: "app",
+		},
+		Fields: map[string]*framework.FieldSchema{
+			"app": appField(),
+			fieldAppKey: {
+				Type:         framework.TypeString,
+				Description:  "The app's AppKey, called Client ID in DingTalk's console. Required to create an app.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "App key"},
+			},
+			fieldAppSecret: {
+				Type:         framework.TypeString,
+				Description:  "The app's AppSecret, called Client Secret in DingTalk's console. Required to create an app, and to change app_key or base_url. Never returned.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "App secret", Sensitive: true},
+			},
+			fieldBaseURL: {
+				Type:         framework.TypeString,
+				Default:      defaultBaseURL,
+				Description:  "The host of DingTalk's API. Apps of the China edition need https://api.dingtalk.com.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Base URL"},
+			},
+			fieldRefreshBefore: {
+				Type:         framework.TypeDurationSecond,
+				Default:      int(defaultRefreshBefore / time.Second),
+				Description:  "A token with less life left than this is due for a refresh. 0s to 1h; for a short-lived token at most a quarter of its lifetime.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Refresh before"},
+			},
+			fieldRequestTimeout: {
+				Type:         framework.TypeDurationSecond,
+				Default:      int(defaultRequestTimeout / time.Second),
+				Description:  "How long fetching a token may take, retries included. 1s to 30s.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Request timeout"},
+			},
+			fieldLeased: {
+				Type:         framework.TypeBool,
+				Default:      true,
+				Description:  "Whether creds/<app> answers with a lease. Without one a read costs Vault no write to its storage.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Leased"},
+			},
+			fieldVerifyConnection: {
+				Type:         framework.TypeBool,
+				Description:  "Whether to fetch a token with the resulting credentials before anything is stored. By default true where app_key, app_secret or base_url gets another value, else false. Not stored.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Verify connection"},
+			},
+		},
+		ExistenceCheck: b.configExists,
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.CreateOperation: b.configWriteOperation(b.updateConfig, "configure", "Store an app's credentials, or change how they are used."),
+			logical.UpdateOperation: b.configWriteOperation(b.updateConfig, "configure", "Store an app's credentials, or change how they are used."),
+			logical.PatchOperation:  b.configWriteOperation(b.patchConfig, "patch", "Change some fields of an app that exists."),
+			logical.ReadOperation: &framework.PathOperation{
+				Callback:                  b.readConfig,
+				Summary:                   "Read how an app is configured. The secret is not part of the answer.",
+				DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read", OperationSuffix: "app-configuration"},
+				ForwardPerformanceStandby: true,
+				Responses: map[int][]framework.Response{
+					http.StatusOK:       {{Description: "OK", Fields: configResponseFields()}},
+					http.StatusNotFound: {{Description: "The app is not configured"}},
+				},
+			},
+			logical.DeleteOperation: &framework.PathOperation{
+				Callback:                    b.deleteConfig,
+				Summary:                     "Delete an app, its credentials and its cached token.",
+				DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: "delete", OperationSuffix: "app-configuration"},
+				ForwardPerformanceStandby:   true,
+				ForwardPerformanceSecondary: true,
+				Responses:                   map[int][]framework.Response{http.StatusNoContent: {{Description: "No content"}}},
+			},
+		},
+		HelpSynopsis:    "Configure an app: its credentials and how its tokens are kept.",
+		HelpDescription: configHelp,
+	}
+}
+
+func (b *backend) configWriteOperation(callback framework.OperationFunc, verb, summary string) *framework.PathOperation {
+	return &framework.PathOperation{
+		Callback:                    callback,
+		Summary:                     summary,
+		DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: verb, OperationSuffix: "app"},
+		ForwardPerformanceStandby:   true,
+		ForwardPerformanceSecondary: true,
+		Responses: map[int][]framework.Response{
+			http.StatusOK:         {{Description: "Stored, with warnings"}},
+			http.StatusNoContent:  {{Description: "Stored"}},
+			http.StatusBadRequest: {{Description: "A field is not valid, or DingTalk rejects the credentials; nothing is changed"}},
+			http.StatusNotFound:   {{Description: "Patch of an app that is not configured"}},
+			http.StatusBadGateway: {{Description: "DingTalk could not be asked to verify the credentials; nothing is changed"}},
+		},
+	}
+}
+
+func configResponseFields() map[string]*framework.FieldSchema {
+	return map[string]*framework.FieldSchema{
+		fieldAppKey:         {Type: framework.TypeString, Required: true, Description: "The app's AppKey (Client ID)."},
+		fieldBaseURL:        {Type: framework.TypeString, Required: true, Description: "The host of DingTalk's API."},
+		fieldRefreshBefore:  {Type: framework.TypeInt64, Required: true, Description: "A token with less life left than this is due for a refresh, in seconds."},
+		fieldRequestTimeout: {Type: framework.TypeInt64, Required: true, Description: "How long fetching a token may take, in seconds."},
+		fieldLeased:         {Type: framework.TypeBool, Required: true, Description: "Whether creds/<app> answers with a lease."},
+	}
+}
+
+func (b *backend) pathConfigList() *framework.Path {
+	return &framework.Path{
+		Pattern: configPrefix + "?$",
+		DisplayAttrs: &framework.DisplayAttributes{
+			OperationPrefix: operationPrefix,
+			OperationVerb:   "list",
+			OperationSuffix: "apps",
+		},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ListOperation: &framework.PathOperation{
+				Callback:                  b.listConfig,
+				Summary:                   "List the names of the configured apps.",
+				ForwardPerformanceStandby: true,
+				Responses: map[int][]framework.Response{
+					http.StatusOK: {{Description: "OK", Fields: map[string]*framework.FieldSchema{
+						"keys": {Type: framework.TypeStringSlice, Required: true, Description: "The names of the apps."},
+					}}},
+					http.StatusNotFound: {{Description: "No app is configured"}},
+				},
+			},
+		},
+		HelpSynopsis:    "List the names of the configured apps.",
+		HelpDescription: "Lists the names of the apps that have a configuration at config/<app>, in alphabetical order.",
+	}
+}
+
+// configExists is Vault's question whether a write is a create or an update, which decides the policy that applies.
+func (b *backend) configExists(ctx context.Context, req *logical.Request, data *framework.FieldData) (bool, error) {
+	entry, err := b.apps.readEntry(ctx, req.Storage, data.Get("app").(string))
+	return entry != nil, err
+}
+
+func (b *backend) updateConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	return b.writeConfig(ctx, req, data, false)
+}
+
+func (b *backend) patchConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	return b.writeConfig(ctx, req, data, true)
+}
+
+// writeConfig changes what the request names. The verification, which can take a while, is done without a lock; if the entry
+// changed meanwhile, nothing is stored.
+func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *framework.FieldData, patch bool) (*logical.Response, error) {
+	name, err := appName(data)
+	if err != nil {
+		return nil, err
+	}
+	change, err := parseChange(req.Data)
+	if err != nil {
+		return nil, err
+	}
+	present, err := b.apps.readEntry(ctx, req.Storage, name)
+	if err != nil {
+		return nil, err
+	}
+	if present == nil && patch {
+		return nil, logical.CodedError(http.StatusNotFound, fmt.Sprintf("app %q is not configured: nothing to patch", name))
+	}
+	next, newGeneration, err := change.apply(name, present)
+	if err != nil {
+		return nil, err
+	}
+
+	resp := &logical.Response{}
+	var (
+		verified *token
+		calls    int
+	)
+	switch verify := valueOr(change.verify, newGeneration); {
+	case verify && newGeneration:
+		verified, calls, err = b.apps.verify(ctx, name, present, next)
+	case verify:
+		err = b.verifyPresent(ctx, req, name, resp)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("nothing was stored: %w", err)
+	}
+
+	g, err := b.apps.lock(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer g.unlock()
+	now, err := readConfig(ctx, req.Storage, name)
+	if err != nil {
+		return nil, err
+	}
+	if !now.equal(present) {
+		return nil, badInput("nothing was stored: the configuration of app %q changed while this request was under way; read it and try again", name)
+	}
+	if next.equal(present) {
+		return resp, nil
+	}
+	warning, err := g.configure(ctx, req.Storage, next, newGeneration, verified, calls)
+	if err != nil {
+		return nil, err
+	}
+	if warning != "" {
+		resp.AddWarning(warning)
+	}
+	return resp, nil
+}
+
+func valueOr[T any](given *T, otherwise T) T {
+	if given != nil {
+		return *given
+	}
+	return otherwise
+}
+
+// verifyPresent fetches a token with credentials that stay as they are: a refresh of the app's token.
+func (b *backend) verifyPresent(ctx context.Context, req *logical.Request, name string, resp *logical.Response) error {
+	_, out, err := b.apps.acquire(ctx, req.Storage, name, needRefresh)
+	switch {
+	case err != nil:
+		return err
+	case out.err != nil:
+		return out.err
+	case out.held != nil && out.held.err != nil:
+		return out.held.err
+	case out.held != nil && !out.token.servable(time.Now()):
+		return badInput("app %q was tried a moment ago, without success: try again at %s", name, timestamp(out.held.until))
+	case out.held != nil:
+		resp.AddWarning("The credentials were not verified again, since a token was fetched with them less than 10 seconds ago.")
+	}
+	return nil
+}
+
+func (b *backend) readConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	name, err := appName(data)
+	if err != nil {
+		return nil, err
+	}
+	entry, err := b.apps.readEntry(ctx, req.Storage, name)
+	if err != nil || entry == nil {
+		return nil, err // to Vault, neither answer nor error is a 404
+	}
+	return &logical.Response{Data: map[string]any{
+		fieldAppKey:         entry.AppKey,
+		fieldBaseURL:        entry.BaseURL,
+		fieldRefreshBefore:  int64(entry.RefreshBefore / time.Second),
+		fieldRequestTimeout: int64(entry.RequestTimeout / time.Second),
+		fieldLeased:         entry.Leased,
+	}}, nil
+}
+
+func (b *backend) deleteConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	name, err := appName(data)
+	if err != nil {
+		return nil, err
+	}
+	g, err := b.apps.lock(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer g.unlock()
+	return nil, g.remove(ctx, req.Storage)
+}
+
+func (b *backend) listConfig(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	names, err := req.Storage.List(ctx, configPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("listing the apps in storage: %w", err)
+	}
+	return logical.ListResponse(names), nil
+}
+
+const configHelp = `
+Stores the credentials of one DingTalk internal app. app_key and app_secret are
+required to create an app; a write to an app that exists changes only the fields
+that it names. The secret is never returned.
+
+A write that changes app_key, app_secret or base_url is verified first: a token
+is fetched with the new credentials, and if DingTalk rejects them nothing is
+stored and the old ones stay in force. verify_connection=false stores without
+asking. Changing app_key or base_url requires app_secret in the same request.
+
+Pass the secret on standard input rather than on the command line:
+
+    vault write dingtalk/config/myapp app_key=dingxxxxxxxx app_secret=-
+`

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package dingtalk
+
+// This file is creds/<app>, the access token, and its lease. A lease stands for one token: renewing it extends the token
+// itself, revoking it does nothing, since the token is shared and DingTalk cannot revoke it.
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/wrapping"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const (
+	credsPrefix = "creds/"
+
+	fieldMinTTL = "min_ttl"
+
+	// secretAccessTokenType is what Vault knows the leases by. It must not change.
+	secretAccessTokenType = "access_token"
+
+	// What a lease remembers of its token.
+	internalApp    = "app"
+	internalDigest = "token_digest"
+
+	// endedLease is the TTL of a lease whose token is no longer the app's. An error would make LifetimeWatcher and Proxy keep
+	// the old token to its end; this makes them read again at once.
+	endedLease = time.Second
+)
+
+func (b *backend) pathCreds() *framework.Path {
+	return &framework.Path{
+		Pattern: credsPrefix + framework.GenericNameRegex("app"),
+		DisplayAttrs: &framework.DisplayAttributes{
+			OperationPrefix: operationPrefix,
+			OperationSuffix: "credentials",
+		},
+		Fields: map[string]*framework.FieldSchema{
+			"app": appField(),
+			fieldMinTTL: {
+				Type:         framework.TypeDurationSecond,
+				Query:        true,
+				Description:  "The least life left that the token must have: one with less is refreshed first. More than three quarters of the token's lifetime counts as three quarters.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Minimum TTL"},
+			},
+		},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: &framework.PathOperation{
+				Callback:                  b.readCreds,
+				Summary:                   "Get the app's access token.",
+				DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read"},
+				ForwardPerformanceStandby: true,
+				Responses: map[int][]framework.Response{
+					http.StatusOK: {{Description: "OK", Fields: map[string]*framework.FieldSchema{
+						"access_token":        {Type: framework.TypeString, Required: true, Description: "The access token, for the header x-acs-dingtalk-access-token.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
+						"expires_at":          {Type: framework.TypeTime, Description: "Without a lease only: when DingTalk stops accepting the token, as far as is known."},
+						"ttl":                 {Type: framework.TypeInt64, Description: "Without a lease only: when to read again, in seconds."},
+						"rotation_period":     {Type: framework.TypeInt64, Description: "Without a lease only: how long after fetching the token becomes due for a refresh, in seconds."},
+						"last_vault_rotation": {Type: framework.TypeTime, Description: "Without a lease only: when the token was fetched."},
+					}}},
+					http.StatusBadRequest: {{Description: "The app is not configured, or DingTalk rejects its credentials, the request or Vault's IP address"}},
+					http.StatusBadGateway: {{Description: "DingTalk cannot be reached, throttles, or answers with something else than a token"}},
+				},
+			},
+		},
+		HelpSynopsis:    "Get the access token of an app.",
+		HelpDescription: credsHelp,
+	}
+}
+
+func (b *backend) secretAccessToken() *framework.Secret {
+	return &framework.Secret{
+		Type: secretAccessTokenType,
+		Fields: map[string]*framework.FieldSchema{
+			"access_token": {Type: framework.TypeString, Description: "The access token."},
+		},
+		Renew:  b.renewAccessToken,
+		Revoke: revokeAccessToken,
+	}
+}
+
+// parseMinTTL returns 0 where min_ttl is not given.
+func parseMinTTL(raw map[string]any) (time.Duration, error) {
+	d, err := durationField(raw, fieldMinTTL, 0, maxExpireIn)
+	return valueOr(d, 0), err
+}
+
+// needMinTTL is a read that wants so much life left, but no more than three quarters of the token's lifetime, else a reader
+// could have DingTalk called for ever.
+func needMinTTL(least time.Duration) need {
+	return func(t *token, now time.Time) purpose {
+		if t != nil && t.left(now) < min(least, mostMinTTL(t)) {
+			return purposeMinTTL
+		}
+		return purposeRead
+	}
+}
+
+func mostMinTTL(t *token) time.Duration { return t.lifetime * 3 / 4 }
+
+// needRenewal extends the token of a lease once half of its life is over.
+func needRenewal(t *token, now time.Time) purpose {
+	if t != nil && t.left(now) < t.lifetime/2 {
+		return purposeRenew
+	}
+	return purposeRead
+}
+
+func (b *backend) readCreds(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	name, err := appName(data)
+	if err != nil {
+		return nil, err
+	}
+	n := needRead
+	var minTTL time.Duration
+	if len(req.Data) > 0 {
+		if minTTL, err = parseMinTTL(req.Data); err != nil {
+			return nil, err
+		}
+		n = needMinTTL(minTTL)
+	}
+	a, out, err := b.apps.acquire(ctx, req.Storage, name, n)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	t, err := out.good(now)
+	if err != nil {
+		return nil, err
+	}
+	a.touch(now, true)
+
+	settings, left := a.settings.Load(), t.left(now)
+	var resp *logical.Response
+	if settings.leased {
+		resp = b.Secret(secretAccessTokenType).Response(
+			map[string]any{"access_token": t.Value.reveal()},
+			map[string]any{internalApp: name, internalDigest: t.digest()},
+		)
+		resp.Secret.TTL, resp.Secret.MaxTTL = left, left
+	} else {
+		resp = &logical.Response{Data: map[string]any{
+			"access_token":        t.Value.reveal(),
+			"expires_at":          timestamp(t.expiresAt),
+			"ttl":                 int64(a.readAgainIn(t, now) / time.Second),
+			"rotation_period":     int64((t.lifetime - t.window(settings.refreshBefore)) / time.Second),
+			"last_vault_rotation": timestamp(t.fetchedAt),
+		}}
+	}
+	for _, w := range out.warnings(t, now, minTTL) {
+		resp.AddWarning(w)
+	}
+	if req.WrapInfo != nil && req.WrapInfo.TTL > left {
+		resp.WrapInfo = &wrapping.ResponseWrapInfo{TTL: left}
+	}
+	return resp, nil
+}
+
+// good returns the token of the outcome if it may be handed out, else why there is none.
+func (o outcome) good(now time.Time) (*token, error) {
+	switch {
+	case o.token.servable(now):
+		return o.token, nil
+	case o.err != nil:
+		return nil, o.err
+	case o.held != nil && o.held.err != nil:
+		return nil, o.held.err
+	default:
+		// The token ran out between the decision and this line, on a machine that slept perhaps.
+		return nil, logical.CodedError(http.StatusServiceUnavailable, "the token expired while it was being handed out: try again")
+	}
+}
+
+// problem is why the token in hand was not refreshed though it should have been; nil where all is well.
+func (o outcome) problem() error {
+	switch {
+	case o.err != nil:
+		return o.err
+	case o.held != nil && o.held.err != nil:
+		return o.held.err
+	default:
+		return nil
+	}
+}
+
+// warnings tell a reader what is not as it asked.
+func (o outcome) warnings(t *token, now time.Time, minTTL time.Duration) []string {
+	var warnings []string
+	if err := o.problem(); err != nil {
+		warnings = append(warnings, fmt.Sprintf("The token could not be refreshed and is good until %s: %s", timestamp(t.expiresAt), err))
+	}
+	most := mostMinTTL(t)
+	if minTTL > most {
+		warnings = append(warnings, fmt.Sprintf("min_ttl of %s is more than three quarters of the token's lifetime of %s, and counts as %s.", short(minTTL), short(t.lifetime), short(most.Truncate(time.Second))))
+	}
+	if o.held != nil && o.held.err == nil && t.left(now) < min(minTTL, most) {
+		warnings = append(warnings, fmt.Sprintf("The token has less life left than min_ttl, but was refreshed less than %s ago.", short(forceInterval)))
+	}
+	return warnings
+}
+
+// readAgainIn is when a reader without a lease has something to gain from reading again: when the token becomes due, or, where it
+// is, when the next attempt to refresh it is made.
+func (a *app) readAgainIn(t *token, now time.Time) time.Duration {
+	settings := a.settings.Load()
+	left := t.left(now)
+	if t.state(now, settings.refreshBefore) == stateFresh {
+		return max(time.Second, left-t.window(settings.refreshBefore))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	next := left
+	if at := a.nextAttempt(now); !at.IsZero() {
+		next = at.Sub(now)
+	} else if a.flight != nil {
+		next = 0
+	}
+	return max(time.Second, min(next, left-leastServed))
+}
+
+// renewAccessToken keeps the lease's token alive, and lets a lease whose token is no longer the app's end. It answers with
+// req.Secret itself, which holds what revocation needs, and repeats no token.
+func (b *backend) renewAccessToken(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	name, _ := req.Secret.InternalData[internalApp].(string)
+	digest, _ := req.Secret.InternalData[internalDigest].(string)
+	ended := func(why string) (*logical.Response, error) {
+		resp := renewed(req.Secret, endedLease, time.Now())
+		resp.AddWarning(fmt.Sprintf("This lease ends now: %s. Read %s%s again.", why, credsPrefix, name))
+		return resp, nil
+	}
+	n := func(t *token, now time.Time) purpose {
+		if t.servable(now) && t.digest() != digest {
+			return purposePeek
+		}
+		return needRenewal(t, now)
+	}
+	a, out, err := b.apps.acquire(ctx, req.Storage, name, n)
+	if isUnknownApp(err) {
+		return ended(fmt.Sprintf("app %q is no longer configured", name))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := awaitSecond(ctx); err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	t, err := out.good(now)
+	if err != nil {
+		return nil, err
+	}
+	if t.digest() != digest {
+		return ended(fmt.Sprintf("app %q has another token", name))
+	}
+	a.touch(now, true)
+	resp := renewed(req.Secret, t.left(now), now)
+	if err := out.problem(); err != nil {
+		resp.AddWarning(fmt.Sprintf("The token could not be refreshed and is good until %s: %s", timestamp(t.expiresAt), err))
+	}
+	return resp, nil
+}
+
+// renewed gives the lease so much time from now. Vault takes a client's increment over the TTL, bounded by MaxTTL from the time
+// of issue, and reckons in whole seconds of the clock: so does this, else half of the renewals would warn of a cut TTL.
+func renewed(secret *logical.Secret, ttl time.Duration, now time.Time) *logical.Response {
+	secret.TTL, secret.MaxTTL = ttl, ttl
+	if !secret.IssueTime.IsZero() {
+		secret.MaxTTL += now.Truncate(time.Second).Sub(secret.IssueTime.Truncate(time.Second))
+	}
+	return &logical.Response{Secret: secret}
+}
+
+// awaitSecond waits for the clock's next whole second where that is a moment away, so that Vault, which does its
+// sum a moment later, does it in the same second: else it would warn that it cut the TTL by one.
+func awaitSecond(ctx context.Context) error {
+	const nearlyOver = 20 * time.Millisecond
+	now := time.Now()
+	rest := now.Truncate(time.Second).Add(time.Second).Sub(now)
+	if rest > nearlyOver {
+		return nil
+	}
+	timer := time.NewTimer(rest)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// revokeAccessToken does nothing and always succeeds, also when the app is gone: the token is shared by every reader, DingTalk has no
+// way to revoke it, and a lease that cannot be revoked would block unmounting.
+func revokeAccessToken(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
+	return nil, nil //nolint:nilnil // to Vault this is success
+}
+
+const credsHelp = `
+Answers with the app's access token, for the header x-acs-dingtalk-access-token
+of DingTalk's APIs. The token is shared by all readers. It is fetched when there
+is none, and refreshed shortly before it expires; if that fails, the token in
+hand is served with a warning for as long as it lives.
+
+By default the answer has a lease that ends with the token. Renewing the lease
+extends the token itself. Revoking it does not end the token: DingTalk offers no
+way to do that. An app with leased=false answers without a lease; ttl then says
+when to read again.
+
+min_ttl asks for a token with at least so much life left:
+
+    vault read dingtalk/creds/myapp min_ttl=30m
+`

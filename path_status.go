@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package dingtalk
+
+// This file is status/<app>, the state of an app's token without any secret, and refresh/<app>, which fetches now.
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const (
+	statusPrefix  = "status/"
+	refreshPrefix = "refresh/"
+)
+
+func (b *backend) pathStatus() *framework.Path {
+	return &framework.Path{
+		Pattern: statusPrefix + framework.GenericNameRegex("app"),
+		DisplayAttrs: &framework.DisplayAttributes{
+			OperationPrefix: operationPrefix,
+			OperationSuffix: "status",
+		},
+		Fields: map[string]*framework.FieldSchema{"app": appField()},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: &framework.PathOperation{
+				Callback:                  b.readStatus,
+				Summary:                   "Read the state of an app's token, without the token.",
+				DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read"},
+				ForwardPerformanceStandby: true,
+				Responses:                 statusResponses(nil),
+			},
+		},
+		HelpSynopsis:    "Read the state of an app's token, without the token.",
+		HelpDescription: statusHelp,
+	}
+}
+
+func (b *backend) pathRefresh() *framework.Path {
+	return &framework.Path{
+		Pattern: refreshPrefix + framework.GenericNameRegex("app"),
+		DisplayAttrs: &framework.DisplayAttributes{
+			OperationPrefix: operationPrefix,
+			OperationSuffix: "token",
+		},
+		Fields: map[string]*framework.FieldSchema{"app": appField()},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{
+				Callback:                  b.updateRefresh,
+				Summary:                   "Fetch an app's token now, whatever the cache says.",
+				DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "refresh"},
+				ForwardPerformanceStandby: true,
+				Responses: statusResponses(map[int][]framework.Response{
+					http.StatusBadGateway: {{Description: "DingTalk cannot be reached, throttles, or answers with something else than a token"}},
+				}),
+			},
+		},
+		HelpSynopsis:    "Fetch an app's token now.",
+		HelpDescription: refreshHelp,
+	}
+}
+
+func statusResponses(more map[int][]framework.Response) map[int][]framework.Response {
+	responses := map[int][]framework.Response{
+		http.StatusOK: {{Description: "OK", Fields: map[string]*framework.FieldSchema{
+			"state":             {Type: framework.TypeString, Required: true, AllowedValues: []any{string(stateAbsent), string(stateFresh), string(stateDue), string(stateExpired)}, Description: "absent: there is no token; fresh: it is served; due: it is served, and refreshed by the next reader; expired: it is not served any more."},
+			"expires_at":        {Type: framework.TypeTime, Description: "When DingTalk stops accepting the token, as far as is known."},
+			"fetched_at":        {Type: framework.TypeTime, Description: "When the token was fetched."},
+			"ttl":               {Type: framework.TypeInt64, Description: "The life left, in seconds."},
+			"upstream_calls":    {Type: framework.TypeInt64, Required: true, Description: "Calls to DingTalk for this app, retries included, since it came into memory."},
+			"upstream_failures": {Type: framework.TypeInt64, Required: true, Description: "How many of these calls failed."},
+			"last_error":        {Type: framework.TypeString, Description: "Why the last fetch failed; left out once one works."},
+			"last_error_at":     {Type: framework.TypeTime, Description: "When the last fetch failed."},
+			"next_attempt_at":   {Type: framework.TypeTime, Description: "Until when no reader's fetch is attempted, after a failure."},
+		}}},
+		http.StatusBadRequest: {{Description: "The app is not configured, or DingTalk rejects its credentials, the request or Vault's IP address"}},
+	}
+	maps.Copy(responses, more)
+	return responses
+}
+
+func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	name, err := appName(data)
+	if err != nil {
+		return nil, err
+	}
+	a, err := b.apps.app(ctx, req.Storage, name)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	a.touch(now, false)
+	return a.status(now), nil
+}
+
+func (b *backend) updateRefresh(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+	name, err := appName(data)
+	if err != nil {
+		return nil, err
+	}
+	a, out, err := b.apps.acquire(ctx, req.Storage, name, needRefresh)
+	if err != nil {
+		return nil, err
+	}
+	if out.err != nil {
+		return nil, out.err
+	}
+	now := time.Now()
+	a.touch(now, false)
+	resp := a.status(now)
+	switch {
+	case out.held == nil:
+	case out.held.err != nil:
+		resp.AddWarning(fmt.Sprintf("Nothing was fetched: %s", out.held.err))
+	default:
+		resp.AddWarning(fmt.Sprintf("Nothing was fetched: the token was refreshed less than %s ago. Try again at %s.", short(forceInterval), timestamp(out.held.until)))
+	}
+	return resp, nil
+}
+
+// status is the answer of status/ and refresh/. What does not apply is left out.
+func (a *app) status(now time.Time) *logical.Response {
+	t := a.token.Load()
+	data := map[string]any{"state": string(t.state(now, a.settings.Load().refreshBefore))}
+	if t != nil {
+		data["expires_at"] = timestamp(t.expiresAt)
+		data["fetched_at"] = timestamp(t.fetchedAt)
+		data["ttl"] = int64(t.left(now) / time.Second)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	data["upstream_calls"] = a.calls
+	data["upstream_failures"] = a.failures
+	next := a.nextAttempt(now)
+	if a.trouble != nil {
+		data["last_error"] = a.fetchError(a.trouble.err, next).Error()
+		data["last_error_at"] = timestamp(a.trouble.at)
+	}
+	if !next.IsZero() {
+		data["next_attempt_at"] = timestamp(next)
+	}
+	return &logical.Response{Data: data}
+}
+
+const statusHelp = `
+Tells how an app's token stands, for monitoring: its state, when it was fetched
+and when it expires, how often DingTalk was called and how many of these calls
+failed, the last error, and when the next attempt may be made. No field holds a
+secret. The counters start when the app comes into memory.
+`
+
+const refreshHelp = `
+Fetches an app's token now, whatever the cache says, and answers like status/.
+Use it after mending what made fetches fail: it does not wait for the back-off,
+but for a ban, for DingTalk's own Retry-After, and for 10 seconds since the last
+time. When it is too soon, the answer is the present state with a warning.
+
+DingTalk gives the same token again while it lives and extends it, so a refresh
+does not replace a token that has leaked.
+`
