@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MPL-2.0
+#
+# The entry point for people and for CI; `make` alone lists the targets. Needs Go, git, make and bash. Paths are
+# relative and quoted, so that the checkout may lie under a path with spaces.
+
+SHELL := bash
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+# With -j the targets still run one after the other: each uses all the cores itself, and output stays in order.
+.NOTPARALLEL:
+
+# What the plugin tells Vault: v and a semantic version, as `vault plugin register -version` wants it.
+VERSION ?= v0.0.0-dev
+PLUGIN := bin/vault-plugin-secrets-dingtalk
+SIMULATOR := bin/dingtalk-simulator
+
+# The race detector needs a C compiler; where there is none the unit tests run without it. RACE=-race insists.
+RACE ?= $(if $(filter 1,$(shell go env CGO_ENABLED)),-race,$(warning no C compiler: the race detector is left out))
+
+# Go keeps its caches below HOME. Where there is none, see scripts/lib.sh.
+ifeq ($(HOME),)
+export HOME := $(CURDIR)/bin/.home
+endif
+
+# What a step needs to run against a real Vault: the path of one, absolute, in VAULT_BIN.
+with_vault = vault=$$(scripts/vault-bin) && VAULT_BIN="$$vault"
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-10s  %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: ## build the plugin into bin/ and print its SHA-256; VERSION=v1.2.3 sets the version that it reports
+	@printf '%s\n' "$$version" | grep -Eqx 'v(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*)){2}(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?' || \
+		{ echo "VERSION is \"$$version\"; Vault wants v and a semantic version, such as v1.2.3" >&2; exit 1; }
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false \
+		-ldflags "-s -w -X vault-plugin-secrets-dingtalk.Version=$$version" -o $(PLUGIN) ./cmd/vault-plugin-secrets-dingtalk
+	@. scripts/lib.sh && echo "SHA-256 of $(PLUGIN) $$version: $$(sha256 $(PLUGIN))"
+build: export version = $(VERSION)
+
+.PHONY: simulator
+simulator: ## build the DingTalk simulator into bin/
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o $(SIMULATOR) ./cmd/dingtalk-simulator
+
+.PHONY: vault
+vault: ## say which Vault the tests and the demo use, after building bin/vault once (minutes) if there is none of 1.19 or later
+	@scripts/vault-bin
+
+.PHONY: demo
+demo: build simulator ## show the plugin at work in a real Vault, from registering it to a rendered token, and clean up
+	@$(with_vault) scripts/demo
+
+.PHONY: dev
+dev: build simulator ## the demo's set-up, left running in the foreground to try things in
+	@$(with_vault) scripts/dev
+
+.PHONY: lint
+lint: ## check the Go code, go.mod and the shell scripts, changing nothing
+	@scripts/lint
+
+.PHONY: fmt
+fmt: ## format the Go code
+	@scripts/golangci-lint fmt
+	@scripts/golangci-lint fmt test/vault
+
+.PHONY: test
+test: test-unit test-e2e ## all the tests
+
+.PHONY: test-unit
+test-unit: ## the tests that need no Vault server, with the race detector, in random order
+	go test $(RACE) -shuffle=on -timeout 5m ./...
+
+# -count=1, as go test would cache a result although the binaries it ran have changed.
+.PHONY: test-e2e
+test-e2e: build simulator ## the end-to-end tests, against a real Vault server; VAULT_BIN=... names one
+	$(with_vault) go test -tags e2e -count=1 -timeout 20m ./test/e2e/...
+
+.PHONY: clean
+clean: ## remove what was built; Vault and golangci-lint stay in the user's cache
+	@if [ -d bin ]; then chmod -R u+w bin; fi
+	rm -rf bin dist
