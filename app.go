@@ -15,6 +15,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -78,12 +79,10 @@ func (s sensitive) redact(in string) string {
 	if text == "" {
 		return in
 	}
-	forms := []string{text, url.QueryEscape(text), url.PathEscape(text)}
-	if quoted := strconv.Quote(text); len(quoted) > len(text)+2 {
-		forms = append(forms, quoted[1:len(quoted)-1])
-	}
-	for _, form := range forms {
-		in = strings.ReplaceAll(in, form, "[redacted]")
+	quoted := strconv.Quote(text)
+	for _, form := range []string{text, url.QueryEscape(text), url.PathEscape(text), quoted[1 : len(quoted)-1]} {
+		// Without regard to case, as %2f and %2F are the same.
+		in = regexp.MustCompile("(?i)"+regexp.QuoteMeta(form)).ReplaceAllLiteralString(in, "[redacted]")
 	}
 	return in
 }
@@ -239,11 +238,15 @@ func durationField(raw map[string]any, field string, least, most time.Duration) 
 		return nil, nil //nolint:nilnil // not given is not an error
 	}
 	allowed := fmt.Sprintf("allowed is a duration of whole seconds from %s to %s, such as %q", short(least), short(most), short(most))
-	switch v.(type) {
+	shown := ""
+	switch v := v.(type) {
 	case nil, bool, []any, []string, map[string]any:
 		return nil, badInput("%s: got %s; %s", field, kindOf(v), allowed)
+	case float64: // what a JSON number is on its way through Vault
+		shown = strconv.FormatFloat(v, 'f', -1, 64)
+	default:
+		shown = strings.TrimSpace(fmt.Sprint(v))
 	}
-	shown := strings.TrimSpace(fmt.Sprint(v))
 	d, err := parseutil.ParseDurationSecond(shown)
 	if shown == "" || err != nil || d%time.Second != 0 || d < least || d > most {
 		return nil, badInput("%s: %q given; %s", field, abbreviate(shown), allowed)
@@ -279,7 +282,7 @@ func boolField(raw map[string]any, field string) (*bool, error) {
 	switch v := v.(type) {
 	case bool:
 		return &v, nil
-	case string, json.Number, int:
+	case string, json.Number, float64, int:
 		shown := strings.TrimSpace(fmt.Sprint(v))
 		b, err := strconv.ParseBool(shown)
 		if err != nil {

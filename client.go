@@ -401,7 +401,7 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 		return 0
 	}
 	wait := time.Duration(0)
-	if n, err := strconv.ParseUint(value, 10, 64); err == nil {
+	if n, err := strconv.ParseUint(value, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) { // then n is the largest
 		wait = time.Duration(min(n, uint64(maxRetryAfter/time.Second))) * time.Second
 	} else if date, err := http.ParseTime(value); err == nil {
 		wait = date.Sub(now)
@@ -445,7 +445,6 @@ func transportError(ctx context.Context, err error, took time.Duration) *upstrea
 		dns     *net.DNSError
 		cert    *tls.CertificateVerificationError
 		record  tls.RecordHeaderError
-		alert   tls.AlertError
 		refusal proxyError
 		op      *net.OpError
 		errno   syscall.Errno
@@ -458,10 +457,10 @@ func transportError(ctx context.Context, err error, took time.Duration) *upstrea
 		e.cause = refusal.Error()
 	case errors.As(err, &cert):
 		e.cause, e.final = "its certificate is not trusted: "+clean(cert.Err.Error(), nil), true
-	case errors.As(err, &record):
+	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
 		e.cause, e.final = "it does not speak TLS", true
-	case errors.As(err, &alert):
-		e.cause, e.final = "it refused the TLS handshake: "+alert.Error(), true
+	case strings.HasPrefix(innermost(err).Error(), "tls: "): // crypto/tls words its errors itself
+		e.cause, e.final = "the TLS handshake failed: "+clean(innermost(err).Error(), nil), true
 	case errors.As(err, &dns):
 		e.cause = fmt.Sprintf("the name %q cannot be resolved", clean(dns.Name, nil))
 	case errors.Is(err, syscall.ECONNREFUSED):
