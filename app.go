@@ -238,14 +238,14 @@ func durationField(raw map[string]any, field string, least, most time.Duration) 
 		return nil, nil //nolint:nilnil // not given is not an error
 	}
 	allowed := fmt.Sprintf("allowed is a duration of whole seconds from %s to %s, such as %q", short(least), short(most), short(most))
-	shown := ""
+	var shown string
 	switch v := v.(type) {
 	case nil, bool, []any, []string, map[string]any:
 		return nil, badInput("%s: got %s; %s", field, kindOf(v), allowed)
 	case float64: // what a JSON number is on its way through Vault
 		shown = strconv.FormatFloat(v, 'f', -1, 64)
 	default:
-		shown = strings.TrimSpace(fmt.Sprint(v))
+		shown = fmt.Sprint(v)
 	}
 	d, err := parseutil.ParseDurationSecond(shown)
 	if shown == "" || err != nil || d%time.Second != 0 || d < least || d > most {
@@ -283,7 +283,7 @@ func boolField(raw map[string]any, field string) (*bool, error) {
 	case bool:
 		return &v, nil
 	case string, json.Number, float64, int:
-		shown := strings.TrimSpace(fmt.Sprint(v))
+		shown := fmt.Sprint(v)
 		b, err := strconv.ParseBool(shown)
 		if err != nil {
 			return nil, badInput("%s: %q given; %s", field, abbreviate(shown), allowed)
@@ -322,6 +322,8 @@ func parseBaseURL(given string) (string, error) {
 	switch {
 	case u.Opaque != "" || host == "":
 		return refuse("it has no host")
+	case strings.Contains(host, ":") != strings.HasPrefix(u.Host, "["):
+		return refuse("an IPv6 address needs brackets")
 	case u.Path != "" && u.Path != "/":
 		return refuse("it has a path")
 	case u.Scheme != "https" && u.Scheme != "http":

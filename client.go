@@ -212,14 +212,14 @@ func (c *client) fetch(ctx context.Context, creds credentials, known ...sensitiv
 		if err == nil {
 			return tok, attempt, nil
 		}
-		if !err.repeatable() || attempt == maxAttempts || !pause(ctx, attempt) {
+		if !err.repeatable() || attempt == maxAttempts || !beforeRepeat(ctx, attempt) {
 			return nil, attempt, err
 		}
 	}
 }
 
-// pause waits before the next attempt: about 100 ms, then about 300. It tells whether the context still lives.
-func pause(ctx context.Context, attempt int) bool {
+// beforeRepeat waits before the next attempt: about 100 ms, then about 300. It tells whether the context still lives.
+func beforeRepeat(ctx context.Context, attempt int) bool {
 	wait := time.Duration(2*attempt-1) * 100 * time.Millisecond
 	timer := time.NewTimer(jitter(wait))
 	defer timer.Stop()
@@ -474,7 +474,7 @@ func transportError(ctx context.Context, err error, took time.Duration) *upstrea
 	case errors.As(err, &timeout) && timeout.Timeout():
 		e.cause = "timed out"
 	default:
-		e.cause = fmt.Sprintf("the HTTP exchange failed (%T)", innermost(err))
+		e.cause = "the HTTP exchange failed, or what came is not HTTP"
 	}
 	return e
 }

@@ -147,7 +147,11 @@ func (b *backend) pathConfigList() *framework.Path {
 
 // configExists is Vault's question whether a write is a create or an update, which decides the policy that applies.
 func (b *backend) configExists(ctx context.Context, req *logical.Request, data *framework.FieldData) (bool, error) {
-	entry, err := b.apps.readEntry(ctx, req.Storage, data.Get("app").(string))
+	name, err := appName(data)
+	if err != nil {
+		return false, nil //nolint:nilerr // the write itself says what is wrong with the name
+	}
+	entry, err := b.apps.readEntry(ctx, req.Storage, name)
 	return entry != nil, err
 }
 
@@ -189,7 +193,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 	)
 	switch verify := valueOr(change.verify, newGeneration); {
 	case verify && newGeneration:
-		verified, calls, err = b.apps.verify(ctx, name, present, next)
+		verified, calls, err = b.apps.verify(ctx, name, next)
 	case verify:
 		err = b.verifyPresent(ctx, req, name, resp)
 	}

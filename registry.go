@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -44,7 +45,7 @@ type registry struct {
 	client *client
 	log    hclog.Logger
 	life   *lifecycle
-	bans   bans
+	pauses pauses
 
 	// apps holds an *app by name: the one place that says which generation of an app is served. A read takes no lock.
 	apps sync.Map
@@ -320,34 +321,17 @@ func (r *registry) storeToken(a *app, s logical.Storage, t *token) error {
 	return nil
 }
 
-// failure makes of upstream's error what a verification answers. It is remembered nowhere but as a ban.
-func (r *registry) failure(name, baseURL string, uerr *upstreamError) *fetchError {
-	e := &fetchError{app: name, baseURL: baseURL, cause: uerr}
-	switch now := time.Now(); {
-	case uerr.class == classBanned:
-		e.nextAttempt = r.bans.add(baseURL, now)
-	case uerr.retryAfter > 0:
-		e.nextAttempt = now.Add(uerr.retryAfter)
-	}
-	return e
-}
-
 // verify fetches the first token of a new generation, before anything of it is stored. Back-off does not stand against it,
 // since the operator may have mended something; a ban and DingTalk's own Retry-After do.
-func (r *registry) verify(ctx context.Context, name string, present, next *appEntry) (t *token, calls int, err error) {
-	now := time.Now()
-	if until := r.bans.until(next.BaseURL, now); !until.IsZero() {
-		return nil, 0, &fetchError{app: name, baseURL: next.BaseURL, cause: &upstreamError{class: classBanned}, nextAttempt: until}
+func (r *registry) verify(ctx context.Context, name string, next *appEntry) (t *token, calls int, err error) {
+	for _, key := range []pauseKey{{baseURL: next.BaseURL}, {next.BaseURL, next.AppKey}} {
+		if p, on := r.pauses.get(key, time.Now()); on {
+			return nil, 0, &fetchError{app: name, baseURL: next.BaseURL, cause: p.err, nextAttempt: p.until}
+		}
 	}
 	var known []sensitive
-	if a := r.inMemory(name); a != nil && present != nil {
-		sameApp := present.BaseURL == next.BaseURL && present.AppKey == next.AppKey
-		if h := a.askedToWait(now); h != nil && sameApp {
-			return nil, 0, h.err
-		}
-		if t := a.token.Load(); t != nil {
-			known = append(known, t.Value)
-		}
+	if a := r.inMemory(name); a != nil {
+		known = a.known()
 	}
 	ctx, cancel := context.WithTimeout(ctx, next.RequestTimeout)
 	defer cancel()
@@ -356,7 +340,8 @@ func (r *registry) verify(ctx context.Context, name string, present, next *appEn
 	t, calls, uerr := r.client.fetch(ctx, next.credentials(), known...)
 	if uerr != nil {
 		r.log.Debug("verifying credentials failed", "app", name, "class", string(uerr.class), "code", uerr.code, "request_id", uerr.requestID, "cause", uerr.cause)
-		return nil, calls, r.failure(name, next.BaseURL, uerr)
+		until := r.pause(next.BaseURL, next.AppKey, uerr, time.Now())
+		return nil, calls, &fetchError{app: name, baseURL: next.BaseURL, cause: uerr, nextAttempt: until}
 	}
 	return t, calls, nil
 }
@@ -510,33 +495,51 @@ func (r *registry) removeOrphan(ctx context.Context, s logical.Storage, name str
 	return s.Delete(ctx, tokenPrefix+name)
 }
 
-// bans are the hosts that have banned Vault's egress IP, by base URL.
-type bans struct {
+// pauses are what DingTalk has asked for that outlasts one app's generation: by base URL a ban of Vault's egress IP, which
+// concerns every app there, and by base URL and app key a Retry-After, which concerns whoever uses that key.
+type pauses struct {
 	mu  sync.Mutex
-	end map[string]time.Time
+	end map[pauseKey]pause
 }
 
-// add notes a ban and returns when it ends.
-func (b *bans) add(baseURL string, now time.Time) time.Time {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.end == nil {
-		b.end = map[string]time.Time{}
-	}
-	b.end[baseURL] = now.Add(bannedFor)
-	return b.end[baseURL]
+// pauseKey has no appKey where it stands for all apps of the host.
+type pauseKey struct{ baseURL, appKey string }
+
+type pause struct {
+	err   *upstreamError
+	until time.Time
 }
 
-// until returns when a host's ban ends; zero where there is none.
-func (b *bans) until(baseURL string, now time.Time) time.Time {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	end := b.end[baseURL]
-	if !end.After(now) {
-		delete(b.end, baseURL)
-		return time.Time{}
+// add notes a pause. Those that are over are removed, so that they take no memory.
+func (p *pauses) add(key pauseKey, now time.Time, added pause) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.end, func(_ pauseKey, old pause) bool { return !old.until.After(now) })
+	if p.end == nil {
+		p.end = map[pauseKey]pause{}
 	}
-	return end
+	p.end[key] = added
+}
+
+// get returns the pause that is on; false where there is none.
+func (p *pauses) get(key pauseKey, now time.Time) (pause, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	got := p.end[key]
+	return got, got.until.After(now)
+}
+
+// pause notes what DingTalk asks for with an error, and returns when it ends; zero where it asks for nothing.
+func (r *registry) pause(baseURL, appKey string, uerr *upstreamError, now time.Time) (until time.Time) {
+	switch {
+	case uerr.class == classBanned:
+		until = now.Add(bannedFor)
+		r.pauses.add(pauseKey{baseURL: baseURL}, now, pause{err: uerr, until: until})
+	case uerr.retryAfter > 0:
+		until = now.Add(uerr.retryAfter)
+		r.pauses.add(pauseKey{baseURL, appKey}, now, pause{err: uerr, until: until})
+	}
+	return until
 }
 
 // lifecycle owns every goroutine of a mount.

@@ -115,16 +115,17 @@ func (t *token) digest() string {
 	return digestOf(t.Value)
 }
 
-// settings are what an app's readers need of its entry: everything but the credentials.
+// settings are what an app's readers need of its entry: everything but the secret.
 type settings struct {
 	baseURL        string
+	appKey         string
 	refreshBefore  time.Duration
 	requestTimeout time.Duration
 	leased         bool
 }
 
 func (e *appEntry) settings() *settings {
-	return &settings{baseURL: e.BaseURL, refreshBefore: e.RefreshBefore, requestTimeout: e.RequestTimeout, leased: e.Leased}
+	return &settings{baseURL: e.BaseURL, appKey: e.AppKey, refreshBefore: e.RefreshBefore, requestTimeout: e.RequestTimeout, leased: e.Leased}
 }
 
 // app is one app's one generation in memory: its settings, its token, its flight, its back-off.
@@ -170,8 +171,8 @@ type trouble struct {
 	inARow      int
 	nextAttempt time.Time
 
-	// retryAfter is until when DingTalk asked to be left alone; zero where it did not.
-	retryAfter time.Time
+	// paused is until when DingTalk asked to be left alone, or banned Vault's IP; zero where it did neither.
+	paused time.Time
 }
 
 // fetchError is a failed fetch as its waiters get it: with the app's name and the time of the next attempt.
@@ -312,11 +313,11 @@ func (a *app) decide(now time.Time, n need) (verdict, *hold) {
 
 // held tells why no attempt may be made now; nil where one may. It is called with a.mu held.
 func (a *app) held(now time.Time, why purpose, state tokenState) *hold {
-	if until := a.registry.bans.until(a.settings.Load().baseURL, now); !until.IsZero() {
-		return a.holdFor(&upstreamError{class: classBanned}, until)
+	if ban, on := a.ban(now); on {
+		return a.holdFor(ban.err, ban.until)
 	}
 	t := a.trouble
-	if t != nil && t.retryAfter.After(now) || t != nil && t.nextAttempt.After(now) && why != purposeRefresh {
+	if t != nil && t.paused.After(now) || t != nil && t.nextAttempt.After(now) && why != purposeRefresh {
 		return a.holdFor(t.err, t.nextAttempt)
 	}
 	if again := a.forcedAt.Add(forceInterval); why.forces(state) && !a.forcedAt.IsZero() && again.After(now) {
@@ -325,14 +326,9 @@ func (a *app) held(now time.Time, why purpose, state tokenState) *hold {
 	return nil
 }
 
-// askedToWait is DingTalk's Retry-After, if it is not over.
-func (a *app) askedToWait(now time.Time) *hold {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.trouble == nil || !a.trouble.retryAfter.After(now) {
-		return nil
-	}
-	return a.holdFor(a.trouble.err, a.trouble.retryAfter)
+// ban is the ban of Vault's egress IP by the app's host, if one is on.
+func (a *app) ban(now time.Time) (pause, bool) {
+	return a.registry.pauses.get(pauseKey{baseURL: a.settings.Load().baseURL}, now)
 }
 
 func (a *app) holdFor(err *upstreamError, until time.Time) *hold {
@@ -412,11 +408,7 @@ func (a *app) fetchAndStore(ctx context.Context, f *flight, s logical.Storage) (
 		a.registry.drop(a) // another node changed the configuration
 		return errGone
 	}
-	var known []sensitive
-	if t := a.token.Load(); t != nil {
-		known = append(known, t.Value)
-	}
-	t, calls, uerr := a.registry.client.fetch(ctx, entry.credentials(), known...)
+	t, calls, uerr := a.registry.client.fetch(ctx, entry.credentials(), a.known()...)
 	a.count(calls, uerr)
 	switch {
 	case uerr == nil:
@@ -427,6 +419,14 @@ func (a *app) fetchAndStore(ctx context.Context, f *flight, s logical.Storage) (
 	default:
 		return uerr
 	}
+}
+
+// known are the tokens that a text of upstream's could repeat.
+func (a *app) known() []sensitive {
+	if t := a.token.Load(); t != nil {
+		return []sensitive{t.Value}
+	}
+	return nil
 }
 
 func (a *app) count(calls int, uerr *upstreamError) {
@@ -478,18 +478,13 @@ func (a *app) fail(uerr *upstreamError) *fetchError {
 	if a.trouble != nil {
 		t.inARow += a.trouble.inARow
 	}
-	switch {
-	case uerr.class == classBanned:
-		t.nextAttempt = a.registry.bans.add(a.settings.Load().baseURL, now)
-	case uerr.rejected():
-		t.nextAttempt = now.Add(refusedBackOff)
-	default:
-		t.nextAttempt = now.Add(jitter(backOff[min(t.inARow, len(backOff))-1]))
+	wait := jitter(backOff[min(t.inARow, len(backOff))-1])
+	if uerr.rejected() {
+		wait = refusedBackOff
 	}
-	if uerr.retryAfter > 0 {
-		t.retryAfter = now.Add(uerr.retryAfter)
-		t.nextAttempt = later(t.nextAttempt, t.retryAfter)
-	}
+	s := a.settings.Load()
+	t.paused = a.registry.pause(s.baseURL, s.appKey, uerr, now)
+	t.nextAttempt = later(now.Add(wait), t.paused)
 	a.trouble = t
 
 	log := a.registry.log.Debug
@@ -535,7 +530,10 @@ func (a *app) touch(now time.Time, handedOut bool) {
 // nextAttempt is when the next fetch may be made, while something stands against it; zero otherwise. It is called with a.mu
 // held.
 func (a *app) nextAttempt(now time.Time) time.Time {
-	next := a.registry.bans.until(a.settings.Load().baseURL, now)
+	var next time.Time
+	if ban, on := a.ban(now); on {
+		next = ban.until
+	}
 	if a.trouble != nil && a.trouble.nextAttempt.After(now) {
 		next = later(next, a.trouble.nextAttempt)
 	}
