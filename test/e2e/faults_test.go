@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+// Every way in which DingTalk, or what stands between, can answer badly: to a reader who finds no token, and to one who
+// finds a token that is due.
+
+import (
+	"math"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
+)
+
+const (
+	// faultTimeout is the request_timeout of the apps here; a reader never waits longer than this and a second.
+	faultTimeout = time.Second
+	faultBound   = faultTimeout + time.Second
+
+	// extraMemory is what the plugin may need on top for the worst of the answers.
+	extraMemory = 16 << 20
+
+	nextAttempt = `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`
+	requestID   = `(?i)request ?id\W+[0-9A-F]{8}-`
+)
+
+// faultCase is a fault and what a reader without a token gets from it.
+type faultCase struct {
+	name   string
+	fault  simulator.Fault
+	status int      // of the error; 0 is no error, since the answer is good after all
+	says   []string // regular expressions that the error has to match
+	banned bool     // the pause is the host's: only its end, or the end of the process, allows the next attempt
+}
+
+func faultCases() []faultCase {
+	const denied = "Forbidden.AccessDenied."
+	rejected := func(name string, fault simulator.Fault, says ...string) faultCase {
+		return faultCase{name: name, fault: fault, status: http.StatusBadRequest, says: append(says, requestID)}
+	}
+	broken := func(name string, fault simulator.Fault, says ...string) faultCase {
+		return faultCase{name: name, fault: fault, status: http.StatusBadGateway, says: append(says, nextAttempt)}
+	}
+	banned := func(name string, status int) faultCase {
+		c := broken(name, simulator.Fault{Kind: simulator.FaultBanned, Status: status}, "(?i)ban", "(?i)egress IP")
+		c.banned = true
+		return c
+	}
+	throttled := func(code string) faultCase {
+		return broken("throttled by "+code,
+			simulator.Fault{Kind: simulator.FaultThrottledQPS, Code: denied + code}, "(?i)throttle", code, requestID)
+	}
+	expireIn := func(name, value string) faultCase {
+		return broken("expireIn "+name, simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: value}, "(?i)not a token|malformed|expire")
+	}
+	good := func(name, value string) faultCase {
+		return faultCase{name: "expireIn " + name, fault: simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: value}}
+	}
+
+	return []faultCase{
+		rejected("rejected credentials", simulator.Fault{Kind: simulator.FaultRejectedCredentials},
+			"invalidClientIdOrSecret", "无效的clientId或者clientSecret", "app_key", "app_secret", "base_url", "published"),
+		rejected("rejected credentials in the gateway's spelling", simulator.Fault{Kind: simulator.FaultMixedCase},
+			"invalidClientIdOrSecret", "无效的clientId或者clientSecret", "app_key"),
+		rejected("IP not allowed", simulator.Fault{Kind: simulator.FaultIPNotAllowed},
+			denied+"IpNotInWhiteList", "访问ip不在白名单之中", "egress IP", "allow-list"),
+		rejected("missing body", simulator.Fault{Kind: simulator.FaultMissingBody}, "Missingbody"),
+		rejected("permission denied", simulator.Fault{Kind: simulator.FaultPermissionDenied}, denied+"AccessTokenPermissionDenied"),
+		rejected("another 4xx", simulator.Fault{
+			Kind: simulator.FaultError, Status: 409, Code: "conflict.somewhere", Message: "some conflict",
+		}, `conflict\.somewhere`, "some conflict"),
+		rejected("an error that repeats the secrets", simulator.Fault{Kind: simulator.FaultEchoSecret}, "invalidParameter"),
+
+		throttled("QpsLimitForApi"),
+		throttled("QpsLimitForAppkeyAndApi"),
+		throttled("QpmLimitForAppkeyAndApi"),
+		throttled("QpsLimitForSuitekeyAndOrgAndApi"),
+		throttled("QpmLimitForSuitekeyAndOrgAndApi"),
+		throttled("ApiCountLimitForOrg"),
+		broken("throttled by system.busy", simulator.Fault{Kind: simulator.FaultThrottledBusy}, "(?i)throttle", `system\.busy`, requestID),
+		broken("throttled by systemBusy", simulator.Fault{Kind: simulator.FaultThrottledBusy, Code: "systemBusy"}, "(?i)throttle", "systemBusy"),
+		broken("throttled for some seconds", simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "3"}, "(?i)throttle"),
+
+		banned("banned", 0),
+		banned("banned with 200", http.StatusOK),
+		banned("banned with 503", http.StatusServiceUnavailable),
+
+		broken("HTML page with 403", simulator.Fault{Kind: simulator.FaultHTML}, "HTML", "403", "(?i)ban"),
+		broken("HTML page with 200", simulator.Fault{Kind: simulator.FaultHTML, Status: 200}, "HTML", "200"),
+		broken("HTML page with 502", simulator.Fault{Kind: simulator.FaultHTML, Status: 502}, "502"),
+		broken("unknownError", simulator.Fault{Kind: simulator.FaultUnavailableUnknown}, "500", "unknownError", requestID),
+		broken("empty 503", simulator.Fault{Kind: simulator.FaultUnavailableEmpty}, "503"),
+		broken("empty 504", simulator.Fault{Kind: simulator.FaultUnavailableEmpty, Status: 504}, "504"),
+		broken("503 for some seconds", simulator.Fault{Kind: simulator.FaultUnavailableEmpty, RetryAfter: "3"}, "503"),
+
+		broken("truncated JSON", simulator.Fault{Kind: simulator.FaultTruncated}, "JSON"),
+		broken("empty token", simulator.Fault{Kind: simulator.FaultEmptyToken}, "(?i)accessToken|empty"),
+		broken("200 with errcode", simulator.Fault{Kind: simulator.FaultErrcode}, "404", "请求的URI地址不存在"),
+		expireIn("missing", ""),
+		expireIn("zero", "0"),
+		expireIn("negative", "-1"),
+		expireIn("the least of int64", strconv.FormatInt(math.MinInt64, 10)),
+		expireIn("a string", `"7200"`),
+		expireIn("null", "null"),
+		expireIn("an object", "{}"),
+		expireIn("over before it is here", "1"),
+		good("the most of int64", strconv.FormatInt(math.MaxInt64, 10)),
+		good("beyond int64", "9223372036854775808"),
+		good("a float beyond everything", "1e300"),
+
+		broken("a body of 100 MB", simulator.Fault{Kind: simulator.FaultHuge}),
+		broken("gzip bomb", simulator.Fault{Kind: simulator.FaultGzipBomb}),
+		broken("redirect", simulator.Fault{Kind: simulator.FaultRedirect}, "(?i)redirect"),
+		broken("permanent redirect", simulator.Fault{Kind: simulator.FaultRedirect, Status: 308}, "(?i)redirect"),
+		broken("no answer", simulator.Fault{Kind: simulator.FaultHang}),
+		broken("an answer that comes too late", simulator.Fault{Delay: 2 * faultBound}),
+		broken("one byte a second", simulator.Fault{Kind: simulator.FaultTrickle}),
+		broken("a reset connection", simulator.Fault{Kind: simulator.FaultReset}),
+	}
+}
+
+// leadTo points a redirect to a host where nothing may ever arrive.
+func (c *faultCase) leadTo(elsewhere *dingtalk) {
+	if c.fault.Kind == simulator.FaultRedirect {
+		c.fault.Location = elsewhere.url + simulator.TokenPath
+	}
+}
+
+//nolint:tparallel // the subtests measure the memory of one process in turn
+func TestFault_without_a_token_is_a_clear_error_and_then_a_token(t *testing.T) {
+	t.Parallel()
+	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
+	m := v.enable(t)
+	elsewhere := startDingTalk(t, fullLifetime)
+
+	for _, c := range faultCases() {
+		c.leadTo(elsewhere)
+		t.Run(c.name, func(t *testing.T) {
+			dt := startDingTalk(t, fullLifetime)
+			a := m.newApp(t, dt, fields{"request_timeout": faultTimeout.String()})
+			dt.SetFault(a.key, c.fault)
+			require.Equal(t, "absent", a.status(t)["state"])
+
+			plugin := v.pluginPID(t)
+			memory := newMemoryMeter(t, plugin)
+			began := time.Now()
+			secret, err := a.tryRead()
+			took := time.Since(began)
+			require.Less(t, took, faultBound)
+			require.Less(t, memory.rise(t), int64(extraMemory), "bytes of extra memory")
+			noteSecret(dt.LastToken(a.key), "an access token")
+
+			if c.status == 0 {
+				require.NoError(t, err)
+				requireSameToken(t, tokenIn(secret), dt.LastToken(a.key))
+				require.InDelta(t, 86400, secret.LeaseDuration, 2, "a life beyond a day counts as a day")
+				return
+			}
+			text := refused(t, err, c.status)
+			require.Contains(t, text, a.name)
+			for _, words := range c.says {
+				require.Regexp(t, words, text)
+			}
+			require.NotContains(t, text, "<html", "a body is never shown")
+			calls := a.calls()
+			require.Positive(t, calls)
+			require.LessOrEqual(t, calls, 3, "attempts within one fetch")
+
+			// The next reader meets the remembered error at once.
+			began = time.Now()
+			_, err = a.tryRead()
+			refused(t, err, c.status)
+			require.Less(t, time.Since(began), faultTimeout/2)
+			require.Equal(t, calls, a.calls())
+			status := a.status(t)
+			require.Equal(t, "absent", status["state"])
+			require.NotEmpty(t, status["last_error"])
+			assertNoSecret(t, "the status", status["last_error"].(string))
+			require.Equal(t, plugin, v.pluginPID(t), "the plugin's process lives")
+
+			dt.ClearFaults()
+			recoverFrom(t, c, a)
+			requireSameToken(t, a.token(t), dt.LastToken(a.key)) // the fault gone, there is a token
+			require.Equal(t, calls+1, a.calls())
+			require.Equal(t, "fresh", a.status(t)["state"])
+		})
+	}
+	require.Zero(t, elsewhere.Requests("*"), "a redirect is never followed")
+	require.NoError(t, v.findLeaks())
+	requireOneWarningEach(t, v)
+}
+
+// recoverFrom ends the wait for the next attempt as an operator would.
+func recoverFrom(t *testing.T, c faultCase, a *app) {
+	t.Helper()
+	calls := a.calls()
+	next := utcTime(t, a.status(t)["next_attempt_at"])
+	switch {
+	case c.banned:
+		require.InDelta(t, 300, time.Until(next).Seconds(), 10, "a ban lasts five minutes")
+		other := a.m.newApp(t, a.dt, nil)
+		_, err := other.tryRead()
+		require.Regexp(t, "(?i)ban", refused(t, err, http.StatusBadGateway), "it hits every app on that host")
+		tooSoon := a.refreshNow(t)
+		require.Regexp(t, "(?i)ban", strings.Join(tooSoon.Warnings, "\n"), "and refresh/ does not go past it")
+		require.Equal(t, calls, a.dt.Requests("*"))
+		a.m.reload(t)
+	case c.fault.RetryAfter != "":
+		require.NotEmpty(t, a.refreshNow(t).Warnings)
+		require.Equal(t, calls, a.calls(), "refresh/ does not go past what DingTalk asked for")
+		waitFor(t, 5*time.Second, "the time that DingTalk asked for is over", func() bool {
+			return len(a.refreshNow(t).Warnings) == 0
+		})
+	default:
+		if c.status == http.StatusBadRequest {
+			require.InDelta(t, 60, time.Until(next).Seconds(), 15, "what only a person can mend waits a minute")
+		} else {
+			require.InDelta(t, 5, time.Until(next).Seconds(), 5, "the first wait is about five seconds")
+		}
+		require.Equal(t, "fresh", a.refreshNow(t).Data["state"], "refresh/ goes past the back-off")
+	}
+}
+
+// requireOneWarningEach checks that the log tells the person on call once that an app's fetches fail.
+func requireOneWarningEach(t *testing.T, v *vaultServer) {
+	t.Helper()
+	data, err := os.ReadFile(v.logPath())
+	require.NoError(t, err)
+	warnings := map[string]int{}
+	for line := range strings.Lines(string(data)) {
+		if !strings.Contains(line, "[WARN]") {
+			continue
+		}
+		if _, after, found := strings.Cut(line, "app=app-"); found {
+			name, _, _ := strings.Cut(after, " ")
+			warnings[name]++
+		}
+	}
+	require.NotEmpty(t, warnings)
+	for name, count := range warnings {
+		assert.Equal(t, 1, count, "warnings for app-%s", name)
+	}
+}
+
+//nolint:tparallel // the subtests look at what one round of reads brought
+func TestFault_with_a_due_token_serves_the_token_in_hand(t *testing.T) {
+	t.Parallel()
+	const lifetime = 20 * time.Second
+	const window = lifetime / 4
+	m := newMount(t)
+	elsewhere := startDingTalk(t, fullLifetime)
+
+	type warm struct {
+		faultCase
+		*app
+		token string
+
+		first, again       *api.Secret // what two reads in a row were answered
+		firstErr, againErr error
+		took, left         time.Duration // of the first read, and of the token after it
+		tried              int           // calls upstream by then
+	}
+	var apps []*warm
+	for _, c := range faultCases() {
+		c.leadTo(elsewhere)
+		a := m.newApp(t, startDingTalk(t, lifetime), fields{"request_timeout": faultTimeout.String()})
+		apps = append(apps, &warm{faultCase: c, app: a})
+	}
+	for _, w := range apps {
+		w.token = w.app.token(t)
+	}
+	last := apps[len(apps)-1]
+	// Just due: the others were fetched a little earlier and have less.
+	last.dt.waitForAge(t, last.token, window+900*time.Millisecond)
+
+	var readers sync.WaitGroup
+	for _, w := range apps {
+		w.dt.SetFault(w.key, w.fault)
+		readers.Go(func() {
+			began := time.Now()
+			w.first, w.firstErr = w.tryRead()
+			w.took, w.left, w.tried = time.Since(began), w.dt.left(w.token), w.calls()
+			w.again, w.againErr = w.tryRead()
+		})
+	}
+	readers.Wait()
+
+	for _, w := range apps {
+		t.Run(w.faultCase.name, func(t *testing.T) {
+			require.NoError(t, w.firstErr)
+			require.Less(t, w.took, faultBound)
+			requireSameToken(t, tokenIn(w.first), w.token)
+			require.Positive(t, w.left, "the token lives")
+			require.Greater(t, w.tried, 1, "a refresh was tried")
+			if w.faultCase.status == 0 {
+				require.Empty(t, w.first.Warnings)
+				return
+			}
+			require.NotEmpty(t, w.first.Warnings, "the reader is warned")
+			assertNoSecret(t, "a warning", strings.Join(w.first.Warnings, "\n"))
+			require.LessOrEqual(t, leaseTTL(w.first), window)
+
+			require.NoError(t, w.againErr)
+			requireSameToken(t, tokenIn(w.again), w.token)
+			require.NotEmpty(t, w.again.Warnings)
+			require.Equal(t, w.tried, w.calls(), "the back-off holds")
+		})
+	}
+	require.Zero(t, elsewhere.Requests("*"), "a redirect is never followed")
+}
