@@ -189,7 +189,7 @@ func (b *backend) invalidate(_ context.Context, key string) {
 // clean is called by Vault when the mount goes, under locks that other mounts wait for. It may be called twice.
 func (b *backend) clean(context.Context) {
 	b.apps.life.end()
-	b.apps.client.http.CloseIdleConnections()
+	b.apps.client.end()
 }
 
 // systemView keeps the replication state for a second: the framework asks for it at every request, over gRPC, which is a

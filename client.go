@@ -163,20 +163,22 @@ type credentials struct {
 }
 
 // client calls DingTalk's token operation.
+//
+// It uses the transport itself, not an http.Client, since that is what follows redirects: a 307 would repeat the secret to
+// another host.
 type client struct {
-	http      *http.Client
+	transport http.RoundTripper
 	userAgent string
 }
 
-// newClient returns a client that sends its calls through the given transport and follows no redirect: a 307 would repeat the
-// secret to another host.
 func newClient(transport http.RoundTripper) *client {
-	return &client{
-		http: &http.Client{
-			Transport:     transport,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-		userAgent: "vault-plugin-secrets-dingtalk/" + strings.TrimPrefix(Version, "v"),
+	return &client{transport: transport, userAgent: "vault-plugin-secrets-dingtalk/" + strings.TrimPrefix(Version, "v")}
+}
+
+// end closes the connections that are kept for later calls.
+func (c *client) end() {
+	if t, ok := c.transport.(interface{ CloseIdleConnections() }); ok {
+		t.CloseIdleConnections()
 	}
 }
 
@@ -251,7 +253,7 @@ func (c *client) call(ctx context.Context, creds credentials, secrets []sensitiv
 	req.Header.Set("User-Agent", c.userAgent)
 
 	sent := time.Now()
-	resp, err := c.http.Do(req)
+	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
 		return nil, transportError(ctx, err, time.Since(sent))
 	}

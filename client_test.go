@@ -548,7 +548,7 @@ func TestClient_reads_no_more_than_64_KiB_after_decompression(t *testing.T) {
 				upstream.SetFault(theKey, simulator.Fault{Kind: kind})
 				c := clientOf(t, upstream.ServeHTTP)
 				read := 0
-				c.http.Transport = countingTransport{c.http.Transport, &read}
+				c.transport = countingTransport{c.transport, &read}
 				_, calls, err := c.fetch(t.Context(), theCredentials)
 				require.NotNil(t, err)
 				require.Equal(t, classMalformed, err.class)
