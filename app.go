@@ -249,7 +249,7 @@ func durationField(raw map[string]any, field string, least, most time.Duration) 
 	}
 	d, err := parseutil.ParseDurationSecond(shown)
 	if shown == "" || err != nil || d%time.Second != 0 || d < least || d > most {
-		return nil, badInput("%s: %q given; %s", field, abbreviate(shown), allowed)
+		return nil, badInput("%s: %s given; %s", field, refused(raw, shown), allowed)
 	}
 	return &d, nil
 }
@@ -266,11 +266,15 @@ func short(d time.Duration) string {
 	return s
 }
 
-func abbreviate(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "…"
+// refused is a value as the error that refuses it shows it. What is as long as a secret may be one in the wrong field, and
+// Vault writes errors in clear to its audit log.
+func refused(raw map[string]any, value string) string {
+	const longest = 24
+	secret, _ := raw[fieldAppSecret].(string)
+	if len(value) > longest || value != "" && strings.TrimSpace(value) == strings.TrimSpace(secret) {
+		return fmt.Sprintf("a value of %d bytes", len(value))
 	}
-	return s
+	return strconv.Quote(value)
 }
 
 func boolField(raw map[string]any, field string) (*bool, error) {
@@ -286,7 +290,7 @@ func boolField(raw map[string]any, field string) (*bool, error) {
 		shown := fmt.Sprint(v)
 		b, err := strconv.ParseBool(shown)
 		if err != nil {
-			return nil, badInput("%s: %q given; %s", field, abbreviate(shown), allowed)
+			return nil, badInput("%s: %s given; %s", field, refused(raw, shown), allowed)
 		}
 		return &b, nil
 	default:
@@ -298,11 +302,17 @@ func boolField(raw map[string]any, field string) (*bool, error) {
 func parseBaseURL(given string) (string, error) {
 	const allowed = "allowed is https://host[:port] without a path, user info, query or fragment; http:// only for localhost, 127.0.0.0/8 and [::1]"
 	refuse := func(why string) (string, error) {
-		shown := given
-		if strings.ContainsAny(given, "@") {
-			shown = "(not shown, since it may hold a password)"
+		shown := strconv.Quote(given)
+		switch end := strings.IndexAny(given, "?#"); {
+		case given != "" && !strings.Contains(given, "://"), strings.Contains(given, "@"):
+			shown = "a value that may hold a secret"
+		case end >= 0:
+			shown = strconv.Quote(given[:end] + "…")
 		}
-		return "", badInput("%s: %q given: %s; %s", fieldBaseURL, abbreviate(shown), why, allowed)
+		if len(shown) > maxShownText {
+			shown = fmt.Sprintf("a value of %d bytes", len(given))
+		}
+		return "", badInput("%s: %s given: %s; %s", fieldBaseURL, shown, why, allowed)
 	}
 	switch {
 	case given == "":

@@ -273,12 +273,14 @@ type outcome struct {
 	err   error  // why the attempt failed; a *fetchError where it was upstream's fault
 }
 
-// serves tells whether the token in hand is what the caller wants, without any lock.
+// serves tells whether the token in hand is what the caller wants. It takes no lock.
 func (a *app) serves(now time.Time, n need) (*token, bool) {
 	t := a.token.Load()
 	switch n(t, now) {
 	case purposePeek:
 		return t, true
+	case purposeAhead:
+		return t, !a.wantsAhead(now, aheadWithin)
 	case purposeRead:
 		return t, t.state(now, a.settings.Load().refreshBefore) == stateFresh
 	default:

@@ -617,6 +617,27 @@ func TestBackground_returns_at_once_and_refreshes_eight_at_a_time(t *testing.T) 
 	})
 }
 
+func TestBackground_leaves_a_token_alone_that_a_reader_had_refreshed_meanwhile(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		const apps = 2 * aheadAtOnce
+		for i := range apps {
+			key := fmt.Sprintf("key%d", i)
+			m.upstream.SetApp(key, "secret")
+			m.configure(fmt.Sprintf("app%d", i), map[string]any{"app_key": key, "app_secret": "secret"})
+			m.token(fmt.Sprintf("app%d", i))
+		}
+		time.Sleep(6990 * time.Second)
+		m.upstream.SetFault("*", simulator.Fault{Delay: 5 * time.Second})
+		m.tick() // half of the apps take all places, the other half wait for theirs
+		require.Equal(t, apps+aheadAtOnce, m.upstream.Requests("*"))
+		for i := range apps {
+			go m.do(logical.UpdateOperation, fmt.Sprintf("refresh/app%d", i), nil)
+		}
+		time.Sleep(30 * time.Second)
+		require.Equal(t, 2*apps, m.upstream.Requests("*"), "one more for each, whoever asked")
+	})
+}
+
 func TestBackground_does_nothing_on_a_standby_or_a_tainted_mount(t *testing.T) {
 	for name, change := range map[string]func(*logical.StaticSystemView){
 		"performance standby": func(s *logical.StaticSystemView) { s.ReplicationStateVal = consts.ReplicationPerformanceStandby },
