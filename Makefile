@@ -73,7 +73,7 @@ test-unit: ## the tests that need no Vault server, with the race detector, in ra
 # -count=1, as go test would cache a result although the binaries it ran have changed.
 .PHONY: test-e2e
 test-e2e: build simulator ## the end-to-end tests, against a real Vault server; VAULT_BIN=... names one
-	$(with_vault) go test -tags e2e -count=1 -timeout 20m ./test/e2e/...
+	$(with_vault) go test -tags e2e -count=1 -timeout 20m ./test/...
 
 .PHONY: clean
 clean: ## remove what was built; Vault and golangci-lint stay in the user's cache

@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package readme
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"go/format"
+	"io"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	dingtalk "vault-plugin-secrets-dingtalk"
+	"vault-plugin-secrets-dingtalk/internal/simulator"
+)
+
+const (
+	root    = "../.."
+	appKey  = "dingxxxxxxxx" // the README's
+	reading = 5 * time.Minute
+)
+
+func readmeText(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+	require.NoError(t, err)
+	return string(text)
+}
+
+func TestReadme_works_as_written(t *testing.T) {
+	t.Parallel()
+	text := readmeText(t)
+	blocks, err := parse(text)
+	require.NoError(t, err)
+	n := newNewcomer(t)
+	for i, b := range blocks {
+		body := n.translate(b.body)
+		var printed string
+		switch b.language {
+		case "shell":
+			printed = n.shell(t, b, body)
+		case "hcl":
+			name := n.write(t, b, body)
+			if name == "vault.hcl" {
+				n.startVault(t, name)
+			}
+		case "go":
+			printed = n.goProgram(t, b, body, n.translate(blocks[i+1].body))
+		}
+		if i+1 < len(blocks) && blocks[i+1].language == "text" {
+			require.True(t, matches(n.translate(blocks[i+1].body), printed), "%v printed something else than the text that follows:\n%s", b, printed)
+		}
+	}
+	require.Len(t, n.used, len(n.here), "of %v, the README has only %v", n.here, n.used)
+	require.Positive(t, n.dingtalk.Requests(appKey))
+	n.checkPolicies(t)
+}
+
+// newcomer is somebody who has just checked the project out, and does what the README says.
+type newcomer struct {
+	checkout string
+	env      []string
+	secret   string
+	here     map[string]string // what the README says, and what it is here
+	used     map[string]bool
+	dingtalk *simulator.Server
+	vault    string // its address
+	client   *api.Client
+}
+
+func newNewcomer(t *testing.T) *newcomer {
+	t.Helper()
+	n := &newcomer{
+		checkout: filepath.Join(t.TempDir(), "a checkout"), // with a space in its path
+		secret:   rand.Text(),
+		vault:    "http://" + freeAddress(t),
+		used:     map[string]bool{},
+		dingtalk: simulator.New(simulator.Options{}),
+	}
+	dingtalkURL, err := n.dingtalk.Start("127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { n.dingtalk.Close() })
+	n.dingtalk.SetApp(appKey, n.secret)
+
+	plugins, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	n.here = map[string]string{
+		"/etc/vault.d/plugins":           plugins,
+		"https://api.dingtalk.io":        dingtalkURL,
+		"https://vault.example.com:8200": n.vault,
+	}
+
+	checkOut(t, n.checkout)
+	require.NoError(t, os.WriteFile(filepath.Join(n.checkout, "app-secret.txt"), []byte(n.secret+"\n"), 0o600))
+	programs, token := t.TempDir(), rand.Text()
+	require.NoError(t, os.Symlink(vaultBin(t), filepath.Join(programs, "vault")))
+	n.env = append(environment(t), "PATH="+programs+":"+os.Getenv("PATH"), "VAULT_ADDR="+n.vault, "VAULT_TOKEN="+token)
+
+	config := api.DefaultConfig()
+	config.Address = n.vault
+	n.client, err = api.NewClient(config)
+	require.NoError(t, err)
+	n.client.SetToken(token)
+	return n
+}
+
+// environment is that of somebody without any settings of Vault's or the demo's, with Go's caches where they are.
+func environment(t *testing.T) []string {
+	t.Helper()
+	var env []string
+	for _, pair := range os.Environ() {
+		name, _, _ := strings.Cut(pair, "=")
+		// Below a make, another one is to behave as if it were the first.
+		if !strings.HasPrefix(name, "VAULT_") && !strings.HasPrefix(name, "DINGTALK_") && !strings.HasPrefix(name, "MAKE") &&
+			name != "MFLAGS" && name != "HOME" && name != "VERSION" && name != "version" && name != "PATH" {
+			env = append(env, pair)
+		}
+	}
+	for _, name := range []string{"GOCACHE", "GOMODCACHE", "GOPATH"} {
+		value, err := exec.CommandContext(t.Context(), "go", "env", name).Output()
+		require.NoError(t, err)
+		env = append(env, name+"="+strings.TrimSpace(string(value)))
+	}
+	return append(env, "HOME="+t.TempDir(), "VAULT_BIN="+vaultBin(t))
+}
+
+func vaultBin(t *testing.T) string {
+	t.Helper()
+	path := os.Getenv("VAULT_BIN")
+	if path == "" {
+		path = root + "/bin/vault"
+	}
+	path, err := filepath.Abs(path)
+	require.NoError(t, err)
+	require.FileExists(t, path, "run `make vault` first, or set VAULT_BIN")
+	return path
+}
+
+// checkOut copies the project without what a clone would not have.
+func checkOut(t *testing.T, to string) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		relative, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		switch {
+		case relative == "bin" || relative == "dist" || relative == ".git":
+			return fs.SkipDir
+		case entry.IsDir():
+			return os.MkdirAll(filepath.Join(to, relative), 0o700)
+		}
+		info, err := entry.Info()
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !info.Mode().IsRegular() {
+			return nil // an editor's, which has gone
+		}
+		if err != nil {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(to, relative), content, info.Mode().Perm())
+	})
+	require.NoError(t, err)
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		port, err := rand.Int(rand.Reader, big.NewInt(12000))
+		require.NoError(t, err)
+		// Below the ports that outgoing connections use.
+		address := fmt.Sprintf("127.0.0.1:%d", 20000+port.Int64())
+		if listener, err := net.Listen("tcp", address); err == nil {
+			require.NoError(t, listener.Close())
+			return address
+		}
+	}
+	require.FailNow(t, "no free port")
+	return ""
+}
+
+// translate puts what is here in place of the README's examples.
+func (n *newcomer) translate(body string) string {
+	for example, here := range n.here {
+		if strings.Contains(body, example) {
+			n.used[example] = true
+			body = strings.ReplaceAll(body, example, here)
+		}
+	}
+	return body
+}
+
+// command is a program in a process group of its own, which ends with the test.
+func (n *newcomer) command(t *testing.T, program string, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), reading)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir, cmd.Env = n.checkout, n.env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+func (n *newcomer) shell(t *testing.T, b block, body string) string {
+	t.Helper()
+	cmd := n.command(t, "bash", "-euo", "pipefail", "-c", body)
+	cmd.Stdin = strings.NewReader(n.secret + "\n")
+	printed, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%v printed:\n%s", b, printed)
+	require.NotContains(t, string(printed), n.secret)
+	return string(printed)
+}
+
+func (n *newcomer) write(t *testing.T, b block, body string) string {
+	t.Helper()
+	name, err := b.fileName()
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(n.checkout, name), []byte(body), 0o600))
+	return name
+}
+
+// goProgram runs the program until it has printed the text.
+func (n *newcomer) goProgram(t *testing.T, b block, body, text string) string {
+	t.Helper()
+	formatted, err := format.Source([]byte(body))
+	require.NoError(t, err, "%v", b)
+	require.Equal(t, string(formatted), body, "%v is not formatted", b)
+
+	// A folder of its own is a package of its own, with the project's version of the client library.
+	name, err := b.fileName()
+	require.NoError(t, err)
+	folder := filepath.Join(n.checkout, "program")
+	require.NoError(t, os.Mkdir(folder, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(folder, name), []byte(body), 0o600))
+	built, err := n.command(t, "go", "build", "-buildvcs=false", "-o", "program/", "./program").CombinedOutput()
+	require.NoError(t, err, "build %v: %s", b, built)
+
+	cmd := n.command(t, filepath.Join(folder, "program"))
+	var printed output
+	cmd.Stdout, cmd.Stderr = &printed, &printed
+	require.NoError(t, cmd.Start())
+	require.Eventually(t, func() bool { return matches(text, printed.String()) }, 20*time.Second, 50*time.Millisecond, "%v", b)
+	require.NoError(t, cmd.Process.Signal(os.Interrupt))
+	require.NoError(t, cmd.Wait(), "%v printed:\n%s", b, &printed)
+	return printed.String()
+}
+
+func (n *newcomer) startVault(t *testing.T, config string) {
+	t.Helper()
+	cmd := n.command(t, vaultBin(t), "server", "-dev", "-dev-no-store-token", "-config="+config)
+	cmd.Env = append(cmd.Env, "VAULT_DEV_ROOT_TOKEN_ID="+n.client.Token(), "VAULT_DEV_LISTEN_ADDRESS="+strings.TrimPrefix(n.vault, "http://"))
+	var log output
+	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // a plugin's process ends with its Vault
+	cmd.WaitDelay = 20 * time.Second
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		// The test's context has ended, so Vault is ending.
+		_ = cmd.Wait()
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		if t.Failed() {
+			t.Logf("Vault's log:\n%s", &log)
+		}
+		assert.NotContains(t, log.String(), n.secret)
+	})
+	require.Eventually(t, func() bool {
+		health, err := n.client.Sys().Health()
+		return err == nil && health.Initialized && !health.Sealed
+	}, 30*time.Second, 100*time.Millisecond, "Vault does not start: %s", &log)
+}
+
+// checkPolicies holds the README's policies against what it says of them.
+func (n *newcomer) checkPolicies(t *testing.T) {
+	t.Helper()
+	for policy, allowed := range map[string]map[string]string{
+		"dingtalk-myapp": {"dingtalk/creds/myapp": "read", "sys/leases/renew": "update"},
+		"dingtalk-operator": {
+			"dingtalk/config/": "create delete list patch read update", "dingtalk/config/myapp": "create delete list patch read update",
+			"dingtalk/status/myapp": "read", "dingtalk/refresh/myapp": "update", "sys/leases/renew": "update",
+		},
+		"dingtalk-monitor": {"dingtalk/config/": "list", "dingtalk/status/myapp": "read", "sys/leases/renew": "update"},
+	} {
+		login, err := n.client.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}})
+		require.NoError(t, err)
+		for _, path := range []string{
+			"dingtalk/config/", "dingtalk/config/myapp", "dingtalk/creds/myapp", "dingtalk/creds/another",
+			"dingtalk/status/myapp", "dingtalk/refresh/myapp", "sys/leases/renew", "sys/mounts",
+		} {
+			capabilities, err := n.client.Sys().Capabilities(login.Auth.ClientToken, path)
+			require.NoError(t, err)
+			want := allowed[path]
+			if want == "" {
+				want = "deny"
+			}
+			require.Equal(t, want, strings.Join(capabilities, " "), "%s at %s", policy, path)
+		}
+	}
+}
+
+// output is what a program printed up to now.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+var _ io.Writer = (*output)(nil)
+
+func TestReadme_links_within_the_project_lead_somewhere(t *testing.T) {
+	t.Parallel()
+	text := readmeText(t)
+	headings := map[string]bool{}
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(text, -1) {
+		name := regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(strings.ToLower(heading[1]), "")
+		headings["#"+strings.ReplaceAll(name, " ", "-")] = true
+	}
+	for _, link := range regexp.MustCompile(`\]\(([^)]+)\)`).FindAllStringSubmatch(text, -1) {
+		switch target := link[1]; {
+		case strings.HasPrefix(target, "https://"):
+		case strings.HasPrefix(target, "#"):
+			require.True(t, headings[target], target)
+		default:
+			require.FileExists(t, filepath.Join(root, target))
+		}
+	}
+}
+
+func TestReadme_names_every_path_and_field(t *testing.T) {
+	t.Parallel()
+	engine, err := dingtalk.Factory(t.Context(), &logical.BackendConfig{StorageView: &logical.InmemStorage{}, System: &logical.StaticSystemView{PluginEnvironment: &logical.PluginEnvironment{}}})
+	require.NoError(t, err)
+	t.Cleanup(func() { engine.Cleanup(context.Background()) })
+	answer, err := engine.HandleRequest(t.Context(), &logical.Request{Operation: logical.HelpOperation})
+	require.NoError(t, err)
+	document, ok := answer.Data["openapi"].(*framework.OASDocument)
+	require.True(t, ok)
+
+	text := readmeText(t)
+	named := func(name string) {
+		if !strings.Contains(text, "`"+name+"`") {
+			t.Errorf("the README does not name `%s`", name)
+		}
+	}
+	require.Len(t, document.Paths, 5)
+	for path, item := range document.Paths {
+		path = strings.ReplaceAll(strings.TrimPrefix(path, "/"), "{app}", "<app>")
+		named(path)
+		for _, operation := range []*framework.OASOperation{item.Get, item.Post, item.Delete} {
+			if operation == nil {
+				continue
+			}
+			for _, parameter := range operation.Parameters {
+				if parameter.Name != "list" { // what makes a GET a LIST
+					named(parameter.Name)
+				}
+			}
+		}
+	}
+	for _, schema := range document.Components.Schemas {
+		for field := range schema.Properties {
+			if field != "keys" { // the CLI calls them names
+				named(field)
+			}
+		}
+	}
+}
