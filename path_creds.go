@@ -140,7 +140,7 @@ func (b *backend) readCreds(ctx context.Context, req *logical.Request, data *fra
 	if settings.leased {
 		resp = b.Secret(secretAccessTokenType).Response(
 			map[string]any{"access_token": t.Value.reveal()},
-			map[string]any{internalApp: name, internalDigest: t.digest()},
+			map[string]any{internalApp: name, internalDigest: t.digest},
 		)
 		resp.Secret.TTL, resp.Secret.MaxTTL = left, left
 	} else {
@@ -234,7 +234,7 @@ func (b *backend) renewAccessToken(ctx context.Context, req *logical.Request, _ 
 		return resp, nil
 	}
 	n := func(t *token, now time.Time) purpose {
-		if t.servable(now) && t.digest() != digest {
+		if t.servable(now) && t.digest != digest {
 			return purposePeek
 		}
 		return needRenewal(t, now)
@@ -254,7 +254,7 @@ func (b *backend) renewAccessToken(ctx context.Context, req *logical.Request, _ 
 	if err != nil {
 		return nil, err
 	}
-	if t.digest() != digest {
+	if t.digest != digest {
 		return ended(fmt.Sprintf("app %q has another token", name))
 	}
 	a.touch(now, true)

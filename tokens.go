@@ -60,7 +60,8 @@ var backOff = []time.Duration{5 * time.Second, 10 * time.Second, 20 * time.Secon
 
 // token is an access token and its life. It never changes.
 type token struct {
-	Value sensitive
+	Value  sensitive
+	digest string // stands for the token in a lease
 
 	fetchedAt time.Time     // when the request for it was sent
 	expiresAt time.Time     // fetchedAt + expireIn, with a reading of this process's monotonic clock
@@ -73,7 +74,7 @@ type token struct {
 
 // newToken is a token that was fetched by this process.
 func newToken(value sensitive, sent time.Time, expireIn time.Duration) *token {
-	return &token{Value: value, fetchedAt: sent, expiresAt: sent.Add(expireIn), lifetime: expireIn}
+	return &token{Value: value, digest: digestOf(value), fetchedAt: sent, expiresAt: sent.Add(expireIn), lifetime: expireIn}
 }
 
 // left is the life left in whole seconds, by the wall clock or the monotonic one, whichever says less: the monotonic clock stops
@@ -106,14 +107,6 @@ func (t *token) state(now time.Time, refreshBefore time.Duration) tokenState {
 
 // servable tells whether the token may be handed out.
 func (t *token) servable(now time.Time) bool { return t.left(now) >= leastServed }
-
-// digest stands for the token in a lease.
-func (t *token) digest() string {
-	if t == nil {
-		return ""
-	}
-	return digestOf(t.Value)
-}
 
 // settings are what an app's readers need of its entry: everything but the secret.
 type settings struct {
@@ -544,12 +537,12 @@ func (a *app) nextAttempt(now time.Time) time.Time {
 
 // wantsAhead tells whether the background should refresh the token: it is in use, good, and due within the given time.
 func (a *app) wantsAhead(now time.Time, within time.Duration) bool {
-	t := a.token.Load()
-	if !t.servable(now) || !a.read.Load() {
+	if !a.read.Load() {
 		return false
 	}
+	t := a.token.Load()
 	left := t.left(now)
-	return left-t.window(a.settings.Load().refreshBefore) <= within && left < t.lifetime/2
+	return left >= leastServed && left-t.window(a.settings.Load().refreshBefore) <= within && left < t.lifetime/2
 }
 
 // evict retires the app if nobody has used it for a full lifetime of its token and nothing is under way or being waited out.
