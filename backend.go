@@ -95,6 +95,11 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	if err := checkFields(req); err != nil {
 		return nil, coded(err)
 	}
+	if len(req.Data) > 0 && strings.HasPrefix(req.Path, configPrefix) && (req.Operation == logical.ReadOperation || req.Operation == logical.DeleteOperation) {
+		bare := *req // these take no fields: what a query has is not for the framework to convert, and to repeat if it cannot
+		bare.Data = nil
+		req = &bare
+	}
 	resp, err := b.Backend.HandleRequest(ctx, req)
 	if err != nil {
 		return resp, coded(err)

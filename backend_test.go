@@ -404,6 +404,16 @@ func TestBackend_the_end_is_prompt_and_may_come_twice(t *testing.T) {
 	})
 }
 
+func TestBackend_repeats_nothing_of_a_query_that_it_does_not_take(t *testing.T) {
+	m := newMount(t)
+	m.configure(theApp, nil)
+	for _, op := range []logical.Operation{logical.ReadOperation, logical.DeleteOperation} {
+		got := m.do(op, "config/myapp", map[string]any{"app_key": []any{theSecret, "b"}, "leased": []any{theSecret}})
+		require.NoError(t, got.err)
+		require.NotContains(t, got.String(), theSecret)
+	}
+}
+
 func TestSensitive_never_shows_its_text(t *testing.T) {
 	type outer struct {
 		Shown  sensitive
