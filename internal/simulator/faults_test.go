@@ -236,7 +236,7 @@ func TestFault_gzip_bomb_expands_to_100_MB(t *testing.T) {
 	begin := time.Now()
 	res := c.open(t)
 	defer res.Body.Close()
-	assert.Less(t, time.Since(begin), time.Second, "making it takes no client's timeout")
+	assert.Less(t, time.Since(begin), 10*time.Second, "making it takes no client's timeout, however busy the machine")
 	assert.Equal(t, "gzip", res.Header.Get("Content-Encoding"))
 	assert.Less(t, res.ContentLength, int64(1<<20))
 	z, err := gzip.NewReader(res.Body)

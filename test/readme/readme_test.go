@@ -142,7 +142,12 @@ func environment(t *testing.T) []string {
 		require.NoError(t, err)
 		env = append(env, name+"="+strings.TrimSpace(string(value)))
 	}
-	return append(env, "HOME="+t.TempDir(), "VAULT_BIN="+vaultBin(t))
+	// The go command leaves a process behind that writes its telemetry below HOME, also while the test removes it.
+	home := t.TempDir()
+	telemetry := filepath.Join(home, ".config", "go", "telemetry")
+	require.NoError(t, os.MkdirAll(telemetry, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(telemetry, "mode"), []byte("off"), 0o600))
+	return append(env, "HOME="+home, "VAULT_BIN="+vaultBin(t))
 }
 
 func vaultBin(t *testing.T) string {
