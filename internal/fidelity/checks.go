@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package fidelity
+
+// This file is the table: what is sent, what is looked at in the answer, what is expected, and how that is known.
+
+import (
+	"encoding/json"
+	"fmt"
+	"mime"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Source says how far an expectation can be relied on.
+type Source string
+
+// The sources, the firmest first.
+const (
+	// Documented is in DingTalk's own documentation.
+	Documented Source = "documented"
+	// Seen is in answers of the live API that others have published.
+	Seen Source = "seen"
+	// Reported is one user's report.
+	Reported Source = "reported"
+	// Assumed is what the simulator does where nothing is known.
+	Assumed Source = "assumed"
+)
+
+const (
+	tokenPath = "/v1.0/oauth2/accessToken"
+	wrongPath = "/v1.0/oauth2/noSuchOperation"
+
+	jsonType = "application/json"
+	formType = "application/x-www-form-urlencoded"
+
+	// wrongSecret looks like one and is nobody's.
+	wrongSecret = "no-app-has-this-secret-0000000000000000000000000000000000000000"
+	// unknownKey looks like an AppKey and is nobody's.
+	unknownKey = "dingnoappxhasthiskey"
+
+	// repeatAfter is the pause before the repeat. It is long enough for an expireIn that counts down to show it.
+	repeatAfter = 3 * time.Second
+
+	rejectedCode    = "invalidClientIdOrSecret"
+	rejectedMessage = "无效的clientId或者clientSecret"
+)
+
+// call is one request, and the checks of its answer. Without a method it is a POST, without a path the token operation's.
+type call struct {
+	name        string
+	method      string
+	path        string
+	contentType string
+	body        func(API) string
+	after       time.Duration // the pause before it, where that is to be longer than usual
+	checks      []check
+}
+
+// check looks at one thing of an answer. It passes where what it got is what it wants, word for word.
+type check struct {
+	name   string
+	source Source
+	want   string
+	look   func(*run, *answer) (got, detail string)
+}
+
+func table() []call {
+	good := func(api API) string { return object("appKey", api.AppKey, "appSecret", api.AppSecret) }
+	return []call{
+		{
+			name: "right credentials", contentType: jsonType, body: good,
+			checks: append(tokenChecks(),
+				check{"expireIn", Documented, "7200", expireIn},
+				check{"names and types", Documented, "accessToken string, expireIn number", namesAndTypes},
+			),
+		},
+		{
+			name: "the same, 3 s later", contentType: jsonType, body: good, after: repeatAfter,
+			checks: append(tokenChecks(),
+				check{"accessToken", Documented, "the same token", sameToken},
+				check{"expireIn", Documented, "as before: the validity is extended", extended},
+			),
+		},
+		{
+			name: "a wrong secret", contentType: jsonType,
+			body:   func(api API) string { return object("appKey", api.AppKey, "appSecret", wrongSecret) },
+			checks: append(rejectedChecks(), check{"names and types", Seen, "code string, message string, requestid string", namesAndTypes}),
+		},
+		{
+			name: "right credentials again", contentType: jsonType, body: good,
+			checks: []check{{"accessToken", Documented, "the same token", sameToken}},
+		},
+		{
+			name: "an unknown AppKey", contentType: jsonType,
+			body:   func(API) string { return object("appKey", unknownKey, "appSecret", wrongSecret) },
+			checks: append(rejectedChecks(), check{"requestid", Documented, "another than before", otherRequestID}),
+		},
+		{
+			name: "the credentials as a form", contentType: formType,
+			body: func(api API) string {
+				return url.Values{"appKey": {api.AppKey}, "appSecret": {api.AppSecret}}.Encode()
+			},
+			checks: errorChecks(Reported, 400, "Missingbody"),
+		},
+		{
+			name: "JSON that says it is a form", contentType: formType, body: good,
+			checks: errorChecks(Assumed, 400, "Missingbody"),
+		},
+		{
+			name: "JSON without a Content-Type", body: good,
+			checks: errorChecks(Assumed, 400, "Missingbody"),
+		},
+		{
+			name: "JSON with a charset", contentType: jsonType + "; charset=utf-8", body: good,
+			checks: []check{
+				{"status", Assumed, "200", status},
+				{"accessToken", Documented, "the same token", sameToken},
+			},
+		},
+		{
+			name: "an unknown field besides", contentType: jsonType,
+			body: func(api API) string {
+				return object("appKey", api.AppKey, "appSecret", api.AppSecret, "grantType", "client_credentials")
+			},
+			checks: []check{
+				{"status", Assumed, "200", status},
+				{"accessToken", Documented, "the same token", sameToken},
+			},
+		},
+		{
+			name: "no body", contentType: jsonType, body: func(API) string { return "" },
+			checks: errorChecks(Assumed, 400, "Missingbody"),
+		},
+		{
+			name: "no appSecret", contentType: jsonType,
+			body:   func(api API) string { return object("appKey", api.AppKey) },
+			checks: errorChecks(Assumed, 400, "MissingappSecret"),
+		},
+		{
+			name: "names in lower case", contentType: jsonType,
+			body:   func(api API) string { return object("appkey", api.AppKey, "appsecret", api.AppSecret) },
+			checks: errorChecks(Assumed, 400, "MissingappKey"),
+		},
+		{
+			name: "a GET", method: http.MethodGet, body: func(API) string { return "" },
+			checks: errorChecks(Assumed, 404, "InvalidAction.NotFound"),
+		},
+		{
+			name: "a wrong path", path: wrongPath, contentType: jsonType,
+			body: func(API) string { return object("appKey", unknownKey, "appSecret", wrongSecret) },
+			checks: []check{
+				{"status", Seen, "200", status},
+				{"names and types", Seen, "errcode number, errmsg string", namesAndTypes},
+				{"errcode", Seen, "404", field("errcode")},
+				{"errmsg", Seen, "请求的URI地址不存在", field("errmsg")},
+			},
+		},
+	}
+}
+
+// tokenChecks are those of every good answer.
+func tokenChecks() []check {
+	return []check{
+		{"status", Documented, "200", status},
+		{"Content-Type", Documented, jsonType, contentType},
+		{"form of accessToken", Documented, "printable ASCII without spaces", tokenShape},
+	}
+}
+
+// errorChecks are those of every error in DingTalk's envelope.
+func errorChecks(source Source, httpStatus int, code string) []check {
+	envelope := Assumed // what was reported is the status and the code alone
+	if source == Seen {
+		envelope = Seen
+	}
+	return []check{
+		{"status", source, strconv.Itoa(httpStatus), status},
+		{"code", source, code, field("code")},
+		{"Content-Type", Assumed, jsonType, contentType},
+		{"form of requestid", envelope, "a UUID in capitals", requestID},
+		{"accessToken", Assumed, "none", noToken},
+	}
+}
+
+func rejectedChecks() []check {
+	return append(errorChecks(Seen, 400, rejectedCode), check{"message", Seen, rejectedMessage, field("message")})
+}
+
+func object(pairs ...string) string {
+	fields := make(map[string]string)
+	for pair := range slices.Chunk(pairs, 2) {
+		fields[pair[0]] = pair[1]
+	}
+	body, err := json.Marshal(fields)
+	if err != nil {
+		panic(err) // strings always marshal
+	}
+	return string(body)
+}
+
+func status(_ *run, a *answer) (got, detail string) {
+	got = strconv.Itoa(a.status)
+	if a.fields == nil {
+		detail = fmt.Sprintf("%d bytes that are not a JSON object", a.size)
+	}
+	return got, detail
+}
+
+func contentType(_ *run, a *answer) (got, detail string) {
+	given := a.header.Get("Content-Type")
+	mediaType, _, err := mime.ParseMediaType(given)
+	switch {
+	case given == "":
+		return "none", ""
+	case err != nil || mediaType == given:
+		return given, ""
+	default:
+		return mediaType, given
+	}
+}
+
+// namesAndTypes shows what the object consists of, and none of its values.
+func namesAndTypes(_ *run, a *answer) (got, detail string) {
+	if a.fields == nil {
+		return "not a JSON object", ""
+	}
+	var fields []string
+	for name, raw := range a.fields {
+		fields = append(fields, name+" "+typeOf(raw))
+	}
+	slices.Sort(fields)
+	return strings.Join(fields, ", "), ""
+}
+
+func typeOf(raw json.RawMessage) string {
+	switch raw[0] {
+	case '"':
+		return "string"
+	case '{':
+		return "object"
+	case '[':
+		return "list"
+	case 't', 'f':
+		return "boolean"
+	case 'n':
+		return "null"
+	default:
+		return "number"
+	}
+}
+
+func tokenShape(_ *run, a *answer) (got, detail string) {
+	raw := a.fields["accessToken"]
+	var token string
+	switch {
+	case raw == nil:
+		return "none", ""
+	case json.Unmarshal(raw, &token) != nil:
+		return "a " + typeOf(raw), ""
+	case token == "":
+		return "empty", ""
+	case strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }):
+		return "other characters", fmt.Sprintf("%d bytes", len(token))
+	}
+	return "printable ASCII without spaces", fmt.Sprintf("%d bytes", len(token))
+}
+
+func noToken(_ *run, a *answer) (got, detail string) {
+	if _, given := a.fields["accessToken"]; given {
+		return "there is one", ""
+	}
+	return "none", ""
+}
+
+// expireIn is shown as it is written, so that 7200.0 or "7200" is seen.
+func expireIn(_ *run, a *answer) (got, detail string) {
+	if raw := a.fields["expireIn"]; raw != nil {
+		return string(raw), ""
+	}
+	return "none", ""
+}
+
+func sameToken(r *run, a *answer) (got, detail string) {
+	switch token := a.text("accessToken"); {
+	case token == "":
+		return "none", ""
+	case r.token == "":
+		return "the first token", ""
+	case token != r.token:
+		return "another token", ""
+	}
+	return "the same token", ""
+}
+
+func extended(r *run, a *answer) (got, detail string) {
+	now := string(a.fields["expireIn"])
+	if now == "" || r.expireIn == "" {
+		return "none", ""
+	}
+	if now != r.expireIn {
+		return fmt.Sprintf("%s, before %s", now, r.expireIn), ""
+	}
+	return "as before: the validity is extended", now
+}
+
+var uuidInCapitals = regexp.MustCompile(`^[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}$`)
+
+func requestID(_ *run, a *answer) (got, detail string) {
+	id := a.text("requestid")
+	switch {
+	case id == "":
+		for name := range a.fields {
+			if strings.EqualFold(name, "requestid") {
+				return "spelled " + name, a.text(name)
+			}
+		}
+		return "none", ""
+	case !uuidInCapitals.MatchString(id):
+		return "of another form", id
+	}
+	return "a UUID in capitals", id
+}
+
+func otherRequestID(r *run, a *answer) (got, detail string) {
+	switch id := a.text("requestid"); {
+	case id == "":
+		return "none", ""
+	case slices.Contains(r.requestID, id):
+		return "one that was there before", ""
+	}
+	return "another than before", ""
+}
+
+func field(name string) func(*run, *answer) (got, detail string) {
+	return func(_ *run, a *answer) (got, detail string) {
+		if text := a.text(name); text != "" {
+			return text, ""
+		}
+		return "none", ""
+	}
+}

@@ -1,0 +1,871 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+// One run of everything that can be asked, done wrong and broken, in a Vault that logs and audits all it can. Then every
+// place that anybody may look at is searched for the app secrets and the tokens, in whatever way they could be written:
+// they are in the answers of creds/ alone.
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html"
+	"io"
+	"io/fs"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unicode/utf16"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
+)
+
+// pieceLength is how much of a secret counts as the secret: its first and its last so many characters are looked for too,
+// so that one that was cut is found.
+const pieceLength = 16
+
+// needle is one way to write a secret.
+type needle struct {
+	text []byte
+	what string // what it is, and how it is written
+}
+
+// needlesOf are the ways to write a secret. The core is the part of it that nothing else in the run contains.
+func needlesOf(what, secret, core string) []needle {
+	forms := map[string]string{
+		"as it is":           secret,
+		"its beginning":      core[:pieceLength],
+		"its end":            core[len(core)-pieceLength:],
+		"in capitals":        strings.ToUpper(core),
+		"as a query":         url.QueryEscape(secret),
+		"as a path":          url.PathEscape(secret),
+		"as HTML":            html.EscapeString(secret),
+		"quoted":             strconv.QuoteToASCII(secret),
+		"as hex":             hex.EncodeToString([]byte(core)),
+		"as HEX":             strings.ToUpper(hex.EncodeToString([]byte(core))),
+		"in bytes":           strings.Trim(fmt.Sprintf("%d", []byte(core)), "[]"),
+		"in UTF-16":          string(inUTF16(core)),
+		"as JSON":            inJSON(secret, true),
+		"as plain JSON":      inJSON(secret, false),
+		"as JSON in JSON":    inJSON(inJSON(secret, true), true),
+		"as a query in JSON": inJSON(url.QueryEscape(secret), true),
+	}
+	// Base64 depends on where among other bytes the text begins: three ways, less what the neighbours decide.
+	for shift := range 3 {
+		encoded := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("x", shift) + core))
+		forms[fmt.Sprintf("in base64, shifted by %d", shift)] = encoded[4 : len(encoded)/4*4-4]
+	}
+	var needles []needle
+	seen := map[string]bool{}
+	for _, how := range slices.Sorted(maps.Keys(forms)) {
+		for _, text := range []string{
+			forms[how], url.QueryEscape(forms[how]), strings.NewReplacer("+", "-", "/", "_").Replace(forms[how]), // base64 in a URL
+		} {
+			if !seen[text] {
+				seen[text] = true
+				needles = append(needles, needle{[]byte(text), what + ", " + how})
+			}
+		}
+	}
+	return needles
+}
+
+func inJSON(text string, escapeHTML bool) string {
+	var out bytes.Buffer
+	encoder := json.NewEncoder(&out)
+	encoder.SetEscapeHTML(escapeHTML)
+	_ = encoder.Encode(text) // a string always encodes
+	return strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(out.String()), `"`), `"`)
+}
+
+func inUTF16(text string) []byte {
+	var out []byte
+	for _, unit := range utf16.Encode([]rune(text)) {
+		out = append(out, byte(unit), byte(unit>>8))
+	}
+	return out
+}
+
+// keyLength is how many bytes of a needle lead to it. No needle is shorter.
+const keyLength = 8
+
+// leakSearch knows what must not be found. There are thousands of needles, and storage alone has tens of megabytes, so
+// a text is gone through once.
+type leakSearch struct {
+	mu      sync.Mutex
+	count   int
+	needles map[uint64][]needle // by their first bytes
+	maybe   [1 << 16]bool       // whether a needle may begin so, by a hash of these bytes
+	known   map[string]bool
+}
+
+func hashOf(key uint64) uint16 { return uint16((key * 0x9e3779b97f4a7c15) >> 48) }
+
+// appSecret makes one with all the characters that somebody may want to escape.
+func (s *leakSearch) appSecret() string {
+	core := randomHex(20)
+	secret := "leak-" + core + `+/="\<&>%27;`
+	s.add("an app secret", secret, core)
+	return secret
+}
+
+// numericSecret is an app secret that lost its quotes on the way.
+func (s *leakSearch) numericSecret() string {
+	core := secretNumber() + "777"
+	for len(core) < 2*pieceLength {
+		core += core
+	}
+	s.add("an app secret", core, core)
+	return core
+}
+
+func (s *leakSearch) add(what, secret, core string) {
+	noteSecret(secret, what)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known == nil {
+		s.known, s.needles = map[string]bool{}, map[uint64][]needle{}
+	}
+	if secret == "" || s.known[secret] {
+		return
+	}
+	s.known[secret] = true
+	for _, n := range needlesOf(what, secret, core) {
+		key := binary.LittleEndian.Uint64(n.text)
+		s.needles[key] = append(s.needles[key], n)
+		s.maybe[hashOf(key)] = true
+		s.count++
+	}
+}
+
+// token adds an access token, which the simulator makes of 32 hex digits.
+func (s *leakSearch) token(value string) {
+	if value != "" {
+		s.add("an access token", value, value)
+	}
+}
+
+// in tells what is found in a text, without showing it.
+func (s *leakSearch) in(where string, text []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found []error
+	for at := 0; at+keyLength <= len(text) && len(found) < 5; at++ {
+		key := binary.LittleEndian.Uint64(text[at:])
+		if !s.maybe[hashOf(key)] {
+			continue
+		}
+		for _, n := range s.needles[key] {
+			if bytes.HasPrefix(text[at:], n.text) {
+				from := bytes.LastIndexByte(text[:at], '\n') + 1
+				before := mask(string(text[max(from, at-160):at]))
+				found = append(found, fmt.Errorf("%s holds %s, at byte %d, after %q", where, n.what, at, before))
+				break // one of several ways to write it that are the same here
+			}
+		}
+	}
+	return errors.Join(found...)
+}
+
+// search fails the test where something is found, and goes on.
+func (s *leakSearch) search(t *testing.T, where string, text []byte) (clean bool) {
+	t.Helper()
+	err := s.in(where, text)
+	if err != nil {
+		t.Error(err)
+	}
+	return err == nil
+}
+
+func TestLeak_search_finds_a_secret_however_it_is_written(t *testing.T) {
+	t.Parallel()
+	var s leakSearch
+	secret := s.appSecret()
+	token := randomHex(16)
+	s.token(token)
+	twice, err := json.Marshal(map[string]string{"request": fmt.Sprintf(`{"appSecret":%q}`, secret)})
+	require.NoError(t, err)
+	body, err := json.Marshal(map[string]string{"appSecret": secret})
+	require.NoError(t, err)
+	for name, text := range map[string]string{
+		"as it is":        secret,
+		"in a struct":     fmt.Sprintf("%+v", struct{ AppSecret string }{secret}),
+		"quoted":          fmt.Sprintf("%q", secret),
+		"in bytes":        fmt.Sprintf("%d", []byte(secret)),
+		"in hex":          fmt.Sprintf("%x", secret),
+		"in HEX":          fmt.Sprintf("%X", secret),
+		"in JSON":         string(body),
+		"in JSON in JSON": string(twice),
+		"in a query":      url.Values{"app_secret": {secret}}.Encode(),
+		"in a path":       (&url.URL{Path: "/config/" + secret}).String(),
+		"cut":             secret[:30],
+		"its end":         secret[25:],
+		"in base64 0":     base64.StdEncoding.EncodeToString(body),
+		"in base64 1":     base64.StdEncoding.EncodeToString(append([]byte("1"), body...)),
+		"in base64 2":     base64.RawURLEncoding.EncodeToString(append([]byte("12"), body...)),
+		"token":           `{"access_token":"` + token + `"}`,
+		"token in base64": base64.StdEncoding.EncodeToString([]byte("a token: " + token)),
+		"half a token":    token[:pieceLength] + "…",
+		"token in UTF-16": string(inUTF16(token)),
+	} {
+		if s.in(name, []byte("what comes before "+text+" and after")) == nil {
+			t.Errorf("not found: %s", name)
+		}
+	}
+	require.NoError(t, s.in("something else", []byte("leak- and "+randomHex(4096))))
+}
+
+// leakRun is the run: it asks Vault and keeps every answer but the tokens that creds/ gave.
+type leakRun struct {
+	*leakSearch
+	v *vaultServer
+	m *mount
+
+	answersMu sync.Mutex
+	answers   []keptAnswer
+	credsRead int
+}
+
+type keptAnswer struct{ to, text string }
+
+// ask sends a request as it is and keeps the answer, headers included. Where the answer is that of creds/, the token is
+// taken out first: it is what the answer is for.
+func (r *leakRun) ask(t *testing.T, method, path, contentType, body string, headers ...string) answer {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), method, r.v.addr+"/v1/"+path, strings.NewReader(body))
+	require.NoError(t, err)
+	request.Header.Set("X-Vault-Token", r.v.rootToken)
+	request.Header.Set("X-Vault-Request", "true")
+	if contentType != "" {
+		request.Header.Set("Content-Type", contentType)
+	}
+	for pair := range slices.Chunk(headers, 2) {
+		request.Header.Set(pair[0], pair[1])
+	}
+	response, err := http.DefaultClient.Do(request)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	raw, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	text := string(raw)
+
+	gives := strings.Contains(path, "/creds/") || path == "sys/wrapping/unwrap"
+	if gives && response.StatusCode == http.StatusOK {
+		var secret struct {
+			Data struct {
+				Token string `json:"access_token"`
+			}
+		}
+		decodeJSON(t, text, &secret)
+		if token := secret.Data.Token; token != "" {
+			r.token(token)
+			require.Equal(t, 1, strings.Count(text, token), "the token is in the answer once")
+			text = strings.Replace(text, token, "", 1)
+			r.answersMu.Lock()
+			r.credsRead++
+			r.answersMu.Unlock()
+		}
+	}
+	r.keep(method+" "+path+" "+strconv.Itoa(response.StatusCode), fmt.Sprint(response.Header)+"\n"+text)
+	return answer{status: response.StatusCode, body: string(raw)}
+}
+
+func (r *leakRun) keep(to, text string) {
+	r.answersMu.Lock()
+	defer r.answersMu.Unlock()
+	r.answers = append(r.answers, keptAnswer{to, text})
+}
+
+// newApp makes an app at a DingTalk of its own, with a secret that is easily mangled.
+func (r *leakRun) newApp(dt *dingtalk) *app {
+	a := r.m.unstoredApp(dt)
+	a.secret = r.appSecret()
+	dt.SetApp(a.key, a.secret)
+	return a
+}
+
+func jsonOf(t *testing.T, value any) string {
+	t.Helper()
+	raw, err := json.Marshal(value)
+	require.NoError(t, err)
+	return string(raw)
+}
+
+func (r *leakRun) store(t *testing.T, a *app, tune fields) answer {
+	t.Helper()
+	body := a.config()
+	maps.Copy(body, tune)
+	return r.ask(t, "POST", a.configPath(), "", jsonOf(t, body))
+}
+
+// learn has the search know every token that the app ever got, also one that nobody was told.
+func (r *leakRun) learn(a *app) { r.token(a.dt.LastToken(a.key)) }
+
+//nolint:tparallel // the steps follow one another
+func TestLeak_secrets_and_tokens_are_in_the_answers_of_creds_alone(t *testing.T) {
+	t.Parallel()
+	v := startVault(t, vaultOptions{storage: storageRaft, audit: true})
+	r := &leakRun{leakSearch: &leakSearch{}, v: v, m: v.enable(t)}
+	watch := watchProcesses(t, v)
+
+	t.Run("all at once", func(t *testing.T) {
+		for _, fault := range leakFaults() {
+			t.Run(strings.TrimSpace(fmt.Sprint(fault.Kind, " ", fault.Status, " ", fault.Code)), func(t *testing.T) {
+				t.Parallel()
+				r.liveThroughFault(t, fault)
+			})
+		}
+		for _, status := range []int{400, 403, 500} {
+			t.Run(fmt.Sprint("an ageing token and ", status), func(t *testing.T) {
+				t.Parallel()
+				r.ageUnderFault(t, status)
+			})
+		}
+		t.Run("writes", func(t *testing.T) {
+			t.Parallel()
+			r.writeConfigs(t)
+		})
+		t.Run("CLI", func(t *testing.T) {
+			t.Parallel()
+			r.useCLI(t)
+		})
+	})
+	t.Run("the plugin ends", r.breakThePlugin)
+	var leased, unleased *app
+	t.Run("ordinary life", func(t *testing.T) { leased, unleased = r.ordinaryLife(t) })
+	if t.Failed() {
+		return
+	}
+
+	t.Run("processes", func(t *testing.T) { watch.search(t, r.leakSearch) })
+	t.Run("answers", r.searchAnswers)
+	t.Run("logs", r.searchLogs)
+	t.Run("HMAC", func(t *testing.T) { r.requireHashed(t, leased, unleased) })
+	t.Run("files", r.searchFiles)
+	require.NoError(t, v.stop()) // which writes whatever was not yet on disk
+	t.Run("files afterwards", r.searchFiles)
+}
+
+// leakFaults are all of the simulator's ways to fail; those that repeat what they were sent, with every status that is
+// read otherwise.
+func leakFaults() []simulator.Fault {
+	var faults []simulator.Fault
+	for _, kind := range simulator.FaultKinds() {
+		f := simulator.Fault{Kind: kind}
+		if kind == simulator.FaultExpireIn {
+			f.ExpireIn = "0"
+		}
+		faults = append(faults, f)
+	}
+	for _, status := range []int{200, 302, 403, 404, 429, 500, 503} {
+		faults = append(faults, simulator.Fault{Kind: simulator.FaultEchoSecret, Status: status})
+	}
+	for _, code := range []string{"Forbidden.AccessDenied.IpNotInWhiteList", "invalidClientIdOrSecret", "system.busy"} {
+		faults = append(faults, simulator.Fault{Kind: simulator.FaultEchoSecret, Status: 403, Code: code})
+	}
+	return faults
+}
+
+// liveThroughFault has an app meet a fault without a token, with one in hand, on a write, a refresh and a renewal.
+func (r *leakRun) liveThroughFault(t *testing.T, fault simulator.Fault) {
+	t.Helper()
+	dt := startDingTalk(t, fullLifetime)
+	a := r.newApp(dt)
+	config, creds := a.configPath(), a.credsPath()
+	const quickly = "1s"
+
+	dt.SetFault(a.key, fault)
+	r.store(t, a, fields{"request_timeout": quickly}) // verified, and mostly refused
+	r.store(t, a, fields{"request_timeout": quickly, "verify_connection": false})
+	for range 2 {
+		r.ask(t, "GET", creds, "", "")
+		r.ask(t, "GET", a.statusPath(), "", "")
+	}
+	dt.ClearFaults()
+	r.ask(t, "DELETE", config, "", "") // ends the back-off
+	r.m.forgetBan(a)
+	require.Equal(t, http.StatusNoContent, r.store(t, a, fields{"request_timeout": quickly}).status, "fault %s is over", fault.Kind)
+	r.learn(a)
+	reply := r.ask(t, "GET", creds, "", "")
+	require.Equal(t, http.StatusOK, reply.status)
+	var lease struct {
+		ID string `json:"lease_id"`
+	}
+	decodeJSON(t, reply.body, &lease)
+
+	// The fault's own answers now hold a token that is in use.
+	dt.SetFault(a.key, fault)
+	r.ask(t, "POST", a.refreshPath(), "", "")
+	r.ask(t, "GET", creds+"?min_ttl=24h", "", "")
+	r.ask(t, "GET", a.statusPath(), "", "")
+	r.ask(t, "POST", "sys/leases/renew", "", jsonOf(t, fields{"lease_id": lease.ID}))
+	r.ask(t, "POST", config, "", jsonOf(t, fields{"verify_connection": true}))
+	r.ask(t, "POST", config, "", jsonOf(t, fields{"app_secret": r.appSecret()}))
+	r.ask(t, "PATCH", config, patchType, jsonOf(t, fields{"app_secret": a.secret, "verify_connection": true}))
+	r.ask(t, "GET", config, "", "")
+	r.ask(t, "GET", creds, "", "")
+	r.ask(t, "POST", "sys/leases/lookup", "", jsonOf(t, fields{"lease_id": lease.ID}))
+	r.ask(t, "POST", "sys/leases/revoke", "", jsonOf(t, fields{"lease_id": lease.ID, "sync": true}))
+	r.learn(a)
+}
+
+// ageUnderFault lets a token go through all of its life while DingTalk answers with the token and the secret in its errors:
+// warnings of reads and renewals, the status, and in the end the error.
+func (r *leakRun) ageUnderFault(t *testing.T, status int) {
+	t.Helper()
+	dt := startDingTalk(t, 10*time.Second)
+	a := r.newApp(dt)
+	require.Equal(t, http.StatusNoContent, r.store(t, a, fields{"request_timeout": "1s"}).status)
+	r.learn(a)
+	var lease struct {
+		ID string `json:"lease_id"`
+	}
+	decodeJSON(t, r.ask(t, "GET", a.credsPath(), "", "").body, &lease)
+	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultEchoSecret, Status: status})
+	warned := map[string]bool{}
+	waitFor(t, 15*time.Second, "the token has expired", func() bool {
+		read := r.ask(t, "GET", a.credsPath(), "", "")
+		renewal := r.ask(t, "POST", "sys/leases/renew", "", jsonOf(t, fields{"lease_id": lease.ID}))
+		r.ask(t, "GET", a.statusPath(), "", "")
+		warned["read"] = warned["read"] || strings.Contains(read.body, "could not be refreshed")
+		warned["renewal"] = warned["renewal"] || strings.Contains(renewal.body, "could not be refreshed")
+		return read.status != http.StatusOK
+	})
+	require.Equal(t, map[string]bool{"read": true, "renewal": true}, warned)
+	require.Equal(t, 1, strings.Count(r.ask(t, "GET", a.statusPath(), "", "").body, "last_error\""))
+}
+
+// forgetBan moves the app to a host that is not banned: a ban is the host's, and lasts.
+func (m *mount) forgetBan(a *app) {
+	a.dt = &dingtalk{Server: a.dt.Server, url: strings.Replace(a.dt.url, "127.0.0.1", "localhost", 1)}
+}
+
+// writeConfigs sends the secret in every wrong form, and to every wrong place.
+func (r *leakRun) writeConfigs(t *testing.T) {
+	t.Helper()
+	dt := startDingTalk(t, fullLifetime)
+	present, absent := r.newApp(dt), r.newApp(dt)
+	require.Equal(t, http.StatusNoContent, r.store(t, present, nil).status)
+	r.learn(present)
+	quoted := func(secret string) string { return jsonOf(t, secret) }
+
+	for _, a := range []*app{present, absent} {
+		whole := a.config()
+		delete(whole, "app_secret")
+		rest := strings.TrimSuffix(jsonOf(t, whole), "}")
+		for _, value := range []string{
+			"[" + quoted(r.appSecret()) + "," + quoted(r.appSecret()) + "]",
+			"[" + quoted(r.appSecret()) + "]",
+			`{"value":` + quoted(r.appSecret()) + `}`,
+			`[{"deep":[` + quoted(r.appSecret()) + `]}]`,
+			r.numericSecret(), "-" + r.numericSecret(), "0." + r.numericSecret(),
+			`"` + r.numericSecret() + ` "`,
+			quoted(r.appSecret() + " "), quoted(" " + r.appSecret()), quoted(r.appSecret() + "\n\n"), quoted(r.appSecret() + "\x00"),
+			quoted(r.appSecret() + "密"), quoted(r.appSecret() + strings.Repeat("x", 512)),
+			quoted(r.appSecret()), // well formed, and wrong
+		} {
+			for _, method := range []string{"POST", "PUT", "PATCH"} {
+				contentType := ""
+				if method == "PATCH" {
+					contentType = patchType
+				}
+				body := rest + `,"app_secret":` + value + "}"
+				reply := r.ask(t, method, a.configPath(), contentType, body)
+				require.Contains(t, []int{http.StatusBadRequest, http.StatusNotFound}, reply.status, "%s %s", method, mask(reply.body))
+			}
+		}
+		// Broken JSON, the secret twice, a form, and no JSON at all.
+		one, two := quoted(r.appSecret()), quoted(r.appSecret())
+		r.ask(t, "POST", a.configPath(), "", `{"app_secret":`+one+`,"app_secret":`+two+`,"leased":"maybe"}`)
+		r.ask(t, "POST", a.configPath(), "", `{"app_secret":`+one)
+		r.ask(t, "POST", a.configPath(), "", one)
+		r.ask(t, "POST", a.configPath(), "", "app_secret="+r.appSecret())
+		r.ask(t, "POST", a.configPath(), "application/x-www-form-urlencoded",
+			url.Values{"app_key": {a.key}, "app_secret": {r.appSecret(), r.appSecret()}}.Encode())
+		r.ask(t, "PATCH", a.configPath(), "", `{"app_secret":`+one+`}`)
+		r.ask(t, "PATCH", a.configPath(), patchType, `{"app_secret":{"$secret":`+two+`}}`)
+		r.ask(t, "POST", a.configPath()+"?app_secret="+url.QueryEscape(r.appSecret()), "", jsonOf(t, whole))
+
+		// The wrong place, with and without the right one.
+		for _, field := range []string{"app_key", "app_secrets", "secret", "verify_connection", "leased", "refresh_before", "request_timeout", "base_url"} {
+			misplaced := r.appSecret()
+			for _, body := range []fields{
+				{field: misplaced},
+				{"app_key": a.key, "app_secret": misplaced, "base_url": dt.url, field: misplaced},
+				{"app_key": a.key, "app_secret": misplaced, "base_url": dt.url, field: []string{misplaced, misplaced}},
+				{"app_key": a.key, "app_secret": misplaced, "base_url": dt.url, field: fields{"value": misplaced}},
+				{"app_key": misplaced, "app_secret": a.key, "base_url": dt.url},
+			} {
+				r.ask(t, "POST", a.configPath(), "", jsonOf(t, body))
+				r.ask(t, "PATCH", a.configPath(), patchType, jsonOf(t, body))
+			}
+		}
+		for _, base := range []string{
+			"https://user:%s@api.dingtalk.io", "https://%s@api.dingtalk.io", "https://user:%s@127.0.0.1:1", "user:%s@host", "https://u:%s@h/%%zz",
+		} {
+			secret := r.appSecret()
+			for _, written := range []string{secret, url.QueryEscape(secret)} {
+				reply := r.ask(t, "POST", a.configPath(), "", jsonOf(t, fields{
+					"app_key": a.key, "app_secret": a.secret, "base_url": fmt.Sprintf(base, written),
+				}))
+				require.Equal(t, http.StatusBadRequest, reply.status)
+			}
+		}
+		r.queries(t, a)
+	}
+	require.Equal(t, http.StatusNotFound, r.ask(t, "GET", absent.configPath(), "", "").status, "nothing of it was stored")
+	require.Equal(t, http.StatusOK, r.ask(t, "GET", present.credsPath(), "", "").status, "nothing of it did harm")
+}
+
+// queries puts the secret into the query of what is only read.
+func (r *leakRun) queries(t *testing.T, a *app) {
+	t.Helper()
+	one, two := url.QueryEscape(r.appSecret()), url.QueryEscape(r.appSecret())
+	for _, query := range []string{
+		"?app_secret=" + one, "?app_secret=" + one + "&app_secret=" + two, "?secret=" + one, "?app_key=" + one + "&app_key=" + two,
+		"?base_url=https://u:" + one + "@h", "?app=" + one,
+	} {
+		for _, path := range []string{a.configPath(), a.credsPath(), a.statusPath()} {
+			r.ask(t, "GET", path+query, "", "")
+		}
+		r.ask(t, "LIST", r.m.path+"/config/"+query, "", "")
+		r.ask(t, "POST", a.refreshPath()+query, "", "")
+		r.ask(t, "DELETE", r.m.path+"/config/nobody"+query, "", "")
+		r.ask(t, "GET", a.credsPath()+query+"&help=1", "", "")
+	}
+	for _, body := range []fields{{"app_secret": r.appSecret()}, {"app_secret": []string{r.appSecret(), r.appSecret()}}, {"x": r.appSecret()}} {
+		r.ask(t, "POST", a.refreshPath(), "", jsonOf(t, body))
+		r.ask(t, "POST", a.statusPath(), "", jsonOf(t, body))
+		r.ask(t, "POST", a.credsPath(), "", jsonOf(t, body))
+		r.ask(t, "PUT", r.m.path+"/nowhere/"+a.name, "", jsonOf(t, body))
+	}
+}
+
+// useCLI does with the vault program what a person would; no secret is on its command line.
+func (r *leakRun) useCLI(t *testing.T) {
+	t.Helper()
+	dt := startDingTalk(t, fullLifetime)
+	a := r.newApp(dt)
+	run := func(input string, args ...string) cliResult {
+		result := r.v.cliWithInput(t, input, args...)
+		r.learn(a)
+		r.keep("vault "+strings.Join(args, " "), result.stdout+result.stderr)
+		return result
+	}
+	run(r.appSecret(), "write", a.configPath(), "app_key="+a.key, "app_secret=-", "base_url="+dt.url)
+	run(a.secret+"\n", "write", a.configPath(), "app_key="+a.key, "app_secret=-", "base_url="+dt.url).succeeded(t)
+	run(jsonOf(t, fields{"app_key": a.key, "app_secret": []string{r.appSecret(), r.appSecret()}}), "write", a.configPath(), "-")
+	run(jsonOf(t, fields{"app_key": a.key, "app_secret": fields{"v": r.appSecret()}}), "write", a.configPath(), "-")
+	run(a.secret, "patch", a.configPath(), "app_secret=-", "leased=maybe")
+	run("", "read", a.configPath()).succeeded(t)
+	run("", "read", a.statusPath()).succeeded(t)
+	run("", "write", "-f", a.refreshPath()).succeeded(t)
+	run("", "list", r.m.path+"/config").succeeded(t)
+	run("", "path-help", a.credsPath()).succeeded(t)
+	run("", "plugin", "list", "-detailed", "secret").succeeded(t)
+	run("", "secrets", "list", "-detailed").succeeded(t)
+
+	// The answers of creds/ hold the token, once.
+	for _, args := range [][]string{
+		{"read", "-format=json", a.credsPath()}, {"read", a.credsPath()}, {"read", "-field=access_token", a.credsPath()},
+	} {
+		out := r.v.mustCLI(t, args...)
+		token := dt.LastToken(a.key)
+		r.token(token)
+		require.Equal(t, 1, strings.Count(out, token))
+		r.keep("vault "+strings.Join(args, " "), strings.Replace(out, token, "", 1))
+	}
+}
+
+// breakThePlugin ends the plugin's process under load: by SIGKILL, and by a signal that has it print what it was doing.
+func (r *leakRun) breakThePlugin(t *testing.T) {
+	t.Helper()
+	dt := startDingTalk(t, fullLifetime)
+	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGQUIT, syscall.SIGABRT} {
+		dt.SetFault(simulator.AnyApp, simulator.Fault{Kind: simulator.FaultHang})
+		a := r.newApp(dt)
+		r.store(t, a, fields{"verify_connection": false, "request_timeout": "10s"})
+		var waiting sync.WaitGroup
+		waiting.Go(func() { r.ask(t, "GET", a.credsPath(), "", "") })
+		waiting.Go(func() {
+			r.ask(t, "POST", a.configPath(), "", jsonOf(t, fields{"app_secret": r.appSecret()}))
+		})
+		waitFor(t, 10*time.Second, "both calls upstream hang", func() bool { return a.calls() == 2 })
+		pid := r.v.pluginPID(t)
+		dt.ClearFaults() // Vault asks the new process once more
+		require.NoError(t, syscall.Kill(pid, signal))
+		waiting.Wait()
+		waitFor(t, 10*time.Second, "Vault sees the end of the plugin's process", func() bool {
+			log, err := os.ReadFile(r.v.logPath())
+			require.NoError(t, err)
+			return bytes.Contains(log, fmt.Appendf(nil, " id=%d", pid)) && !processLives(pid)
+		})
+		waitFor(t, 10*time.Second, "the plugin runs again", func() bool {
+			return r.ask(t, "GET", a.configPath(), "", "").status == http.StatusOK
+		})
+	}
+}
+
+func processLives(pid int) bool { return syscall.Kill(pid, 0) == nil }
+
+// ordinaryLife is what an app's days are made of. It returns the app and its last token's app; both have been handed out.
+func (r *leakRun) ordinaryLife(t *testing.T) (leased, unleased *app) {
+	t.Helper()
+	dt := startDingTalk(t, fullLifetime)
+	leased, unleased = r.newApp(dt), r.newApp(dt)
+	require.Equal(t, http.StatusNoContent, r.store(t, leased, nil).status)
+	require.Equal(t, http.StatusNoContent, r.store(t, unleased, fields{"leased": false}).status)
+	for _, a := range []*app{leased, unleased} {
+		r.learn(a)
+		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.credsPath(), "", "").status)
+		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.credsPath()+"?min_ttl=10m", "", "").status)
+		r.ask(t, "GET", a.statusPath(), "", "")
+		dt.RotateTokens(a.key, true)
+		require.Equal(t, http.StatusOK, r.ask(t, "POST", a.refreshPath(), "", "").status)
+		r.learn(a)
+		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.credsPath(), "", "").status)
+
+		wrapped := r.ask(t, "GET", a.credsPath(), "", "", "X-Vault-Wrap-TTL", "60s")
+		var wrap struct {
+			Info struct{ Token string } `json:"wrap_info"`
+		}
+		decodeJSON(t, wrapped.body, &wrap)
+		noteSecret(wrap.Info.Token, "a wrapping token")
+		require.Equal(t, http.StatusOK, r.ask(t, "POST", "sys/wrapping/lookup", "", jsonOf(t, fields{"token": wrap.Info.Token})).status)
+		require.Equal(t, http.StatusOK, r.ask(t, "POST", "sys/wrapping/unwrap", "", jsonOf(t, fields{"token": wrap.Info.Token})).status)
+	}
+	reply := r.ask(t, "GET", leased.credsPath(), "", "")
+	var lease struct {
+		ID string `json:"lease_id"`
+	}
+	decodeJSON(t, reply.body, &lease)
+	for _, path := range []string{"renew", "lookup", "revoke"} {
+		reply := r.ask(t, "POST", "sys/leases/"+path, "", jsonOf(t, fields{"lease_id": lease.ID, "increment": 60}))
+		require.Contains(t, []int{http.StatusOK, http.StatusNoContent}, reply.status)
+	}
+	require.Equal(t, http.StatusOK, r.ask(t, "LIST", "sys/leases/lookup/"+leased.credsPath(), "", "").status)
+
+	reply = r.ask(t, "POST", "sys/plugins/reload/backend", "", jsonOf(t, fields{"mounts": []string{r.m.path}}))
+	require.Equal(t, http.StatusOK, reply.status, mask(reply.body))
+	for _, a := range []*app{leased, unleased} {
+		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.credsPath(), "", "").status)
+		r.learn(a)
+	}
+	r.ask(t, "GET", "sys/mounts", "", "")
+	r.ask(t, "GET", "sys/mounts/"+r.m.path, "", "")
+	r.ask(t, "GET", "sys/internal/specs/openapi", "", "")
+	r.ask(t, "GET", "sys/metrics?format=prometheus", "", "")
+	r.ask(t, "GET", "sys/in-flight-req", "", "")
+	r.ask(t, "GET", "sys/pprof/goroutine?debug=2", "", "")
+	return leased, unleased
+}
+
+// processWatch keeps what the machine shows of its processes: the command lines of all, and the environment of Vault and
+// its plugin.
+type processWatch struct {
+	v      *vaultServer
+	stop   func()
+	seen   map[string]string // the text, and where it was
+	rounds int
+}
+
+// watchProcesses looks again and again until it is stopped; what it saw is searched at the end, when all secrets are known.
+func watchProcesses(t *testing.T, v *vaultServer) *processWatch {
+	t.Helper()
+	w := &processWatch{v: v, seen: map[string]string{}}
+	quit := make(chan struct{})
+	server := v.proc.pid()
+	var loop sync.WaitGroup
+	loop.Go(func() {
+		for {
+			w.look(server)
+			select {
+			case <-quit:
+				return
+			case <-time.After(50 * time.Millisecond): // a command of the CLI takes longer
+			}
+		}
+	})
+	w.stop = sync.OnceFunc(func() {
+		close(quit)
+		loop.Wait()
+	})
+	t.Cleanup(w.stop)
+	return w
+}
+
+func (w *processWatch) look(server int) {
+	w.rounds++
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	files = append(files, fmt.Sprintf("/proc/%d/environ", server))
+	plugins, _ := childrenRunning(server, w.v.pluginPath)
+	for _, pid := range plugins {
+		files = append(files, fmt.Sprintf("/proc/%d/environ", pid))
+	}
+	for _, file := range files {
+		if text, err := os.ReadFile(file); err == nil { // else it has ended meanwhile
+			w.seen[string(text)] = file
+		}
+	}
+}
+
+func (w *processWatch) search(t *testing.T, s *leakSearch) {
+	t.Helper()
+	w.stop()
+	var all strings.Builder
+	for text, where := range w.seen {
+		all.WriteString(strings.ReplaceAll(text, "\x00", " ") + "\n")
+		s.search(t, where, []byte(text))
+	}
+	for _, there := range []string{vaultBin + " server", w.v.pluginPath, vaultBin + " write", "VAULT_ADDR=" + w.v.addr, "VAULT_PLUGIN_"} {
+		assert.Contains(t, mask(all.String()), there, "what was seen")
+	}
+	assert.Greater(t, w.rounds, 10)
+	t.Logf("%d command lines and environments searched, collected in %d rounds", len(w.seen), w.rounds)
+}
+
+func (r *leakRun) searchAnswers(t *testing.T) {
+	t.Helper()
+	require.Greater(t, r.credsRead, 50, "answers of creds/ with a token")
+	require.Greater(t, len(r.answers), 500)
+	leaks := 0
+	for _, a := range r.answers {
+		if leaks < 10 && !r.search(t, "the answer to "+a.to, []byte(a.text)) {
+			leaks++
+		}
+	}
+	t.Logf("%d answers searched for %d forms of %d secrets and tokens", len(r.answers), r.count, len(r.known))
+}
+
+// searchLogs searches Vault's log, which has the plugin's in it, and the audit log, and checks that they hold what they
+// are searched for.
+func (r *leakRun) searchLogs(t *testing.T) {
+	t.Helper()
+	log, err := os.ReadFile(r.v.logPath())
+	require.NoError(t, err)
+	for _, there := range []string{
+		"[TRACE]", "[DEBUG]", "fetched a token", "[WARN]", "plugin process exited", "goroutine ", "handle request", r.m.path, "invalidParameter",
+	} {
+		require.Contains(t, string(log), there, "Vault's log")
+	}
+	r.search(t, "Vault's log", log)
+
+	audit, err := os.ReadFile(r.v.auditPath())
+	require.NoError(t, err)
+	require.Greater(t, bytes.Count(audit, []byte("\n")), len(r.answers))
+	r.search(t, "the audit log", withoutQueries(t, audit))
+	t.Logf("%d lines of log and %d audit entries searched", bytes.Count(log, []byte("\n")), bytes.Count(audit, []byte("\n")))
+}
+
+// withoutQueries leaves the URL of each request out of an audit log: Vault writes it there as it came, query included,
+// whatever an engine does. Keys of objects are not hashed either, so no test makes a secret one.
+func withoutQueries(t *testing.T, audit []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	for line := range bytes.Lines(audit) {
+		var entry map[string]any
+		decodeJSON(t, string(line), &entry)
+		request, ok := entry["request"].(map[string]any)
+		require.True(t, ok, "an audit entry has a request")
+		delete(request, "request_uri")
+		out.WriteString(jsonOf(t, entry) + "\n")
+	}
+	return out.Bytes()
+}
+
+// requireHashed checks that the audit log has the tokens and secrets of these apps as Vault hashes them.
+func (r *leakRun) requireHashed(t *testing.T, apps ...*app) {
+	t.Helper()
+	for _, a := range apps {
+		token, secret := r.auditHash(t, a.dt.LastToken(a.key)), r.auditHash(t, a.secret)
+		var given, taken, shown int
+		audit, err := os.ReadFile(r.v.auditPath())
+		require.NoError(t, err)
+		for line := range bytes.Lines(audit) {
+			var entry struct {
+				Type    string
+				Request struct {
+					Path string
+					Data map[string]any
+				}
+				Response struct{ Data map[string]any }
+			}
+			decodeJSON(t, string(line), &entry)
+			switch {
+			case entry.Type == "response" && entry.Response.Data["access_token"] == token:
+				require.Contains(t, []string{a.credsPath(), "sys/wrapping/unwrap"}, entry.Request.Path)
+				given++
+			case entry.Request.Data["app_secret"] == secret:
+				require.Equal(t, a.configPath(), entry.Request.Path)
+				taken++
+			case strings.HasPrefix(entry.Request.Path, "sys/audit-hash/"): // from here
+			case bytes.Contains(line, []byte(token)) || bytes.Contains(line, []byte(secret)):
+				shown++
+			}
+		}
+		require.GreaterOrEqual(t, given, 3, "answers of %s with the token's HMAC", a.credsPath())
+		require.GreaterOrEqual(t, taken, 2, "the request that stored the app, and its answer, with the secret's HMAC")
+		require.Zero(t, shown, "the HMACs stand nowhere else")
+	}
+}
+
+func (r *leakRun) auditHash(t *testing.T, value string) string {
+	t.Helper()
+	secret, err := r.v.root.Sys().AuditHash("file", value)
+	require.NoError(t, err)
+	require.Regexp(t, "^hmac-sha256:", secret)
+	return secret
+}
+
+// searchFiles searches everything that Vault has on disk: its storage, logs and configuration.
+func (r *leakRun) searchFiles(t *testing.T) {
+	t.Helper()
+	var files, size int
+	err := filepath.WalkDir(r.v.dir, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && (!entry.Type().IsRegular() || path == r.v.pluginPath) {
+			return nil // gone meanwhile, or not a file of Vault's
+		}
+		if err != nil {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if strings.HasPrefix(path, filepath.Join(r.v.dir, "data")+"/") {
+			files++
+			size += len(content)
+		}
+		if path == r.v.auditPath() {
+			content = withoutQueries(t, content)
+		}
+		r.search(t, path, content)
+		return nil
+	})
+	require.NoError(t, err)
+	require.Positive(t, files, "files of storage")
+	require.Greater(t, size, 50<<10, "bytes of storage")
+	t.Logf("%d files of storage with %d bytes searched", files, size)
+}

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+// The policies in examples/policies, word for word, with real tokens of Vault: what each allows, and that it allows
+// nothing else.
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	policiesDir = "../../examples/policies"
+	patchType   = "application/merge-patch+json"
+)
+
+// policyWorld is a Vault with the engine where the policies expect it, and the apps that they are about.
+type policyWorld struct {
+	v  *vaultServer
+	dt *dingtalk
+	// apps are the one that reader.hcl names, another, and one whose name begins like it.
+	apps map[string]*app
+
+	attempts int // for names that were not there before
+}
+
+func newPolicyWorld(t *testing.T) *policyWorld {
+	t.Helper()
+	w := &policyWorld{
+		v:    startVault(t, vaultOptions{storage: storageInmem, audit: true}),
+		dt:   startDingTalk(t, fullLifetime),
+		apps: map[string]*app{},
+	}
+	m := &mount{v: w.v, path: "dingtalk"}
+	require.NoError(t, w.v.root.Sys().Mount(m.path, &api.MountInput{Type: pluginName}))
+	for _, name := range []string{"myapp", "other", "myapp-payroll"} {
+		a := m.unstoredApp(w.dt)
+		a.name = name
+		_, err := w.v.root.Logical().Write(a.configPath(), a.config())
+		require.NoError(t, err)
+		w.apps[name] = a
+	}
+	return w
+}
+
+// write stores a policy from its file, under the name that the examples use.
+func (w *policyWorld) write(t *testing.T, file string) (name string) {
+	t.Helper()
+	name = "dingtalk-" + strings.TrimSuffix(file, ".hcl")
+	w.v.mustCLI(t, "policy", "write", name, filepath.Join(policiesDir, file))
+	return name
+}
+
+// holder is somebody with a token of Vault.
+type holder struct{ *vaultServer }
+
+func (w *policyWorld) withToken(token string) holder {
+	noteSecret(token, "a Vault token")
+	as := *w.v
+	as.rootToken = token
+	return holder{&as}
+}
+
+// holderOf makes a token with one policy besides Vault's default one.
+func (w *policyWorld) holderOf(t *testing.T, policy string) holder {
+	t.Helper()
+	secret, err := w.v.root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}})
+	require.NoError(t, err)
+	require.Contains(t, secret.Auth.TokenPolicies, policy)
+	return w.withToken(secret.Auth.ClientToken)
+}
+
+// operations are all that can be asked of the mount, by name.
+func (w *policyWorld) operations(t *testing.T) map[string]func(holder) answer {
+	t.Helper()
+	ops := map[string]func(holder) answer{
+		"list config/": func(h holder) answer { return h.http(t, "LIST", "dingtalk/config/", "", "") },
+		"create config/": func(h holder) answer {
+			w.attempts++
+			body, err := json.Marshal(w.apps["other"].config())
+			require.NoError(t, err)
+			return h.http(t, "POST", fmt.Sprintf("dingtalk/config/new-%d", w.attempts), "", string(body))
+		},
+		"delete config/": func(h holder) answer {
+			w.attempts++
+			path := fmt.Sprintf("dingtalk/config/doomed-%d", w.attempts)
+			_, err := w.v.root.Logical().Write(path, w.apps["other"].config())
+			require.NoError(t, err)
+			return h.http(t, "DELETE", path, "", "")
+		},
+	}
+	for _, a := range w.apps {
+		for name, op := range map[string]struct{ method, path, contentType, body string }{
+			"read config/":    {"GET", a.configPath(), "", ""},
+			"update config/":  {"POST", a.configPath(), "", `{"refresh_before":"100s"}`},
+			"patch config/":   {"PATCH", a.configPath(), patchType, `{"refresh_before":"100s"}`},
+			"read creds/":     {"GET", a.credsPath(), "", ""},
+			"read status/":    {"GET", a.statusPath(), "", ""},
+			"update refresh/": {"POST", a.refreshPath(), "", ""},
+		} {
+			ops[name+a.name] = func(h holder) answer { return h.http(t, op.method, op.path, op.contentType, op.body) }
+		}
+	}
+	return ops
+}
+
+// requireAllows checks that the holder may do what is named, and that Vault refuses it everything else.
+func (w *policyWorld) requireAllows(t *testing.T, h holder, allowed ...string) {
+	t.Helper()
+	ops := w.operations(t)
+	for _, name := range allowed {
+		require.Contains(t, ops, name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(ops)) {
+		reply := ops[name](h)
+		may := slices.Contains(allowed, name)
+		if may {
+			assert.Contains(t, []int{http.StatusOK, http.StatusNoContent}, reply.status, "%s: %s", name, mask(reply.body))
+		} else {
+			assert.Equal(t, http.StatusForbidden, reply.status, "%s: %s", name, mask(reply.body))
+			assert.Contains(t, reply.body, "permission denied", name)
+		}
+		if !may || !strings.HasPrefix(name, "read creds/") {
+			assertNoSecret(t, name, reply.body)
+			continue
+		}
+		var got struct{ Data map[string]string }
+		decodeJSON(t, reply.body, &got)
+		requireSameToken(t, got.Data["access_token"], w.dt.LastToken(w.apps[strings.TrimPrefix(name, "read creds/")].key))
+	}
+}
+
+// ofEveryApp is an operation on each of the apps.
+func (w *policyWorld) ofEveryApp(operations ...string) []string {
+	var names []string
+	for _, op := range operations {
+		for app := range w.apps {
+			names = append(names, op+app)
+		}
+	}
+	return names
+}
+
+func TestPolicies_are_all_tested_here(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob(filepath.Join(policiesDir, "*"))
+	require.NoError(t, err)
+	var names []string
+	for _, file := range files {
+		names = append(names, filepath.Base(file))
+	}
+	require.Equal(t, []string{"monitor.hcl", "operator.hcl", "reader-by-entity.hcl", "reader.hcl"}, names)
+}
+
+//nolint:tparallel // the subtests share one Vault
+func TestPolicy_allows_what_it_says_and_nothing_else(t *testing.T) {
+	t.Parallel()
+	w := newPolicyWorld(t)
+	for _, a := range w.apps {
+		noteSecret(a.token(t), "an access token")
+	}
+
+	t.Run("operator", func(t *testing.T) {
+		h := w.holderOf(t, w.write(t, "operator.hcl"))
+		w.requireAllows(t, h, append(
+			w.ofEveryApp("read config/", "update config/", "patch config/", "read status/", "update refresh/"),
+			"list config/", "create config/", "delete config/",
+		)...)
+		h.mustCLI(t, "list", "dingtalk/config")
+		fresh := w.apps["myapp"]
+		h.cliWithInput(t, fresh.secret, "write", fresh.configPath(), "app_key="+fresh.key, "app_secret=-", "base_url="+fresh.dt.url).succeeded(t)
+	})
+	t.Run("monitor", func(t *testing.T) {
+		w.requireAllows(t, w.holderOf(t, w.write(t, "monitor.hcl")), w.ofEveryApp("read status/")...)
+	})
+	t.Run("reader", func(t *testing.T) {
+		h := w.holderOf(t, w.write(t, "reader.hcl"))
+		w.requireAllows(t, h, "read creds/myapp")
+		w.requireReachesNothingElse(t, h)
+		requireKeepsItsLease(t, h)
+	})
+	t.Run("none", func(t *testing.T) {
+		w.requireAllows(t, w.holderOf(t, "default"))
+	})
+	t.Run("all three together give no more than each", func(t *testing.T) {
+		secret, err := w.v.root.Auth().Token().Create(&api.TokenCreateRequest{
+			Policies: []string{"dingtalk-operator", "dingtalk-monitor", "dingtalk-reader"},
+		})
+		require.NoError(t, err)
+		w.requireAllows(t, w.withToken(secret.Auth.ClientToken), append(
+			w.ofEveryApp("read config/", "update config/", "patch config/", "read status/", "update refresh/"),
+			"list config/", "create config/", "delete config/", "read creds/myapp",
+		)...)
+	})
+}
+
+// requireReachesNothingElse tries the ways around a policy for creds/myapp that a path allows.
+func (w *policyWorld) requireReachesNothingElse(t *testing.T, h holder) {
+	t.Helper()
+	for _, path := range []string{
+		"dingtalk/creds/other/", "dingtalk/creds/myapp/", "dingtalk/creds/myapp/other", "dingtalk/creds/myapp/../other",
+		"dingtalk/creds/myapp%2f..%2fother", "dingtalk/creds/myapp/%2e%2e/other", "dingtalk/creds//other", "dingtalk//creds/other",
+		"dingtalk/./creds/other", "dingtalk/creds/OTHER", "dingtalk/creds/MYAPP", "dingtalk/creds/myapp%00", "dingtalk/creds/*",
+		"dingtalk/creds/+", "dingtalk/creds/", "dingtalk/creds/other?app=myapp", "dingtalk/creds/myapp-payroll",
+		"dingtalk/config/myapp/../../creds/other", "dingtalk/creds/myapp/../../config/myapp", "dingtalk/config/?list=true",
+	} {
+		reply := h.http(t, "GET", path, "", "")
+		assert.GreaterOrEqual(t, reply.status, 400, "%s: %s", path, mask(reply.body))
+		assertNoSecret(t, path, reply.body)
+	}
+
+	// The app is the one of the path, whatever the request says besides.
+	reply := h.http(t, "GET", "dingtalk/creds/myapp?app=other", "", "")
+	require.Equal(t, http.StatusOK, reply.status)
+	require.NotContains(t, reply.body, w.dt.LastToken(w.apps["other"].key))
+}
+
+func requireKeepsItsLease(t *testing.T, h holder) {
+	t.Helper()
+	reply := h.http(t, "GET", "dingtalk/creds/myapp", "", "")
+	var lease struct {
+		ID string `json:"lease_id"`
+	}
+	decodeJSON(t, reply.body, &lease)
+	require.NotEmpty(t, lease.ID)
+	body := fmt.Sprintf(`{"lease_id":%q}`, lease.ID)
+	require.Equal(t, http.StatusOK, h.http(t, "POST", "sys/leases/renew", "", body).status)
+	require.Equal(t, http.StatusForbidden, h.http(t, "POST", "sys/leases/revoke", "", body).status, "which would end nothing anyway")
+}
+
+func TestPolicy_by_entity_gives_everybody_the_app_of_their_own(t *testing.T) {
+	t.Parallel()
+	w := newPolicyWorld(t)
+	for _, a := range w.apps {
+		noteSecret(a.token(t), "an access token")
+	}
+	policy := w.write(t, "reader-by-entity.hcl")
+	require.NoError(t, w.v.root.Sys().EnableAuthWithOptions("userpass", &api.EnableAuthOptions{Type: "userpass"}))
+	mounts, err := w.v.root.Sys().ListAuth()
+	require.NoError(t, err)
+	accessor := mounts["userpass/"].Accessor
+
+	// login makes an entity with that metadata and somebody who logs in as it.
+	login := func(t *testing.T, name string, metadata map[string]string) holder {
+		t.Helper()
+		password := newSecret()
+		_, err := w.v.root.Logical().Write("auth/userpass/users/"+name, map[string]any{"password": password})
+		require.NoError(t, err)
+		entity, err := w.v.root.Logical().Write("identity/entity", map[string]any{
+			"name": name, "metadata": metadata, "policies": []string{policy},
+		})
+		require.NoError(t, err)
+		_, err = w.v.root.Logical().Write("identity/entity-alias", map[string]any{
+			"name": name, "canonical_id": entity.Data["id"], "mount_accessor": accessor,
+		})
+		require.NoError(t, err)
+		secret, err := w.v.root.Logical().Write("auth/userpass/login/"+name, map[string]any{"password": password})
+		require.NoError(t, err)
+		require.Contains(t, secret.Auth.IdentityPolicies, policy)
+		return w.withToken(secret.Auth.ClientToken)
+	}
+
+	mine := login(t, "holder-of-myapp", map[string]string{"dingtalk_app": "myapp"})
+	w.requireAllows(t, mine, "read creds/myapp")
+	w.requireReachesNothingElse(t, mine)
+	requireKeepsItsLease(t, mine)
+	w.requireAllows(t, login(t, "holder-of-other", map[string]string{"dingtalk_app": "other"}), "read creds/other")
+	w.requireAllows(t, login(t, "holder-of-nothing", nil))
+	w.requireAllows(t, login(t, "holder-of-something-else", map[string]string{"app": "myapp"}))
+	w.requireAllows(t, login(t, "holder-of-an-empty-name", map[string]string{"dingtalk_app": ""}))
+	w.requireAllows(t, login(t, "holder-of-a-path", map[string]string{"dingtalk_app": "../config/myapp"}))
+
+	// A token that is out already follows the metadata.
+	_, err = w.v.root.Logical().Write("identity/entity/name/holder-of-myapp", map[string]any{
+		"metadata": map[string]string{"dingtalk_app": "other"}, "policies": []string{policy},
+	})
+	require.NoError(t, err)
+	w.requireAllows(t, mine, "read creds/other")
+
+	// What the policy's own text warns of.
+	for i, wildcard := range []string{"*", "+"} {
+		w.requireAllows(t, login(t, fmt.Sprintf("holder-of-all-%d", i), map[string]string{"dingtalk_app": wildcard}),
+			w.ofEveryApp("read creds/")...)
+	}
+}
+
+func TestPolicies_are_in_the_form_that_Vault_writes(t *testing.T) {
+	t.Parallel()
+	v := sharedVault(t)
+	files, err := filepath.Glob(filepath.Join(policiesDir, "*.hcl"))
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		formatted := filepath.Join(t.TempDir(), filepath.Base(file))
+		require.NoError(t, os.WriteFile(formatted, text, 0o600))
+		v.mustCLI(t, "policy", "fmt", formatted)
+		again, err := os.ReadFile(formatted)
+		require.NoError(t, err)
+		require.Equal(t, string(text), string(again), "vault policy fmt %s", file)
+	}
+}

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+// The plugin behind a forward proxy, as its environment says. The upstream has a made-up name that only the proxy can
+// reach, since Go never sends loopback addresses through a proxy.
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
+)
+
+// connectProxy is an HTTP proxy that knows CONNECT and nothing else.
+type connectProxy struct {
+	addr string
+
+	mu      sync.Mutex
+	routes  map[string]string // from the host and port asked for to the server meant
+	refusal string            // a whole answer in place of the tunnel
+	hang    bool              // no answer at all
+	asked   []string          // the request lines
+	logins  []string          // the Proxy-Authorization of each request
+	relayed bytes.Buffer      // all that went through the tunnels, in either direction
+	open    map[net.Conn]bool
+	closed  bool
+}
+
+func startProxy(t *testing.T) *connectProxy {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	p := &connectProxy{addr: listener.Addr().String(), routes: map[string]string{}, open: map[net.Conn]bool{}}
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			running.Go(func() { p.serve(conn) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		p.mu.Lock()
+		p.closed = true
+		for conn := range p.open {
+			_ = conn.Close()
+		}
+		p.mu.Unlock()
+		running.Wait()
+	})
+	return p
+}
+
+// keep has a connection closed at the end; it reports whether the end has not come yet.
+func (p *connectProxy) keep(conn net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		_ = conn.Close()
+	}
+	p.open[conn] = true
+	return !p.closed
+}
+
+func (p *connectProxy) drop(conn net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.open, conn)
+	_ = conn.Close()
+}
+
+func (p *connectProxy) serve(client net.Conn) {
+	if !p.keep(client) {
+		return
+	}
+	defer p.drop(client)
+	request, err := http.ReadRequest(bufio.NewReader(client))
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	p.asked = append(p.asked, request.Method+" "+request.RequestURI)
+	p.logins = append(p.logins, request.Header.Get("Proxy-Authorization"))
+	target, known := p.routes[request.RequestURI]
+	refusal, hang := p.refusal, p.hang
+	p.mu.Unlock()
+
+	switch {
+	case hang:
+		_, _ = io.Copy(io.Discard, client) // until the client goes, or the test ends
+		return
+	case refusal != "":
+		_, _ = io.WriteString(client, refusal)
+		return
+	case request.Method != http.MethodConnect || !known:
+		_, _ = io.WriteString(client, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+		return
+	}
+	server, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(context.Background(), "tcp", target)
+	if err != nil || !p.keep(server) {
+		return
+	}
+	defer p.drop(server)
+	if _, err := io.WriteString(client, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
+		return
+	}
+	var both sync.WaitGroup
+	for from, to := range map[net.Conn]net.Conn{client: server, server: client} {
+		both.Go(func() {
+			_, _ = io.Copy(io.MultiWriter(to, recorded{p}), from)
+			_ = to.Close()
+		})
+	}
+	both.Wait()
+}
+
+// recorded writes to what the proxy has seen.
+type recorded struct{ p *connectProxy }
+
+func (r recorded) Write(data []byte) (int, error) {
+	r.p.mu.Lock()
+	defer r.p.mu.Unlock()
+	return r.p.relayed.Write(data)
+}
+
+// behave changes what the proxy does from the next request on.
+func (p *connectProxy) behave(change func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change()
+}
+
+// seen is what the proxy was asked so far.
+func (p *connectProxy) seen() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.asked)
+}
+
+//nolint:tparallel // the subtests share one proxy and look at what it was asked
+func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
+	t.Parallel()
+	const host = "api.dingtalk.test"
+	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
+	ca := newAuthority(t)
+	tomorrow := time.Now().Add(day)
+	serverWith := func(certificate tls.Certificate) *tls.Config {
+		return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}}
+	}
+	dt := startDingTalk(t, fullLifetime)
+	upstream := serveUpstream(t, "127.0.0.1", serverWith(ca.issue(t, tomorrow, host)), dt)
+	otherName := serveUpstream(t, "127.0.0.1", serverWith(ca.issue(t, tomorrow, "other.dingtalk.test")), dt)
+	expired := serveUpstream(t, "127.0.0.1", serverWith(ca.issue(t, time.Now().Add(-time.Minute), host)), dt)
+	inClear := serveUpstream(t, "127.0.0.1", nil, dt)
+
+	proxy := startProxy(t)
+	proxy.routes = map[string]string{
+		host + ":443": upstream.addr, host + ":8443": upstream.addr,
+		host + ":1001": otherName.addr, host + ":1002": expired.addr, host + ":1003": inClear.addr,
+	}
+	password := newSecret()
+	const user = "vault"
+	proxyURL := "http://" + user + ":" + password + "@" + proxy.addr
+	m := v.enableWith(t, "dingtalk-proxied", "HTTPS_PROXY="+proxyURL, "HTTP_PROXY="+proxyURL, "SSL_CERT_FILE="+ca.file)
+
+	t.Run("a token comes through it", func(t *testing.T) {
+		a := m.appAt(dt, "https://"+host)
+		a.requireWorks(t)
+		require.Equal(t, []string{"CONNECT " + host + ":443"}, proxy.seen())
+		require.Equal(t, "fresh", a.refreshNow(t).Data["state"])
+		require.Equal(t, 2, a.calls())
+
+		custom := m.appAt(dt, "https://"+host+":8443")
+		custom.requireWorks(t)
+		require.Contains(t, proxy.seen(), "CONNECT "+host+":8443")
+		login := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+		proxy.mu.Lock()
+		defer proxy.mu.Unlock()
+		for _, given := range proxy.logins {
+			requireSameToken(t, given, login) // the proxy is given the login of its URL
+		}
+	})
+	t.Run("the proxy sees neither a secret nor a token", func(t *testing.T) {
+		proxy.mu.Lock()
+		defer proxy.mu.Unlock()
+		require.Greater(t, proxy.relayed.Len(), 1000)
+		assertNoSecret(t, "what went through the proxy", proxy.relayed.String())
+		require.NotContains(t, proxy.relayed.String(), simulator.TokenPath)
+		require.NotContains(t, proxy.relayed.String(), "appKey")
+	})
+	t.Run("the certificate is checked all the same", func(t *testing.T) {
+		const untrusted = "certificate is not trusted"
+		for port, c := range map[string]struct {
+			upstream *upstreamServer
+			says     []string
+		}{
+			"1001": {otherName, []string{untrusted, "other.dingtalk.test"}},
+			"1002": {expired, []string{untrusted, "expired"}},
+			"1003": {inClear, []string{"does not speak TLS"}},
+		} {
+			a := m.appAt(dt, "https://"+host+":"+port)
+			a.requireFails(t, c.says...)
+			require.Zero(t, c.upstream.requests.Load())
+			require.Zero(t, a.calls())
+		}
+	})
+	t.Run("loopback addresses do not go through it", func(t *testing.T) {
+		before := proxy.seen()
+		m.appAt(dt, dt.url).requireWorks(t)
+		require.Equal(t, before, proxy.seen())
+	})
+	t.Run("a refusal is told by its status alone", func(t *testing.T) {
+		defer proxy.behave(func() { proxy.refusal = "" })
+		for status, reason := range map[int]string{403: "Forbidden", 407: "Proxy Authentication Required", 502: "Bad Gateway", 302: "Found"} {
+			proxy.behave(func() {
+				proxy.refusal = fmt.Sprintf("HTTP/1.1 %d %s and the password is %s\r\nLocation: https://%s:8443/\r\nContent-Length: 5\r\n\r\nnever",
+					status, reason, password, host)
+			})
+			a := m.appAt(dt, fmt.Sprintf("https://status-%d.%s", status, host))
+			a.requireFails(t, fmt.Sprintf("(?i)proxy.*%d", status))
+			require.NotContains(t, a.status(t)["last_error"], reason)
+			require.Zero(t, a.calls())
+		}
+	})
+	t.Run("a name that the proxy does not know", func(t *testing.T) {
+		a := m.appAt(dt, "https://nobody.dingtalk.test")
+		a.requireFails(t, "(?i)proxy.*404")
+	})
+	t.Run("a proxy that answers nonsense", func(t *testing.T) {
+		proxy.behave(func() { proxy.refusal = "what do you want with " + password + "?\r\n\r\n" })
+		defer proxy.behave(func() { proxy.refusal = "" })
+		m.appAt(dt, "https://nonsense."+host).requireFails(t, "no token of app")
+	})
+	t.Run("a proxy that does not answer", func(t *testing.T) {
+		proxy.behave(func() { proxy.hang = true })
+		defer proxy.behave(func() { proxy.hang = false })
+		a := m.appAt(dt, "https://hanging."+host)
+		require.NoError(t, a.store(t, false))
+		a.update(t, fields{"request_timeout": "1s"})
+		began := time.Now()
+		_, err := a.tryRead()
+		require.Less(t, time.Since(began), 2*time.Second)
+		require.Regexp(t, "no whole answer within", refused(t, err, http.StatusBadGateway))
+	})
+	t.Run("a proxy that is not there", func(t *testing.T) {
+		dead := deadAddress(t)
+		lost := v.enableWith(t, "dingtalk-lost", "HTTPS_PROXY=http://"+user+":"+password+"@"+dead, "SSL_CERT_FILE="+ca.file)
+		a := lost.appAt(dt, "https://"+host)
+		a.requireFails(t, "connection refused")
+		require.Zero(t, a.calls())
+	})
+	t.Run("NO_PROXY is honoured", func(t *testing.T) {
+		direct := v.enableWith(t, "dingtalk-direct", "HTTPS_PROXY="+proxyURL, "NO_PROXY=.dingtalk.test", "SSL_CERT_FILE="+ca.file)
+		before := proxy.seen()
+		a := direct.appAt(dt, "https://"+host)
+		require.NoError(t, a.store(t, false))
+		_, err := a.tryRead()
+		refused(t, err, http.StatusBadGateway) // nobody else knows the name
+		require.Equal(t, before, proxy.seen())
+		require.Zero(t, a.calls())
+	})
+	t.Run("no environment, no proxy", func(t *testing.T) {
+		bare := v.enable(t)
+		before := proxy.seen()
+		a := bare.appAt(dt, "https://"+host)
+		require.NoError(t, a.store(t, false))
+		_, err := a.tryRead()
+		refused(t, err, http.StatusBadGateway)
+		require.Equal(t, before, proxy.seen())
+	})
+	for _, line := range proxy.seen() {
+		require.True(t, strings.HasPrefix(line, "CONNECT "), "never a request of its own, which would be in clear: %s", line)
+	}
+	require.NoError(t, v.findLeaks())
+}
+
+// deadAddress is an address on loopback where nobody listens.
+func deadAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, listener.Close())
+	return listener.Addr().String()
+}
