@@ -27,7 +27,7 @@ with_vault = vault=$$(scripts/vault-bin) && VAULT_BIN="$$vault"
 
 .PHONY: help
 help: ## list the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-10s  %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-13s  %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: ## build the plugin into bin/ and print its SHA-256; VERSION=v1.2.3 sets the version that it reports
@@ -74,6 +74,14 @@ test-unit: ## the tests that need no Vault server, with the race detector, in ra
 .PHONY: test-e2e
 test-e2e: build simulator ## the end-to-end tests, against a real Vault server; VAULT_BIN=... names one
 	$(with_vault) go test -tags e2e -count=1 -timeout 20m ./test/...
+
+.PHONY: simulation
+simulation: ## 30 days of 200 apps under faults, in virtual time; test-unit does three of them
+	go test -count=1 -timeout 15m -run '^TestSimulation' -v .
+
+.PHONY: acceptance
+acceptance: ## compare the live API with what is known of it; DINGTALK_APP_KEY, DINGTALK_APP_SECRET, DINGTALK_BASE_URL in the environment
+	go test -tags acceptance -count=1 ./internal/fidelity -run '^TestAcceptance' -v
 
 .PHONY: clean
 clean: ## remove what was built; Vault and golangci-lint stay in the user's cache

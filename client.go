@@ -414,6 +414,9 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 // clean makes a text of DingTalk's fit to be shown: no control or invisible characters, no secret, at most maxShownText bytes.
 // The order matters: a secret must not hide behind a stripped character, nor survive in halves at the cut.
 func clean(s string, secrets []sensitive) string {
+	if s == "" {
+		return "" // as in every good answer
+	}
 	s = strings.Map(func(r rune) rune {
 		switch {
 		case r == utf8.RuneError:
