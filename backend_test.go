@@ -249,13 +249,18 @@ func (m *mount) tick() {
 // stored reads a storage entry into a map; nil where there is none.
 func (m *mount) stored(key string) map[string]any {
 	m.t.Helper()
-	e, err := m.storage.Get(m.t.Context(), key)
-	require.NoError(m.t, err)
+	return storedIn(m.t, m.storage, key)
+}
+
+func storedIn(t *testing.T, storage logical.Storage, key string) map[string]any {
+	t.Helper()
+	e, err := storage.Get(t.Context(), key)
+	require.NoError(t, err)
 	if e == nil {
 		return nil
 	}
 	var v map[string]any
-	require.NoError(m.t, json.Unmarshal(e.Value, &v))
+	require.NoError(t, json.Unmarshal(e.Value, &v))
 	return v
 }
 

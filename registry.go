@@ -2,8 +2,8 @@
 
 package dingtalk
 
-// This file holds the apps together: the map of those in memory, the lock over each one's storage, the bans that apps of a
-// host share, and what runs in the background. A token's own life is in tokens.go.
+// This file holds the apps together: the map of those in memory, the lock over each one's storage and what is done under it,
+// the pauses that apps share, and what runs in the background. A token's own life is in tokens.go.
 
 import (
 	"context"

@@ -828,7 +828,7 @@ func TestInvalidate_during_a_load_does_not_bring_the_old_state_back(t *testing.T
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
 		old := m.token(theApp)
-		replacement := m.storage
+		beneath := m.storage
 		m.start()
 
 		storage := m.spy()
@@ -836,11 +836,11 @@ func TestInvalidate_during_a_load_does_not_bring_the_old_state_back(t *testing.T
 		storage.set(func(op, key string) error {
 			if op == "get" && key == "token/myapp" {
 				once.Do(func() { // the config was read: now another node changes it
-					entry := m.stored2(replacement, "config/myapp")
+					entry := storedIn(t, beneath, "config/myapp")
 					entry["generation"] = strings.Repeat("f", 32)
 					put, err := logical.StorageEntryJSON("config/myapp", entry)
 					require.NoError(t, err)
-					require.NoError(t, replacement.Put(t.Context(), put))
+					require.NoError(t, beneath.Put(t.Context(), put))
 					m.upstream.ExpireTokens(theKey)
 					m.engine.InvalidateKey(t.Context(), "config/myapp")
 				})
@@ -850,13 +850,6 @@ func TestInvalidate_during_a_load_does_not_bring_the_old_state_back(t *testing.T
 		require.NotEqual(t, old, m.token(theApp))
 		require.Equal(t, strings.Repeat("f", 32), m.engine.apps.inMemory(theApp).generation)
 	})
-}
-
-func (m *mount) stored2(s logical.Storage, key string) map[string]any {
-	kept := m.storage
-	defer func() { m.storage = kept }()
-	m.storage = s
-	return m.stored(key)
 }
 
 func TestFlight_that_meets_another_nodes_config_starts_over_with_it(t *testing.T) {
