@@ -1,0 +1,584 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package dingtalk
+
+// This file has the fuzz targets: what DingTalk answers, base_url, a write to config/, the app's name, and sequences of operations
+// against the model in model_test.go. `go test` runs their seeds and what is below testdata/fuzz; each looks for
+// more with `go test -run '^$' -fuzz '^FuzzX$' .`
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/hashicorp/vault/sdk/helper/jsonutil"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// The secrets that the fuzzed answers may try to bring out: a plain one, one that every encoding changes, and a token in hand.
+const (
+	fuzzSecret    = "plain-secret-0123456789"
+	fuzzOddSecret = `odd"secret\with/every+kind%of&char<act>er'`
+	fuzzToken     = "token-in-hand-9876543210"
+)
+
+// fuzzedBody puts the secrets in the place of their names, so that the fuzzer can put them anywhere.
+func fuzzedBody(body []byte) []byte {
+	quoted, _ := json.Marshal(fuzzOddSecret)
+	for name, secret := range map[string]string{
+		"$PLAIN": fuzzSecret, "$ODD": string(quoted[1 : len(quoted)-1]), "$TOKEN": fuzzToken,
+		"$QUERY": url.QueryEscape(fuzzOddSecret), "$PATH": url.PathEscape(fuzzOddSecret),
+		"$HUGE": strings.Repeat(" ", maxAnswer),
+	} {
+		body = bytes.ReplaceAll(body, []byte(name), []byte(secret))
+	}
+	return body
+}
+
+// fieldsLike are the values of a JSON object's fields of that name in any spelling, as encoding/json would match them.
+func fieldsLike(body []byte, name string) (values []any) {
+	var object map[string]any
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder.UseNumber() // 1e999 is a number too
+	if decoder.Decode(&object) != nil {
+		return nil
+	}
+	for key, v := range object {
+		if strings.EqualFold(key, name) {
+			values = append(values, v)
+		}
+	}
+	return values
+}
+
+func FuzzReadAnswer(f *testing.F) {
+	for _, seed := range []struct {
+		status                  int
+		contentType, retryAfter string
+		body                    string
+	}{
+		{200, "application/json", "", `{"accessToken":"fw8ef8we8f76e6f7s8dxxxx","expireIn":7200}`},
+		{200, "application/json", "", `{"AccessToken":"t","EXPIREIN":7.2e3}`},
+		{200, "application/json", "", `{"accessToken":"t","expireIn":1e999}`},
+		{200, "application/json", "", `{"accessToken":"t","expireIn":0.5}`},
+		{200, "application/json", "", `{"accessToken":"t","expireIn":"7200"}`},
+		{200, "application/json", "", `{"accessToken":"","expireIn":7200}`},
+		{200, "application/json", "", `{"errcode":404,"errmsg":"no such path: $PLAIN"}`},
+		{201, "application/json", "", `{"accessToken":"$TOKEN","expireIn":7200}`},
+		{400, "application/json", "", `{"requestid":"01A08FE7","code":"invalidClientIdOrSecret","message":"无效的clientId或者clientSecret $ODD"}`},
+		{400, "application/json", "", `{"requestId":"$QUERY","Code":"$PATH","Message":"$TOKEN $PLAIN$PLAIN"}`},
+		{403, "application/json", "", `{"code":"Forbidden.AccessDenied.IpNotInWhiteList","message":"a\u0000b\u001b[31m\u202e\ufffd"}`},
+		{403, "application/json", "30", `{"code":"Forbidden.AccessDenied.QpsLimitForApi","message":"plain-sec\u200bret-0123456789"}`},
+		{429, "application/json", "Wed, 21 Oct 2065 07:28:00 GMT", `{"code":"system.busy","message":"系统繁忙"}`},
+		{429, "application/json", "18446744073709551616", `{}`},
+		{429, "text/html; charset=utf-8", "-1", "<html>"},
+		{200, "application/json", "", `{"status":1111,"wait":5,"source":"x5","punish":"deny","uuid":"xxx"}`},
+		{403, "application/json", "", `{"status":"1111","code":"x"}`},
+		{500, "application/json", "", `{"code":"unknownError","punish":"deny"}`},
+		{503, "", "120", ""},
+		{302, "text/html", "", `{"accessToken":"t","expireIn":7200}`},
+		{404, "text/html", "", "<!doctype html>"},
+		{200, "application/json", "", `null`},
+		{200, "application/json", "", `[{"accessToken":"t"}]`},
+		{400, "application/json", "", "{\"code\":\"a\",\"message\":\"\xff\xfe" + strings.Repeat("令", 100) + "$PLAIN\"}"},
+		{400, "application/json", "", `{"code":"` + strings.Repeat("x", 240) + `$PLAIN","message":{"a":1},"requestid":12.5}`},
+		{200, "application/json", "", `{}$HUGE`},
+		{400, "application/json", "", `{"code":"x",$HUGE"message":"y"}`},
+	} {
+		f.Add(seed.status, seed.contentType, seed.retryAfter, []byte(seed.body))
+	}
+	f.Fuzz(func(t *testing.T, status int, contentType, retry string, body []byte) {
+		body = fuzzedBody(body)
+		header := http.Header{"Content-Type": {contentType}, "Retry-After": {retry}}
+		secrets := []sensitive{newSensitive(fuzzSecret), newSensitive(fuzzOddSecret), newSensitive(fuzzToken)}
+		got, failure := readAnswer(status, header, body, secrets...)
+
+		if failure == nil {
+			value := got.accessToken.reveal()
+			switch {
+			case status != http.StatusOK:
+				t.Fatalf("a token out of a status %d", status)
+			case value == "" || !slices.Contains(fieldsLike(body, "accessToken"), any(value)):
+				t.Fatalf("the token %q is not in the answer", value)
+			case got.expireIn < time.Second || got.expireIn > maxExpireIn || got.expireIn%time.Second != 0:
+				t.Fatalf("a token that lives %s", got.expireIn)
+			case !slices.ContainsFunc(fieldsLike(body, "expireIn"), func(v any) bool { n, ok := v.(json.Number); return ok && n[0] != '-' }):
+				t.Fatal("expireIn is not a positive number")
+			}
+			return
+		}
+
+		if got.accessToken.reveal() != "" || got.expireIn != 0 {
+			t.Fatal("a token next to an error")
+		}
+		if failure.retryAfter < 0 || failure.retryAfter > maxRetryAfter {
+			t.Fatalf("a Retry-After of %s", failure.retryAfter)
+		}
+		hasCode := slices.ContainsFunc(fieldsLike(body, "code"), func(v any) bool { s, ok := v.(string); return ok && s != "" })
+		switch failure.class {
+		case classBanned:
+			// With several spellings of a field the last one counts, which the map does not tell.
+			if hasCode && len(fieldsLike(body, "code")) == 1 {
+				t.Fatal("a ban with a code")
+			}
+		case classRejectedCredentials, classForbiddenIP, classRejectedRequest:
+			if status < 400 || status >= 500 || !hasCode && len(fieldsLike(body, "code")) == 0 {
+				t.Fatalf("%s out of a status %d", failure.class, status)
+			}
+		case classThrottled:
+			if status < 400 {
+				t.Fatalf("%s out of a status %d", failure.class, status)
+			}
+		case classUnavailable:
+			if status < 500 {
+				t.Fatalf("%s out of a status %d", failure.class, status)
+			}
+		case classRedirect:
+			if status < 300 || status >= 400 {
+				t.Fatalf("%s out of a status %d", failure.class, status)
+			}
+		case classMalformed:
+			if status >= 500 {
+				t.Fatalf("%s out of a status %d", failure.class, status)
+			}
+		default:
+			t.Fatalf("%q is no class of an answer", failure.class)
+		}
+		for _, text := range []string{failure.code, failure.message, failure.requestID} {
+			checkShownText(t, text, maxShownText)
+		}
+		checkShownText(t, failure.Error(), 5*maxShownText)
+		checkShownText(t, failure.describe("app", defaultBaseURL), 6*maxShownText)
+	})
+}
+
+func checkShownText(t *testing.T, text string, most int) {
+	t.Helper()
+	switch {
+	case !utf8.ValidString(text):
+		t.Fatalf("%q is not UTF-8", text)
+	case len(text) > most:
+		t.Fatalf("%q has %d bytes", text, len(text))
+	case strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == utf8.RuneError }):
+		t.Fatalf("%q has control characters", text)
+	}
+	quoted := strconv.Quote(fuzzOddSecret)
+	for _, secret := range []string{fuzzSecret, fuzzOddSecret, fuzzToken, url.QueryEscape(fuzzOddSecret), url.PathEscape(fuzzOddSecret), quoted[1 : len(quoted)-1]} {
+		if strings.Contains(text, secret) {
+			t.Fatalf("%q holds a secret", text)
+		}
+	}
+}
+
+func FuzzBaseURL(f *testing.F) {
+	for _, seed := range []string{
+		"https://api.dingtalk.io", "https://api.dingtalk.com/", "HTTPS://API.DingTalk.IO:443", "https://api.dingtalk.io:", "https://a.b:65536", "https://a.b:0",
+		"http://localhost", "http://LocalHost:8080/", "http://127.0.0.1:80", "http://127.255.255.254", "http://[::1]:9", "http://[::ffff:127.0.0.1]",
+		"http://127.1", "http://0x7f.1", "http://0177.0.0.1", "http://localhost.", "http://localhost.example.com", "http://127.0.0.1.nip.io", "http://[::]", "http://0.0.0.0",
+		"http://10.0.0.1", "http://[fe80::1%25lo]", "https://[2001:db8::1]", "https://2001:db8::1", "http://::1:80", "https://[1.2.3.4]", "http://[127.0.0.1]", "http://[localhost]",
+		"https://u:p@host", "https://host/path", "https://host//", "https://host?q", "https://host#f", `https://host\@evil`, "https://host%2eevil", "https:host", "https:///", "//host", "ftp://host",
+		"https://host:80:90", "https://host;x", "https://ho st", "https://h\u00f6st", "", " https://host", "https://host\n", "https://..", "https://a..b", "https://.a", "https://-", "https://_",
+		"https://host:00443", "https://host:+1", "https://" + strings.Repeat("a", 254),
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, given string) {
+		stored, err := parseBaseURL(given)
+		if err != nil {
+			text := err.Error()
+			if stored != "" || !strings.Contains(text, fieldBaseURL) || !strings.Contains(text, "allowed") {
+				t.Fatalf("%q gives %q and %q", given, stored, text)
+			}
+			if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
+				t.Fatalf("the error %q repeats what cannot be shown", text)
+			}
+			const password = "correct-horse-battery"
+			if _, err := parseBaseURL(strings.Replace(given, "@", password+"@", 1)); err != nil && strings.Contains(err.Error(), password) {
+				t.Fatalf("the error %q repeats a password", err)
+			}
+			return
+		}
+
+		if again, err := parseBaseURL(stored); err != nil || again != stored {
+			t.Fatalf("%q is stored as %q, that as %q: %v", given, stored, again, err)
+		}
+		asked, err := url.Parse(given)
+		if err != nil {
+			t.Fatalf("%q is no URL and was taken: %v", given, err)
+		}
+		u, err := url.Parse(stored)
+		switch {
+		case err != nil:
+			t.Fatalf("%q is stored as %q: %v", given, stored, err)
+		case !strings.EqualFold(u.Hostname(), asked.Hostname()) || u.Port() != asked.Port() || u.Scheme != asked.Scheme:
+			t.Fatalf("%q is stored as %q, which is another host", given, stored)
+		case *u != url.URL{Scheme: u.Scheme, Host: u.Host} || u.Scheme+"://"+u.Host != stored:
+			t.Fatalf("%q is stored as %q, which is more than a scheme and a host", given, stored)
+		case u.Hostname() == "" || strings.Contains(u.Hostname(), "%"):
+			t.Fatalf("%q is stored as %q, which has no host", given, stored)
+		}
+		// The URL must mean to every reader what it means here: an address with colons stands in brackets.
+		if ip, err := netip.ParseAddr(u.Hostname()); err == nil && ip.Is6() != strings.HasPrefix(u.Host, "[") {
+			t.Fatalf("%q is stored as %q, whose port others take for a part of the address", given, stored)
+		}
+		if u.Scheme == "https" {
+			return
+		}
+		ip, err := netip.ParseAddr(u.Hostname())
+		isLiteral := err == nil && ip.Zone() == "" && (ip.Is4() && ip.IsLoopback() || ip == netip.IPv6Loopback())
+		if u.Scheme != "http" || u.Hostname() != "localhost" && !isLiteral {
+			t.Fatalf("%q is stored as %q, where the secret would go in clear", given, stored)
+		}
+	})
+}
+
+// modelDuration is what a duration field means: whole seconds, as a number or in Go's notation, which Vault extends by days.
+func modelDuration(v any) (seconds int64, ok bool) {
+	s := strings.TrimSpace(fmt.Sprint(v))
+	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
+		return n, true
+	}
+	if days, found := strings.CutSuffix(s, "d"); found {
+		n, err := strconv.ParseInt(days, 10, 64)
+		return n * 86400, err == nil
+	}
+	d, err := time.ParseDuration(s)
+	return int64(d / time.Second), err == nil && d%time.Second == 0
+}
+
+// modelConfig is what config/ answers after a write that was taken. It says why the write must not have been.
+func modelConfig(before, data map[string]any) (after map[string]any, wrong string) {
+	after = map[string]any{fieldBaseURL: defaultBaseURL, fieldRefreshBefore: int64(200), fieldRequestTimeout: int64(10), fieldLeased: true}
+	maps.Copy(after, before)
+	for field, v := range data {
+		switch field {
+		case fieldAppKey, fieldBaseURL:
+			s, isString := v.(string)
+			if !isString {
+				return nil, field + " is not a string"
+			}
+			if field == fieldBaseURL {
+				u, err := url.Parse(s)
+				if err != nil {
+					return nil, field + " is not a URL"
+				}
+				s = u.Scheme + "://" + strings.TrimSuffix(strings.ToLower(u.Host), ":")
+			}
+			after[field] = s
+		case fieldAppSecret:
+			if _, isString := v.(string); !isString {
+				return nil, field + " is not a string"
+			}
+		case fieldRefreshBefore, fieldRequestTimeout:
+			n, ok := modelDuration(v)
+			least, most := int64(0), int64(3600)
+			if field == fieldRequestTimeout {
+				least, most = 1, 30
+			}
+			if !ok || n < least || n > most {
+				return nil, fmt.Sprintf("%s is %v", field, v)
+			}
+			after[field] = n
+		case fieldLeased, fieldVerifyConnection:
+			b, err := strconv.ParseBool(strings.TrimSpace(fmt.Sprint(v)))
+			if err != nil {
+				return nil, fmt.Sprintf("%s is %v", field, v)
+			}
+			if field == fieldLeased {
+				after[field] = b
+			}
+		}
+	}
+	for _, field := range []string{fieldAppKey, fieldAppSecret} {
+		if _, given := data[field]; before == nil && !given {
+			return nil, field + " is missing"
+		}
+	}
+	if _, given := data[fieldAppSecret]; before != nil && !given && (after[fieldAppKey] != before[fieldAppKey] || after[fieldBaseURL] != before[fieldBaseURL]) {
+		return nil, "the app moved without its secret"
+	}
+	key := after[fieldAppKey].(string)
+	if key == "" || len(key) > maxCredentialLength || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return nil, "the key is not printable"
+	}
+	return after, ""
+}
+
+// stringsIn are all strings in a JSON value that are long enough to be recognised.
+func stringsIn(v any) (found []string) {
+	switch v := v.(type) {
+	case string:
+		if len(v) >= 8 {
+			found = append(found, v)
+		}
+	case []any:
+		for _, e := range v {
+			found = append(found, stringsIn(e)...)
+		}
+	case map[string]any:
+		for k, e := range v {
+			found = append(append(found, stringsIn(k)...), stringsIn(e)...)
+		}
+	}
+	return found
+}
+
+func FuzzConfigWrite(f *testing.F) {
+	for _, body := range []string{
+		`{"app_key":"k","app_secret":"correct-horse-battery"}`,
+		`{"app_key":"k","app_secret":"correct-horse-battery\n","base_url":"https://API.dingtalk.com/","refresh_before":"5m","request_timeout":30,"leased":"false","verify_connection":false}`,
+		`{"app_key":"k","app_secret":["correct-horse-battery","correct-horse-staple"]}`,
+		`{"app_key":"k","app_secret":{"correct-horse-battery":"correct-horse-staple"}}`,
+		`{"app_key":"k","app_secret":123456789012}`, `{"app_key":"k","app_secret":null}`, `{"app_key":"k","app_secret":true}`,
+		`{"app_key":"k","app_secret":"correct horse battery"}`, `{"app_key":"k","app_secret":"correct-horse-b\u00e4ttery"}`, `{"app_key":"","app_secret":""}`,
+		`{"app_secret":"another-secret-1234"}`, `{"app_key":"k2"}`, `{"base_url":"https://evil.example.com"}`, `{"base_url":"https://api.dingtalk.io/"}`,
+		`{"app_key":"dingtestkey","base_url":"https://API.DINGTALK.IO"}`,
+		`{"refresh_before":"500ms"}`, `{"refresh_before":"-0.5s"}`, `{"refresh_before":""}`, `{"refresh_before":3601}`, `{"refresh_before":"1h"}`, `{"refresh_before":1e2}`, `{"refresh_before":100.0}`,
+		`{"refresh_before":"0d"}`, `{"refresh_before":" 10 "}`, `{"refresh_before":"0x10"}`, `{"refresh_before":"1_0"}`, `{"refresh_before":["1s"]}`, `{"request_timeout":"0"}`, `{"request_timeout":"30s"}`, `{"request_timeout":31}`,
+		`{"leased":null}`, `{"leased":"maybe"}`, `{"leased":1}`, `{"leased":"T"}`, `{"leased":2}`, `{"verify_connection":true}`, `{"verify_connection":{}}`,
+		`{"app":"elsewhere","leased":false}`, `{"unknown":"x","app_secret":"correct-horse-battery"}`, `{}`, `{"app_key":["dingtestkey"]}`,
+	} {
+		for how := range uint8(4) {
+			f.Add(how, []byte(body))
+		}
+	}
+	f.Fuzz(func(t *testing.T, how uint8, body []byte) {
+		var data map[string]any
+		if jsonutil.DecodeJSON(body, &data) != nil || data == nil {
+			return // Vault answers that itself
+		}
+		exists, op := how&1 != 0, logical.Operation(logical.UpdateOperation)
+		if how&2 != 0 {
+			op = logical.PatchOperation
+		}
+		synctest.Test(t, func(t *testing.T) { fuzzConfigWrite(t, exists, op, data) })
+	})
+}
+
+func fuzzConfigWrite(t *testing.T, exists bool, op logical.Operation, data map[string]any) {
+	t.Helper()
+	// Here DingTalk takes whatever it is given: a failure is the engine's own.
+	storage := &logical.InmemStorage{}
+	m := mountOver(t, storage, answers(func(*http.Request) (int, string) {
+		return http.StatusOK, `{"accessToken":"the-token-of-this-run","expireIn":7200}`
+	}))
+	var before map[string]any
+	if exists {
+		m.configure(theApp, map[string]any{"base_url": defaultBaseURL})
+		m.token(theApp)
+		before = m.do(logical.ReadOperation, "config/myapp", nil).Data
+	}
+	config, tok := m.stored("config/myapp"), m.stored("token/myapp")
+	const common = theSecret + theKey + "config/myapp the configuration" // which a short secret may happen to be part of
+	secrets := stringsIn(data[fieldAppSecret])
+	var others strings.Builder
+	for field, v := range data {
+		if field != fieldAppSecret {
+			fmt.Fprintf(&others, "%s %v", field, v)
+		}
+	}
+
+	want, wrong := modelConfig(before, data)
+	if op == logical.PatchOperation && !exists && wrong == "" {
+		wrong = "there is nothing to patch"
+	}
+	got := m.do(op, "config/myapp", maps.Clone(data))
+
+	shown := m.log.String() + fmt.Sprint(got.err)
+	if got.Response != nil {
+		shown += fmt.Sprint(got.Data, got.Warnings)
+	}
+	for _, secret := range secrets {
+		if strings.Contains(shown, secret) && !strings.Contains(others.String(), secret) && !strings.Contains(common, secret) {
+			t.Fatalf("the secret %q is shown: %s", secret, shown)
+		}
+	}
+	switch got.status {
+	case http.StatusNoContent, http.StatusOK:
+		if wrong != "" {
+			t.Fatalf("%v was taken though %s", data, wrong)
+		}
+		read := m.do(logical.ReadOperation, "config/myapp", nil)
+		if !reflect.DeepEqual(read.Data, want) {
+			t.Fatalf("after %v config/ answers %v, not %v", data, read.Data, want)
+		}
+		stored := m.stored("config/myapp")
+		if secret, given := data[fieldAppSecret].(string); given && stored["app_secret"] != strings.TrimSuffix(strings.TrimSuffix(secret, "\n"), "\r") {
+			t.Fatalf("the secret is stored as %q", stored["app_secret"])
+		}
+		newGeneration := config == nil || stored["app_key"] != config["app_key"] || stored["app_secret"] != config["app_secret"] || stored["base_url"] != config["base_url"]
+		if exists && newGeneration != (stored["generation"] != config["generation"]) {
+			t.Fatalf("new credentials: %t, but generation %v after %v", newGeneration, stored["generation"], config["generation"])
+		}
+		if m.token(theApp) != "the-token-of-this-run" {
+			t.Fatal("another token")
+		}
+	case http.StatusBadRequest, http.StatusNotFound:
+		if !reflect.DeepEqual(m.stored("config/myapp"), config) || !reflect.DeepEqual(m.stored("token/myapp"), tok) {
+			t.Fatalf("%v was refused with %v, and changed what is stored", data, got.err)
+		}
+		if got.status == http.StatusNotFound && (exists || op != logical.PatchOperation) {
+			t.Fatalf("%v was answered with a 404", data)
+		}
+	default:
+		t.Fatalf("%v was answered with %d: %v", data, got.status, got.err)
+	}
+}
+
+// answers is an upstream that answers every call at once.
+type answers func(*http.Request) (status int, body string)
+
+// RoundTrip implements http.RoundTripper.
+func (f answers) RoundTrip(r *http.Request) (*http.Response, error) {
+	status, body := f(r)
+	return &http.Response{StatusCode: status, Header: http.Header{}, Body: readCloser{strings.NewReader(body)}, Request: r}, nil
+}
+
+type readCloser struct{ *strings.Reader }
+
+func (readCloser) Close() error { return nil }
+
+// contractName is what an app may be called, written as the contract says it.
+var contractName = regexp.MustCompile(`\A[0-9A-Za-z_]([0-9A-Za-z_.-]*[0-9A-Za-z_])?\z`)
+
+func FuzzAppName(f *testing.F) {
+	for _, name := range []string{
+		"myapp", "a", "_", "a.b-c_d", "A1", "", "/", "a/b", "a/", "/a", "..", "../token/a", "a..b", ".a", "a.", "-a", "a-", "a b", "a\n", "a\x00", "a%2fb", "ä", "token/a", "config",
+		strings.Repeat("a", 128), strings.Repeat("a", 129), strings.Repeat("a", 5000), "a?list=true", "a\u2028", "a/../b", `a\b`,
+	} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		synctest.Test(t, func(t *testing.T) { fuzzAppName(t, name) })
+	})
+}
+
+func fuzzAppName(t *testing.T, name string) {
+	t.Helper()
+	storage := &faultyStorage{inner: &logical.InmemStorage{}}
+	m := mountOver(t, storage, answers(func(*http.Request) (int, string) { return http.StatusOK, `{"accessToken":"t","expireIn":7200}` }))
+	good := contractName.MatchString(name) && len(name) <= maxNameLength
+	check := func(op logical.Operation, path string, data map[string]any) {
+		t.Helper()
+		storage.plan(nil)
+		got := m.do(op, path, data)
+		for _, call := range storage.calls {
+			op, key, _ := strings.Cut(call, " ")
+			if op == "list" && (key == configPrefix || key == tokenPrefix) {
+				continue
+			}
+			kind, app, found := strings.Cut(key, "/")
+			if !found || kind != "config" && kind != "token" || app != name || !good {
+				t.Fatalf("%s %q reaches storage: %s %q", op, path, op, key)
+			}
+		}
+		switch {
+		case good && got.err != nil:
+			t.Fatalf("%s %q: %v", op, path, got.err)
+		case !good && name != "" && got.err == nil:
+			t.Fatalf("%s %q was answered: %v", op, path, got)
+		case !good && len(contractName.FindString(name)) > maxNameLength && (got.status != http.StatusBadRequest || len(got.err.Error()) > 400):
+			t.Fatalf("%s of a name of %d bytes was answered with %d: %v", op, len(name), got.status, got.err)
+		}
+	}
+	check(logical.UpdateOperation, "config/"+name, map[string]any{"app_key": "k", "app_secret": "s"})
+	check(logical.PatchOperation, "config/"+name, map[string]any{"leased": false})
+	check(logical.ReadOperation, "config/"+name, nil)
+	check(logical.ReadOperation, "creds/"+name, nil)
+	check(logical.ReadOperation, "status/"+name, nil)
+	check(logical.UpdateOperation, "refresh/"+name, nil)
+	m.restartOver(answers(func(*http.Request) (int, string) { return http.StatusServiceUnavailable, "" }))
+	check(logical.ReadOperation, "creds/"+name, nil) // the stored token is found again
+	m.engine.InvalidateKey(t.Context(), "config/"+name)
+	m.engine.InvalidateKey(t.Context(), name)
+	if names := m.do(logical.ListOperation, "config/", nil); good != reflect.DeepEqual(names.Data["keys"], []string{name}) {
+		t.Fatalf("the list has %v", names.Data)
+	}
+	check(logical.DeleteOperation, "config/"+name, nil)
+	for _, prefix := range []string{configPrefix, tokenPrefix} {
+		if left, err := storage.inner.List(t.Context(), prefix); err != nil || len(left) > 0 {
+			t.Fatalf("%s has %v left: %v", prefix, left, err)
+		}
+	}
+}
+
+func FuzzOperations(f *testing.F) {
+	f.Add([]byte{})
+	const (
+		// Arguments: the first app, and what the operation does with it.
+		first, second, third = 0, 1, 2
+		unverified           = 3 * 24 // of opConfigure
+		secret1              = 3 * 2  // of opConfigure and opRotateAtDingTalk; both secrets are good there
+		otherHost            = 3 * 6
+		rotated              = 3 * 1       // of opRotateInVault, verified
+		rotatedUnverified    = 3 * (1 + 3) // and not
+	)
+	moodOf := func(m mood) byte { return byte(3 * m) }
+	storage := func(mode faultMode, only faultsOnly) byte { return byte(3 * (int(mode) + 4*int(only))) }
+	for _, script := range [][]byte{
+		// A token through its life, with the background and without.
+		{opConfigure, first, opRead, first, opSleepLong, 210, opRead, first, opPeriodic, 0, opSleepLong, 9, opRead, first},
+		// DingTalk fails, the token does not at once.
+		{opConfigure, first, opRead, first, opMood, moodOf(moodUnavailable), opSleepLong, 216, opRead, first, opRead, first, opSleepLong, 9, opRead, first},
+		// A secret is rotated, the old one good for a while.
+		{opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opRotateInVault, rotated, opRead, first, opRestart, 0, opRead, first},
+		// A lease whose app is deleted.
+		{opConfigure, first, opRead, first, opRenew, 0, opSleepLong, 120, opRenew, 0, opDelete, first, opRenew, 0, opRevoke, 0},
+		// Storage fails across a restart.
+		{opConfigure, first, opRead, first, opStorage, storage(faultBefore, onAll), opSleepLong, 220, opRead, first, opRestart, 0, opRead, first, opStorage, 0, opRead, first},
+		// A write takes effect and fails.
+		{opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opStorage, storage(faultAfter, onWrites), opRotateInVault, rotatedUnverified, opRead, first, opStorage, 0, opRead, first, opRestart, 0, opRead, first},
+		// The token of the generation before stays in storage.
+		{opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opStorage, storage(faultBefore, onTokens), opRotateInVault, rotatedUnverified, opStorage, 0, opRestart, 0, opRead, first},
+		// Reads beside a new generation.
+		{opConfigure, unverified, opSpeed, 15, opReadBeside, first, opReadBeside, first, opConfigure, otherHost + unverified, opSleep, 60, opRead, first, opSleep, 60},
+		// A ban.
+		{opConfigure, unverified, opConfigure, unverified + second, opMood, moodOf(moodBanning), opRead, first, opMood, 0, opSleep, 30, opRead, second, opRefresh, second, opRefresh, first, opSleepLong, 9, opRead, second},
+		// A Retry-After.
+		{opConfigure, unverified, opMood, moodOf(moodThrottling), opRead, first, opMood, 0, opRefresh, first, opSleepLong, 0, opRead, first, opRefresh, first, opSleepLong, 3, opRead, first},
+		// Forced refreshes.
+		{opConfigure, first, opSpeed, 3, opRead, first, opMinTTL, 255, opSleep, 50, opMinTTL, 255, opSleep, 50, opRefresh, first, opSleep, 20, opRefresh, first, opInvalidate, 0, opRefresh, first},
+		// Tokens that hardly live.
+		{opConfigure, first, opSpeed, 60, opRead, first, opSleep, 90, opRead, first, opPeriodic, 0, opSleepLong, 3, opPeriodic, 0, opRead, first, opSpeed, 9},
+		// Three apps, one made again, one that may not move.
+		{opConfigure, first, opConfigure, second, opConfigure, third, opRead, first, opRead, second, opInvalidate, first, opDelete, second, opRead, second, opConfigure, second, opRead, second, opMove, third + 3, opMove, third + 9, opRead, third},
+		// Another node writes, under a reader that waits and under none.
+		{opConfigure, unverified, opRotateAtDingTalk, secret1, opSpeed, 15, opReadBeside, first, opWriteElsewhere, secret1, opRead, first, opWriteElsewhere, first, opRead, first, opDeleteElsewhere, first, opRead, first},
+		// A secret that DingTalk comes to know later.
+		{opConfigure, unverified + 2*secret1, opRead, first, opRead, first, opRotateAtDingTalk, 2 * secret1, opRead, first, opSleepLong, 0, opRead, first},
+		// A token that nobody has read since it was fetched.
+		{opConfigure, first, opRead, first, opRefresh, first, opSleepLong, 210, opPeriodic, 0},
+		// A restart under readers that wait.
+		{opConfigure, unverified, opMood, moodOf(moodHang), opReadBeside, first, opReadBeside, first, opSleep, 10, opRestart, 0, opMood, 0, opRead, first},
+		// Storage fails from the start.
+		{opStorage, storage(faultBefore, onAll), opConfigure, first, opStorage, storage(faultAfter, onEveryThird), opConfigure, first, opStorage, 0, opRead, first, opPatch, 3, opRead, first, opTune, 0, opStatus, first, opDelete, first, opStatus, first},
+	} {
+		f.Add(script)
+	}
+	random := rand.New(rand.NewPCG(1, 2)) // the same at every run
+	for range 60 {
+		script := []byte{opConfigure, 0, opConfigure, 1, opConfigure, 2}
+		for range 20 + random.IntN(200) {
+			script = append(script, byte(random.Uint32()))
+		}
+		f.Add(script)
+	}
+	f.Fuzz(func(t *testing.T, script []byte) {
+		synctest.Test(t, func(t *testing.T) { newModel(t).run(script) })
+	})
+}

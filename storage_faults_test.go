@@ -1,0 +1,553 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package dingtalk
+
+// This file lets storage fail at each single call of each operation in turn, with and without the call's effect, and
+// lets the request end there. Whatever the operation answers, nothing wrong may be served then, after storage
+// recovers, or after a restart.
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+)
+
+// faultMode is how a call to storage goes wrong.
+type faultMode int
+
+const (
+	faultNone faultMode = iota
+	// faultBefore fails without an effect.
+	faultBefore
+	// faultAfter takes effect, then fails.
+	faultAfter
+	faultModes // those that last; what follows are a request's
+
+	// faultEndsBefore ends the request's context, then does what storage does with such a context.
+	faultEndsBefore
+	// faultEndsAfter does what was asked, then ends the request's context.
+	faultEndsAfter
+)
+
+// faultsOnly narrows a mode that lasts to some calls.
+type faultsOnly int
+
+const (
+	onAll faultsOnly = iota
+	onTokens
+	onConfigs
+	onWrites
+	onEveryThird
+	onlys
+)
+
+func (o faultsOnly) meets(op, key string, count int) bool {
+	switch o {
+	case onTokens:
+		return strings.HasPrefix(key, tokenPrefix)
+	case onConfigs:
+		return strings.HasPrefix(key, configPrefix)
+	case onWrites:
+		return op == "put" || op == "delete"
+	case onEveryThird:
+		return count%3 == 2
+	default:
+		return true
+	}
+}
+
+var errStorage = errors.New("storage lost its quorum")
+
+// faultyStorage is a storage whose calls go wrong on demand.
+type faultyStorage struct {
+	inner logical.Storage
+
+	mu         sync.Mutex
+	mode       faultMode
+	only       faultsOnly
+	everFaulty bool
+	count      int
+
+	// fault decides on each call instead of mode, where it is set; end ends the request.
+	fault func(call int, op, key string) faultMode
+	end   context.CancelFunc
+	calls []string
+}
+
+func (s *faultyStorage) setMode(mode faultMode, only faultsOnly) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mode, s.only, s.count = mode, only, 0
+	s.everFaulty = s.everFaulty || mode != faultNone
+}
+
+func (s *faultyStorage) faulty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mode != faultNone
+}
+
+// readable tells whether reading goes well.
+func (s *faultyStorage) readable() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mode == faultNone || s.only == onWrites
+}
+
+// plan starts over counting calls, and has fault decide on each.
+func (s *faultyStorage) plan(fault func(call int, op, key string) faultMode) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault, s.calls = fault, nil
+}
+
+func (s *faultyStorage) call(ctx context.Context, op, key string, do func() error) error {
+	s.mu.Lock()
+	mode, n := s.mode, len(s.calls)
+	if !s.only.meets(op, key, s.count) {
+		mode = faultNone
+	}
+	s.count++
+	s.calls = append(s.calls, op+" "+key)
+	if s.fault != nil {
+		mode = s.fault(n, op, key)
+	}
+	s.mu.Unlock()
+
+	switch mode {
+	case faultBefore:
+		return errStorage
+	case faultEndsBefore:
+		s.end()
+	default:
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	err := do()
+	switch mode {
+	case faultAfter:
+		return errStorage
+	case faultEndsAfter:
+		s.end()
+	default:
+	}
+	return err
+}
+
+// Get implements logical.Storage.
+func (s *faultyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	var e *logical.StorageEntry
+	err := s.call(ctx, "get", key, func() (err error) { e, err = s.inner.Get(ctx, key); return err })
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// Put implements logical.Storage.
+func (s *faultyStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
+	return s.call(ctx, "put", e.Key, func() error { return s.inner.Put(ctx, e) })
+}
+
+// Delete implements logical.Storage.
+func (s *faultyStorage) Delete(ctx context.Context, key string) error {
+	return s.call(ctx, "delete", key, func() error { return s.inner.Delete(ctx, key) })
+}
+
+// List implements logical.Storage.
+func (s *faultyStorage) List(ctx context.Context, prefix string) ([]string, error) {
+	var keys []string
+	err := s.call(ctx, "list", prefix, func() (err error) { keys, err = s.inner.List(ctx, prefix); return err })
+	if err != nil {
+		return nil, err
+	}
+	return keys, nil
+}
+
+const (
+	rotatedSecret = "rotated-secret-of-the-app"
+	otherApp      = "other"
+	otherKey      = "dingotherkey"
+	otherSecret   = "other-secret-0123456789"
+	orphan        = "orphan"
+)
+
+// faultRun is an engine whose storage fails during one operation.
+type faultRun struct {
+	*mount
+	storage  *faultyStorage
+	upstream *modelDingTalk
+}
+
+// newFaultRun prepares an app with a token next to another one, both readable with either secret: what is in
+// question is which one the engine uses.
+func newFaultRun(t *testing.T) *faultRun {
+	t.Helper()
+	f := &faultRun{storage: &faultyStorage{inner: &logical.InmemStorage{}}, upstream: newModelDingTalk()}
+	f.upstream.accepted = map[string][]string{theKey: {theSecret, rotatedSecret}, otherKey: {otherSecret}}
+	f.mount = mountOver(t, f.storage, f.upstream)
+	f.configure(theApp, nil)
+	f.configure(otherApp, map[string]any{"app_key": otherKey, "app_secret": otherSecret})
+	f.token(theApp)
+	f.token(otherApp)
+	return f
+}
+
+// operation is what runs with storage failing.
+type operation func(ctx context.Context) answer
+
+func (f *faultRun) request(op logical.Operation, path string, data map[string]any) operation {
+	return func(ctx context.Context) answer {
+		return f.send(ctx, &logical.Request{Operation: op, Path: path, Data: data})
+	}
+}
+
+// drop removes keys as another node would.
+func (f *faultRun) drop(keys ...string) {
+	f.t.Helper()
+	for _, key := range keys {
+		require.NoError(f.t, f.storage.inner.Delete(f.t.Context(), key))
+		f.engine.InvalidateKey(f.t.Context(), key)
+	}
+}
+
+func (f *faultRun) renewal() operation {
+	f.t.Helper()
+	got := f.read(theApp)
+	require.NoError(f.t, got.err)
+	secret := *got.Secret
+	secret.IssueTime = time.Now()
+	return func(ctx context.Context) answer {
+		again := secret
+		return f.send(ctx, &logical.Request{Operation: logical.RenewOperation, Path: "creds/myapp", Secret: &again})
+	}
+}
+
+// faultScenarios are the operations that touch storage, each with the state that it meets. calls is how many calls to storage it
+// makes at the least: none means none at all.
+var faultScenarios = []struct {
+	name    string
+	calls   int
+	prepare func(f *faultRun) operation
+
+	// secret is what storage holds once the operation has worked: "-" for no app, "" for the secret from before.
+	secret string
+}{
+	{name: "create", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
+		f.drop("config/myapp", "token/myapp")
+		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_key": theKey, "app_secret": rotatedSecret, "base_url": theURL})
+	}},
+	{name: "create unverified", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
+		f.drop("config/myapp", "token/myapp")
+		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_key": theKey, "app_secret": rotatedSecret, "base_url": theURL, "verify_connection": false})
+	}},
+	{name: "create over a token that a delete left over", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
+		f.drop("config/myapp")
+		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_key": theKey, "app_secret": rotatedSecret, "base_url": theURL, "verify_connection": false})
+	}},
+	{name: "update to a new generation", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
+		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret})
+	}},
+	{name: "update to a new generation unverified", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
+		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret, "verify_connection": false})
+	}},
+	{name: "update of an app that is not in memory", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
+		f.restartOver(f.upstream)
+		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret})
+	}},
+	{name: "tune", calls: 3, prepare: func(f *faultRun) operation {
+		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"leased": false, "refresh_before": 100})
+	}},
+	{name: "patch", calls: 3, prepare: func(f *faultRun) operation {
+		return f.request(logical.PatchOperation, "config/myapp", map[string]any{"leased": false})
+	}},
+	{name: "patch to a new generation", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
+		return f.request(logical.PatchOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret})
+	}},
+	{name: "verify without a change", calls: 4, prepare: func(f *faultRun) operation {
+		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"verify_connection": true})
+	}},
+	{name: "delete", calls: 2, secret: "-", prepare: func(f *faultRun) operation {
+		return f.request(logical.DeleteOperation, "config/myapp", nil)
+	}},
+	{name: "read the config", calls: 1, prepare: func(f *faultRun) operation {
+		return f.request(logical.ReadOperation, "config/myapp", nil)
+	}},
+	{name: "list", calls: 1, prepare: func(f *faultRun) operation {
+		return f.request(logical.ListOperation, "config/", nil)
+	}},
+	{name: "creds of a fresh token", calls: 0, prepare: func(f *faultRun) operation {
+		return f.request(logical.ReadOperation, "creds/myapp", nil)
+	}},
+	{name: "creds without a token", calls: 2, prepare: func(f *faultRun) operation {
+		f.drop("token/myapp")
+		require.Equal(f.t, "absent", f.state(theApp)["state"])
+		return f.request(logical.ReadOperation, "creds/myapp", nil)
+	}},
+	{name: "creds without a token, not in memory", calls: 4, prepare: func(f *faultRun) operation {
+		f.drop("token/myapp")
+		return f.request(logical.ReadOperation, "creds/myapp", nil)
+	}},
+	{name: "creds of a due token", calls: 2, prepare: func(f *faultRun) operation {
+		time.Sleep(7050 * time.Second)
+		return f.request(logical.ReadOperation, "creds/myapp", nil)
+	}},
+	{name: "creds of an expired token", calls: 2, prepare: func(f *faultRun) operation {
+		time.Sleep(7200 * time.Second)
+		return f.request(logical.ReadOperation, "creds/myapp", nil)
+	}},
+	{name: "creds with min_ttl", calls: 2, prepare: func(f *faultRun) operation {
+		time.Sleep(time.Hour)
+		return f.request(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": "90m"})
+	}},
+	{name: "creds after a restart", calls: 2, prepare: func(f *faultRun) operation {
+		f.restartOver(f.upstream)
+		return f.request(logical.ReadOperation, "creds/myapp", nil)
+	}},
+	{name: "creds of a due token after a restart", calls: 4, prepare: func(f *faultRun) operation {
+		time.Sleep(7050 * time.Second)
+		f.restartOver(f.upstream)
+		return f.request(logical.ReadOperation, "creds/myapp", nil)
+	}},
+	{name: "refresh", calls: 2, prepare: func(f *faultRun) operation {
+		return f.request(logical.UpdateOperation, "refresh/myapp", nil)
+	}},
+	{name: "status", calls: 0, prepare: func(f *faultRun) operation {
+		return f.request(logical.ReadOperation, "status/myapp", nil)
+	}},
+	{name: "status after a restart", calls: 2, prepare: func(f *faultRun) operation {
+		f.restartOver(f.upstream)
+		return f.request(logical.ReadOperation, "status/myapp", nil)
+	}},
+	{name: "renew in the first half", calls: 0, prepare: func(f *faultRun) operation {
+		return f.renewal()
+	}},
+	{name: "renew in the second half", calls: 2, prepare: func(f *faultRun) operation {
+		renew := f.renewal()
+		time.Sleep(time.Hour + time.Minute)
+		return renew
+	}},
+	{name: "renew after a restart", calls: 4, prepare: func(f *faultRun) operation {
+		renew := f.renewal()
+		time.Sleep(time.Hour + time.Minute)
+		f.restartOver(f.upstream)
+		return renew
+	}},
+	{name: "revoke", calls: 0, prepare: func(f *faultRun) operation {
+		got := f.read(theApp)
+		require.NoError(f.t, got.err)
+		return func(ctx context.Context) answer {
+			secret := *got.Secret
+			return f.send(ctx, &logical.Request{Operation: logical.RevokeOperation, Path: "creds/myapp", Secret: &secret})
+		}
+	}},
+	{name: "periodic with a sweep", calls: 8, prepare: func(f *faultRun) operation {
+		require.NoError(f.t, f.storage.inner.Put(f.t.Context(), &logical.StorageEntry{Key: "token/orphan", Value: []byte(`{"version":1}`)}))
+		time.Sleep(6950 * time.Second)
+		f.token(theApp)
+		return func(ctx context.Context) answer {
+			err := f.engine.periodic(ctx, &logical.Request{Storage: f.storage})
+			synctest.Wait()
+			return answer{status: http.StatusOK, err: err}
+		}
+	}},
+}
+
+func TestStorage_that_fails_at_any_call_leaves_nothing_that_serves_wrongly(t *testing.T) {
+	for _, s := range faultScenarios {
+		t.Run(s.name, func(t *testing.T) {
+			var calls []string
+			synctest.Test(t, func(t *testing.T) {
+				f := newFaultRun(t)
+				op := s.prepare(f)
+				f.storage.plan(nil)
+				got := op(t.Context())
+				require.NoError(t, got.err)
+				calls = f.storage.calls
+				f.sound(s.secret, true)
+			})
+			require.GreaterOrEqual(t, len(calls), s.calls)
+			if s.calls == 0 {
+				require.Empty(t, calls)
+			}
+			for n, call := range calls {
+				for how, mode := range map[string]faultMode{
+					"fails":                         faultBefore,
+					"takes effect, but fails":       faultAfter,
+					"fails, as all after it":        faultModes,
+					"meets the end of the request":  faultEndsBefore,
+					"is the last before the end of": faultEndsAfter,
+				} {
+					if mode == faultAfter && (strings.HasPrefix(call, "get") || strings.HasPrefix(call, "list")) {
+						continue // a read that fails has no effect
+					}
+					t.Run(fmt.Sprintf("call %d, %s, %s", n+1, call, how), func(t *testing.T) {
+						synctest.Test(t, func(t *testing.T) {
+							f := newFaultRun(t)
+							op := s.prepare(f)
+							f.failAt(n, call, mode, s.secret, op)
+						})
+					})
+				}
+			}
+		})
+	}
+}
+
+// failAt runs the operation with the nth call to storage going wrong, and checks all that must hold whatever it answers.
+func (f *faultRun) failAt(n int, at string, mode faultMode, secret string, op operation) {
+	f.t.Helper()
+	ctx, end := context.WithCancel(f.t.Context())
+	defer end()
+	f.storage.end = end
+	before, upstreamCalls := f.secretStored(), len(f.upstream.callsOf(""))
+	f.storage.plan(func(call int, _, _ string) faultMode {
+		switch {
+		case mode == faultModes && call >= n:
+			return faultBefore
+		case call == n && mode != faultModes:
+			return mode
+		default:
+			return faultNone
+		}
+	})
+	began := time.Now()
+	got := op(ctx)
+	require.Less(f.t, time.Since(began), time.Minute)
+	require.LessOrEqual(f.t, len(f.upstream.callsOf(""))-upstreamCalls, 2, "a failing storage is no reason to ask DingTalk again")
+
+	now := f.secretStored()
+	if got.err == nil {
+		if secret != "" {
+			require.Equal(f.t, strings.TrimPrefix(secret, "-"), now, "it said that it worked")
+		}
+		if secret == "-" {
+			require.False(f.t, f.record("token/"+theApp, &tokenRecord{}), "it said that nothing is left")
+		}
+		if value, ok := f.tokenOf(got); ok {
+			require.NoError(f.t, f.right(theApp, value), "it answered with a token")
+		}
+	} else {
+		if mode == faultBefore || mode == faultAfter {
+			require.NotEqual(f.t, "put token/"+theApp, at, "a token that cannot be stored is served all the same")
+		}
+		require.Regexp(f.t, `myapp|listing the apps in storage`, got.err.Error(), "the error names the app")
+		require.GreaterOrEqual(f.t, got.status, http.StatusBadRequest)
+		if secret != "" {
+			require.Contains(f.t, []string{before, strings.TrimPrefix(secret, "-")}, now)
+		}
+	}
+	// Then storage is well again: at once, all is right or says what it lacks.
+	f.storage.plan(nil)
+	synctest.Wait()
+	f.sound(secret, false)
+
+	again := op(f.t.Context())
+	require.NoError(f.t, again.err, "the same again works")
+	f.sound(secret, true)
+	time.Sleep(2 * time.Hour)
+	require.NoError(f.t, f.engine.periodic(f.t.Context(), &logical.Request{Storage: f.storage}))
+	synctest.Wait()
+	require.Nil(f.t, f.stored("token/"+orphan), "what was left over is removed")
+	f.sound(secret, true)
+}
+
+func (f *faultRun) tokenOf(got answer) (string, bool) {
+	if got.Response == nil {
+		return "", false
+	}
+	value, ok := got.Data["access_token"].(string)
+	return value, ok
+}
+
+func (f *faultRun) record(key string, into any) bool {
+	f.t.Helper()
+	e, err := f.storage.inner.Get(f.t.Context(), key)
+	require.NoError(f.t, err)
+	if e == nil {
+		return false
+	}
+	require.NoError(f.t, json.Unmarshal(e.Value, into))
+	return true
+}
+
+func (f *faultRun) secretStored() string {
+	f.t.Helper()
+	var rec configRecord
+	f.record("config/"+theApp, &rec)
+	return rec.AppSecret
+}
+
+// right tells whether a token is one that DingTalk gave for what is stored as the app's credentials.
+func (f *faultRun) right(name, value string) error {
+	var rec configRecord
+	t, issued := f.upstream.token(value)
+	switch {
+	case !f.record("config/"+name, &rec):
+		return errors.New("there is no such app")
+	case !issued:
+		return errors.New("nobody issued it")
+	case t.account != account{host: rec.BaseURL, key: rec.AppKey, secret: rec.AppSecret}:
+		return errors.New("it is of other credentials")
+	case time.Until(t.expires) < leastServed:
+		return errors.New("it has expired")
+	}
+	return nil
+}
+
+// sound checks that storage holds no wrong pair, and that what is served now and after a restart is what storage holds.
+// With worked, the operation has done all it was to do.
+func (f *faultRun) sound(secret string, worked bool) {
+	f.t.Helper()
+	if worked && secret != "" {
+		require.Equal(f.t, strings.TrimPrefix(secret, "-"), f.secretStored())
+		if secret == "-" {
+			require.Nil(f.t, f.stored("token/myapp"), "nothing is left over")
+		}
+	}
+	for _, restart := range []bool{false, true} {
+		if restart {
+			f.restartOver(f.upstream)
+		}
+		for _, name := range []string{theApp, otherApp, orphan} {
+			var config configRecord
+			var tok tokenRecord
+			exists := f.record("config/"+name, &config)
+			if exists && f.record("token/"+name, &tok) && tok.Generation == config.Generation && time.Until(tok.ExpiresAt) >= leastServed {
+				require.NoError(f.t, f.right(name, tok.AccessToken), "what is stored of %s", name)
+				known, _ := f.upstream.token(tok.AccessToken)
+				require.False(f.t, tok.ExpiresAt.After(known.expires))
+			}
+			got := f.read(name)
+			if !exists {
+				require.Equal(f.t, http.StatusBadRequest, got.status)
+				require.Contains(f.t, got.err.Error(), "not configured")
+				continue
+			}
+			require.NoError(f.t, got.err)
+			require.Empty(f.t, got.Warnings)
+			value, _ := f.tokenOf(got)
+			require.NoError(f.t, f.right(name, value), "what is served of %s", name)
+			require.Equal(f.t, config.Leased, got.Secret != nil)
+			if got.Secret != nil {
+				known, _ := f.upstream.token(value)
+				require.LessOrEqual(f.t, got.Secret.TTL, time.Until(known.expires))
+			}
+		}
+		require.Empty(f.t, f.engine.apps.slots, "no lock is held")
+	}
+	for _, text := range []string{theSecret, rotatedSecret, otherSecret, "token-"} {
+		require.NotContains(f.t, f.log.String(), text)
+	}
+}
