@@ -79,6 +79,15 @@ test-e2e: build simulator ## the end-to-end tests, against a real Vault server; 
 simulation: ## 30 days of 200 apps under faults, in virtual time; test-unit does three of them
 	go test -count=1 -timeout 15m -run '^TestSimulation' -v .
 
+.PHONY: fuzz
+fuzz: ## look for new failing inputs, a minute for each fuzz target
+	@for f in ReadAnswer BaseURL ConfigWrite AppName Operations; do \
+		go test -run '^$$' -fuzz "^Fuzz$$f\$$" -fuzztime 60s -fuzzminimizetime 10x -parallel 2 . || exit 1; done
+
+.PHONY: soak
+soak: build ## 15 minutes of load on a real Vault, which test-e2e does two of; E2E_SOAK=30m for longer
+	$(with_vault) E2E_SOAK=$${E2E_SOAK:-15m} go test -tags e2e -count=1 -timeout 2h -run '^TestSoak' -v ./test/e2e
+
 .PHONY: acceptance
 acceptance: ## compare the live API with what is known of it; DINGTALK_APP_KEY, DINGTALK_APP_SECRET, DINGTALK_BASE_URL in the environment
 	go test -tags acceptance -count=1 ./internal/fidelity -run '^TestAcceptance' -v
