@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+// A cluster whose leaders are killed under load. Every acknowledged config and token has to survive, and DingTalk must not
+// notice anything.
+
+import (
+	"net/http"
+	"regexp"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/require"
+)
+
+// leaderless are the errors with which Vault itself answers while its cluster has no leader, or the node that was asked does
+// not know it yet. Besides them there is what a client sees of a node that is dead: a connection refused, reset or ended.
+var leaderless = []knownError{
+	{"the node knows of no leader", http.StatusInternalServerError, regexp.MustCompile(`^local node not active but active cluster node not found$`)},
+	{"the node knows of no leader to redirect to", http.StatusServiceUnavailable, regexp.MustCompile(`^no active Vault instance found$`)},
+	{"the node is still sealed after its start", http.StatusServiceUnavailable, regexp.MustCompile(`^Vault is sealed$`)},
+}
+
+func TestHA_ten_killed_leaders_lose_no_config_and_cost_no_call(t *testing.T) {
+	t.Parallel()
+	const kills = 10
+	const readersPerNode = 4
+	c := startCluster(t, 3)
+	dt := startDingTalk(t, fullLifetime)
+	m := c.waitForLeader(t).enable(t)
+
+	var apps []*app
+	tokens := map[*app]string{}
+	for i := range 8 {
+		a := m.newApp(t, dt, fields{"leased": i%2 == 0, "refresh_before": 100 + i})
+		tokens[a] = a.token(t)
+		apps = append(apps, a)
+	}
+	calls := len(apps)
+	require.Equal(t, calls, dt.Requests("*"))
+
+	got := newAccount(leaderless, c.disturbed)
+	got.unreachable = c.wasDown
+	var clients []*api.Client
+	for _, v := range c.nodes {
+		clients = append(clients, v.patientClients(t, readersPerNode)...)
+	}
+	load := got.load(t, clients, 20*time.Millisecond, tokens)
+	written := startWriter(t, c, m)
+
+	for round := range kills {
+		got.waitForCalm(t, 200)
+		leader := c.waitForLeader(t)
+		killed := time.Now()
+		c.kill(t, leader, round%2 == 0)
+		next := c.waitForLeader(t)
+		elected := time.Since(killed)
+
+		at := &mount{v: next, path: m.path}
+		for _, a := range apps {
+			here := *a
+			here.m = at
+			requireSameToken(t, here.token(t), tokens[a]) // the first read by the new leader serves the stored token
+		}
+		require.Equal(t, calls, dt.Requests("*"), "no call upstream after election %d", round+1)
+		acknowledged := written.check(t, at, false)
+		for _, v := range c.nodes {
+			if v != leader {
+				c.waitUntilServing(t, v)
+			}
+		}
+		survived := time.Since(killed)
+		outlived := len(processesRunning(t, leader.pluginPath))
+		c.revive(t, leader)
+		t.Logf("election %d: a new leader after %s, both survivors serve after %s, the killed node after %s; %d configs acknowledged; plugin processes that outlived their server: %d",
+			round+1, elected.Round(10*time.Millisecond), survived.Round(10*time.Millisecond), time.Since(killed).Round(10*time.Millisecond), acknowledged, outlived)
+	}
+	got.waitForCalm(t, 200)
+	load.end()
+	written.end()
+
+	for _, v := range c.nodes {
+		at := &mount{v: v, path: m.path}
+		for i, a := range apps {
+			config := at.readData(t, a.configPath())
+			require.Equal(t, a.key, config["app_key"])
+			require.Equal(t, i%2 == 0, config["leased"])
+			require.Equal(t, time.Duration(100+i)*time.Second, seconds(t, config["refresh_before"]))
+		}
+		written.check(t, at, true)
+	}
+	require.Equal(t, calls, dt.Requests("*"), "no call upstream in all that time")
+	for _, v := range c.nodes {
+		require.Greater(t, got.right[v.addr], 200, "reads from every address")
+	}
+	got.requireClean(t)
+}
+
+// writer creates apps all the time, each verified at a DingTalk of its own, and remembers what the cluster acknowledged.
+type writer struct {
+	*readers
+	dt *dingtalk
+
+	mu      sync.Mutex
+	acks    []*acknowledged
+	checked int // how many of them a check has seen already
+	failed  int
+}
+
+// acknowledged is an app whose config the cluster said it stored, with its first token.
+type acknowledged struct {
+	*app
+	token string
+	calls int
+}
+
+func startWriter(t *testing.T, c *cluster, m *mount) *writer {
+	t.Helper()
+	w := &writer{dt: startDingTalk(t, fullLifetime)}
+	var clients []*api.Client
+	for _, v := range c.nodes {
+		clients = append(clients, v.patientClients(t, 1)...)
+	}
+	w.readers = startReaders(t, 1, 250*time.Millisecond, func(_, turn int) {
+		a := m.unstoredApp(w.dt)
+		_, err := clients[turn%len(clients)].Logical().Write(a.configPath(), a.config())
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if err != nil {
+			w.failed++ // whether it took effect is unknown, and nobody was told that it did
+			return
+		}
+		token := w.dt.LastToken(a.key)
+		noteSecret(token, "an access token")
+		w.acks = append(w.acks, &acknowledged{app: a, token: token, calls: a.calls()})
+	})
+	return w
+}
+
+// check reads what was acknowledged since the last check, or ever, at a node, and counts it.
+func (w *writer) check(t *testing.T, at *mount, all bool) int {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	from := w.checked
+	if all {
+		from = 0
+	}
+	for _, ack := range w.acks[from:] {
+		here := *ack.app
+		here.m = at
+		require.Equal(t, ack.key, at.readData(t, here.configPath())["app_key"], "an acknowledged config")
+		requireSameToken(t, here.token(t), ack.token) // its first token was stored with it
+		require.Equal(t, ack.calls, here.calls(), "no call upstream")
+	}
+	w.checked = len(w.acks)
+	require.NotEmpty(t, w.acks, "%d writes failed", w.failed)
+	return len(w.acks)
+}

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+// Three Vault servers over raft storage as one cluster, any of which a test may kill, and the account that is kept of what
+// readers get meanwhile: the right token, an error that is Vault's own and expected, or something that must not be.
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/require"
+)
+
+// clientPatience is how long a reader waits for an answer: longer than any election, so that a wait without end is seen.
+const clientPatience = 20 * time.Second
+
+type cluster struct {
+	nodes []*vaultServer
+
+	mu    sync.Mutex
+	downs []downtime
+}
+
+// downtime is from just before a node was killed until it served again; a zero end is not yet.
+type downtime struct {
+	host     string
+	from, to time.Time
+}
+
+func (d downtime) overlaps(from, to time.Time) bool {
+	return d.from.Before(to) && (d.to.IsZero() || d.to.After(from))
+}
+
+// startCluster starts servers that share one raft storage, the first of them being the leader.
+func startCluster(t *testing.T, size int) *cluster {
+	t.Helper()
+	first := startVault(t, vaultOptions{name: "node-0", storage: storageRaft})
+	c := &cluster{nodes: []*vaultServer{first}}
+	// A new node becomes a voter once it was stable for this long.
+	_, err := first.root.Logical().Write("sys/storage/raft/autopilot/configuration", fields{"server_stabilization_time": "1s"})
+	require.NoError(t, err, "configure raft")
+	for i := range size - 1 {
+		c.join(t, "node-"+strconv.Itoa(i+1))
+	}
+	for _, v := range c.nodes {
+		c.waitUntilServing(t, v)
+	}
+	waitFor(t, time.Minute, "every node votes", func() bool {
+		state, err := first.root.Sys().RaftAutopilotState()
+		return err == nil && state.Healthy && len(state.Voters) == size
+	})
+	return c
+}
+
+// join adds a node, sealed with the same key as the first.
+func (c *cluster) join(t *testing.T, name string) {
+	t.Helper()
+	first := c.nodes[0]
+	v, err := launchNode(name, first)
+	require.NoError(t, err, "start %s", name)
+	t.Cleanup(func() {
+		if err := v.stop(); err != nil {
+			t.Errorf("stop %s: %v", name, err)
+		}
+		if err := v.findLeaks(); err != nil {
+			t.Errorf("secrets in the files of %s: %v", name, err)
+		}
+	})
+	v.reportOnFailure(t)
+	joined, err := v.root.Sys().RaftJoin(&api.RaftJoinRequest{LeaderAPIAddr: first.addr})
+	require.NoError(t, err, "join the cluster")
+	require.True(t, joined.Joined)
+	_, err = v.root.Sys().Unseal(v.unsealKey)
+	require.NoError(t, err, "unseal %s", name)
+	c.nodes = append(c.nodes, v)
+}
+
+// launchNode starts a server that is to join another's cluster.
+func launchNode(name string, first *vaultServer) (*vaultServer, error) {
+	dir, err := os.MkdirTemp(workRoot, "vault-")
+	if err != nil {
+		return nil, err
+	}
+	v := &vaultServer{
+		opts: vaultOptions{name: name, storage: storageRaft}, dir: dir,
+		rootToken: first.rootToken, unsealKey: first.unsealKey,
+	}
+	if err := v.installPlugin(); err != nil {
+		return nil, err
+	}
+	if err := v.start(); err != nil {
+		return nil, err
+	}
+	v.root, err = v.newClient(v.rootToken)
+	return v, err
+}
+
+// leader is the node that says it is active, if any does.
+func (c *cluster) leader() *vaultServer {
+	for _, v := range c.nodes {
+		if v.proc == nil || !v.proc.running() {
+			continue
+		}
+		if health, err := v.root.Sys().Health(); err == nil && health.Initialized && !health.Sealed && !health.Standby {
+			return v
+		}
+	}
+	return nil
+}
+
+func (c *cluster) waitForLeader(t *testing.T) *vaultServer {
+	t.Helper()
+	var leader *vaultServer
+	waitFor(t, time.Minute, "the cluster has a leader", func() bool {
+		leader = c.leader()
+		return leader != nil
+	})
+	return leader
+}
+
+// kill ends a node with SIGKILL: the server alone, whose plugin process then outlives it for a while as a crash of the server
+// leaves it, or both, as a machine that loses its power does.
+func (c *cluster) kill(t *testing.T, v *vaultServer, withPlugin bool) {
+	t.Helper()
+	c.mu.Lock()
+	c.downs = append(c.downs, downtime{host: strings.TrimPrefix(v.addr, "http://"), from: time.Now()})
+	c.mu.Unlock()
+	if withPlugin {
+		require.NoError(t, v.proc.kill(), "kill %s", v.opts.name)
+		return
+	}
+	require.NoError(t, syscall.Kill(v.proc.pid(), syscall.SIGKILL), "kill %s", v.opts.name)
+}
+
+// revive starts a killed node over its own storage and unseals it, and waits until it serves.
+func (c *cluster) revive(t *testing.T, v *vaultServer) {
+	t.Helper()
+	require.NoError(t, v.proc.kill(), "end what is left of %s", v.opts.name)
+	require.NoError(t, v.start(), "start %s again", v.opts.name)
+	_, err := v.root.Sys().Unseal(v.unsealKey)
+	require.NoError(t, err, "unseal %s again", v.opts.name)
+	c.waitUntilServing(t, v)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.downs[len(c.downs)-1].to = time.Now()
+}
+
+// waitUntilServing waits until a node answers requests, by itself or by the leader.
+func (c *cluster) waitUntilServing(t *testing.T, v *vaultServer) {
+	t.Helper()
+	waitFor(t, time.Minute, v.opts.name+" serves", func() bool {
+		_, err := v.root.Auth().Token().LookupSelf()
+		return err == nil
+	})
+}
+
+// disturbed tells whether any node was down at a moment between two.
+func (c *cluster) disturbed(from, to time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.downs, func(d downtime) bool { return d.overlaps(from, to) })
+}
+
+// wasDown tells whether this node was down at a moment between two.
+func (c *cluster) wasDown(host string, from, to time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.downs, func(d downtime) bool { return d.host == host && d.overlaps(from, to) })
+}
+
+// patientClients are clients as readers use them: each with connections of its own, no retries, and an end to its patience.
+func (v *vaultServer) patientClients(t *testing.T, count int) []*api.Client {
+	t.Helper()
+	clients := make([]*api.Client, count)
+	for i := range clients {
+		clients[i] = v.client(t)
+		clients[i].SetClientTimeout(clientPatience)
+	}
+	return clients
+}
+
+// knownError is an error that a fault explains.
+type knownError struct {
+	kind   string // for the account
+	status int
+	text   *regexp.Regexp // all of the message
+}
+
+// account is what many readers got.
+type account struct {
+	allowed []knownError
+	// disturbed tells whether there was a fault between two moments: without one no error is allowed.
+	disturbed func(from, to time.Time) bool
+	// unreachable tells whether the fault explains that a host could not be talked to; nil means it never does.
+	unreachable func(host string, from, to time.Time) bool
+
+	mu      sync.Mutex
+	right   map[string]int // right tokens, by the address that was asked
+	errors  map[string]int // the allowed ones, by kind
+	wrong   map[string]int // whatever else came
+	slowest time.Duration
+}
+
+func newAccount(allowed []knownError, disturbed func(from, to time.Time) bool) *account {
+	return &account{allowed: allowed, disturbed: disturbed, right: map[string]int{}, errors: map[string]int{}, wrong: map[string]int{}}
+}
+
+// read reads an app through the client and books the answer, which is to be the token or an allowed error. It tells whether it
+// was the token.
+func (k *account) read(client *api.Client, a *app, token string) bool {
+	began := time.Now()
+	secret, err := client.Logical().Read(a.credsPath())
+	now := time.Now()
+	kind, explained := "", false
+	switch {
+	case err != nil:
+		kind, explained = k.explain(err, began, now)
+		if explained && !k.disturbed(began, now) {
+			kind, explained = kind+", with nothing amiss", false
+		}
+	case secret == nil:
+		kind = "an empty answer"
+	case tokenIn(secret) != token:
+		kind = "not the token of the app"
+	case len(secret.Warnings) > 0:
+		kind = "a warning: " + strings.Join(secret.Warnings, "; ")
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.slowest = max(k.slowest, now.Sub(began))
+	switch {
+	case kind == "":
+		k.right[client.Address()]++
+		return true
+	case explained:
+		k.errors[kind]++
+	default:
+		k.wrong[mask(socketPath.ReplaceAllString(kind, "<socket>"))]++
+	}
+	return false
+}
+
+// explain names an error and tells whether it is one of Vault's own that are to be expected.
+func (k *account) explain(err error, from, to time.Time) (kind string, explained bool) {
+	var response *api.ResponseError
+	if errors.As(err, &response) {
+		text := strings.TrimSpace(strings.Join(response.Errors, "\n"))
+		for _, known := range k.allowed {
+			if known.status == response.StatusCode && known.text.MatchString(text) {
+				return known.kind, true
+			}
+		}
+		return fmt.Sprintf("%d %s", response.StatusCode, text), false
+	}
+	var failed *url.Error
+	if !errors.As(err, &failed) {
+		return err.Error(), false
+	}
+	if failed.Timeout() {
+		return "no answer in time: " + err.Error(), false
+	}
+	where, parseErr := url.Parse(failed.URL)
+	if parseErr != nil || k.unreachable == nil || !k.unreachable(where.Host, from, to) {
+		return err.Error(), false
+	}
+	return "the connection to the killed node", true
+}
+
+// socketPath is what differs between the errors of one plugin process and the next.
+var socketPath = regexp.MustCompile(`/\S+/plugin\d+`)
+
+// rightSoFar counts the right tokens.
+func (k *account) rightSoFar() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	sum := 0
+	for _, count := range k.right {
+		sum += count
+	}
+	return sum
+}
+
+// waitForCalm waits until readers got so many more right tokens.
+func (k *account) waitForCalm(t *testing.T, more int) {
+	t.Helper()
+	enough := k.rightSoFar() + more
+	waitFor(t, 30*time.Second, "readers get tokens", func() bool { return k.rightSoFar() >= enough })
+}
+
+// requireClean checks that nothing came but right tokens and allowed errors, and says how many of each.
+func (k *account) requireClean(t *testing.T) {
+	t.Helper()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, address := range slices.Sorted(maps.Keys(k.right)) {
+		t.Logf("%6d × the right token from %s", k.right[address], address)
+	}
+	t.Logf("the slowest answer came after %s", k.slowest.Round(time.Millisecond))
+	for _, kind := range slices.Sorted(maps.Keys(k.errors)) {
+		t.Logf("%6d × %s", k.errors[kind], kind)
+	}
+	for kind, count := range k.wrong {
+		t.Errorf("%6d × neither the right token nor an error of Vault's own that the fault explains: %s", count, kind)
+	}
+}
+
+// load has every client read the apps in turn, without end until it is stopped.
+func (k *account) load(t *testing.T, clients []*api.Client, pause time.Duration, tokens map[*app]string) *readers {
+	t.Helper()
+	apps := slices.Collect(maps.Keys(tokens))
+	return startReaders(t, len(clients), pause, func(i, turn int) {
+		a := apps[(i+turn)%len(apps)]
+		k.read(clients[i], a, tokens[a])
+	})
+}
+
+// readers read without end until they are stopped.
+type readers struct {
+	stop chan struct{}
+	all  sync.WaitGroup
+}
+
+func startReaders(t *testing.T, count int, pause time.Duration, read func(i, turn int)) *readers {
+	t.Helper()
+	r := &readers{stop: make(chan struct{})}
+	for i := range count {
+		r.all.Go(func() {
+			tick := time.NewTicker(pause)
+			defer tick.Stop()
+			for turn := 0; ; turn++ {
+				read(i, turn)
+				select {
+				case <-r.stop:
+					return
+				case <-tick.C:
+				}
+			}
+		})
+	}
+	t.Cleanup(r.end)
+	return r
+}
+
+// end stops the readers and waits for them; again does nothing.
+func (r *readers) end() {
+	select {
+	case <-r.stop:
+	default:
+		close(r.stop)
+	}
+	r.all.Wait()
+}

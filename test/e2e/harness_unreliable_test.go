@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+// A DingTalk of which one call in so many fails, and that keeps the truth: whose a token is, and until when the engine has one
+// that it could serve.
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
+)
+
+// serveLess is how long before its end a token is no longer served, and the time that a call may take to arrive.
+const serveLess = 2*time.Second + time.Second
+
+type unreliable struct {
+	*dingtalk
+	lifetime time.Duration
+	oneIn    int
+	kinds    []string // of faults, which take turns
+
+	mu     sync.Mutex
+	random *rand.Rand
+	truths map[string]*truth // by app key
+	owners map[string]string // the app key by token
+	calls  int
+	turn   int            // of the kinds
+	failed map[string]int // by the kind of fault
+	broken []string       // what the engine must not do to DingTalk
+}
+
+// truth is what the engine can know of one app's token.
+type truth struct {
+	usableUntil time.Time // from when the last token was given to when it is no longer served
+	endsAt      time.Time
+	underWay    int // calls
+}
+
+// startUnreliableDingTalk runs a simulator behind a handler that has one call in oneIn fail, by the seed.
+func startUnreliableDingTalk(t *testing.T, lifetime time.Duration, oneIn int, seed uint64) *unreliable {
+	t.Helper()
+	u := &unreliable{
+		lifetime: lifetime, oneIn: oneIn, random: rand.New(rand.NewPCG(seed, 0)),
+		truths: map[string]*truth{}, owners: map[string]string{}, failed: map[string]int{},
+		// A ban would stop every app for five minutes, and is tested elsewhere.
+		kinds: slices.DeleteFunc(simulator.FaultKinds(), func(kind string) bool { return kind == simulator.FaultBanned }),
+	}
+	server := httptest.NewServer(u)
+	u.dingtalk = &dingtalk{Server: simulator.New(simulator.Options{TokenLifetime: lifetime}), url: server.URL}
+	t.Cleanup(func() {
+		_ = u.Close() // first, so that no request is left without an answer
+		server.Close()
+	})
+	return u
+}
+
+func (u *unreliable) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	var credentials struct {
+		AppKey string `json:"appKey"`
+	}
+	if err != nil || json.Unmarshal(body, &credentials) != nil {
+		u.mu.Lock()
+		u.broken = append(u.broken, "a request without credentials")
+		u.mu.Unlock()
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+
+	kind := u.begin(credentials.AppKey)
+	defer u.end(credentials.AppKey)
+	if kind != "" {
+		// The app has no other call under way, which would be hit in its place.
+		u.SetFault(credentials.AppKey, simulator.Fault{Kind: kind, Times: 1})
+		u.Server.ServeHTTP(w, r)
+		return
+	}
+	arrived := time.Now()
+	u.Server.ServeHTTP(w, r)
+	u.given(credentials.AppKey, arrived)
+}
+
+// begin counts a call and decides how it fails, if it does.
+func (u *unreliable) begin(key string) (kind string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.calls++
+	now, app := time.Now(), u.truth(key)
+	if app.underWay++; app.underWay > 1 {
+		u.broken = append(u.broken, "two calls for one app at once")
+	}
+	// Renewals and the background start at half of the lifetime.
+	if left := app.endsAt.Sub(now); left > u.lifetime/2+time.Second {
+		u.broken = append(u.broken, "a call for a token with more than half of its life left: "+left.String())
+	}
+	if u.random.IntN(u.oneIn) == 0 {
+		kind = u.kinds[u.turn%len(u.kinds)]
+		u.turn++
+		u.failed[kind]++
+	}
+	return kind
+}
+
+func (u *unreliable) end(key string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.truth(key).underWay--
+}
+
+// given notes that a good answer was sent.
+func (u *unreliable) given(key string, arrived time.Time) {
+	token := u.LastToken(key)
+	noteSecret(token, "an access token")
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.owners[token] = key
+	app := u.truth(key)
+	app.endsAt = arrived.Add(u.lifetime)
+	app.usableUntil = app.endsAt.Add(-serveLess)
+}
+
+// truth is the app's; it is called with u.mu held.
+func (u *unreliable) truth(key string) *truth {
+	if u.truths[key] == nil {
+		u.truths[key] = &truth{}
+	}
+	return u.truths[key]
+}
+
+// usableUntil is until when the token that the engine was given by now has to be served; a time past if it has none.
+func (u *unreliable) usableUntil(key string) time.Time {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.truth(key).usableUntil
+}
+
+// owner is the app that a token belongs to.
+func (u *unreliable) owner(token string) string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.owners[token]
+}
+
+func (u *unreliable) counts() (calls, failed int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, n := range u.failed {
+		failed += n
+	}
+	return u.calls, failed
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+// The plugin's process dies under load, again and again, as the kernel kills one that takes too much memory. Vault starts
+// another, which has to carry on from storage as if nothing had happened.
+
+import (
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// pluginDead are the errors with which Vault itself answers requests that were under way in the plugin's process when that
+// died, or that come before Vault knows of its end. A request after that waits until Vault has started another process.
+var pluginDead = []knownError{
+	{"the plugin died over the request", http.StatusInternalServerError, unavailable(`error reading from server: EOF`)},
+	{"the plugin died over the request: reset", http.StatusInternalServerError, unavailable(`error reading from server: read unix @->\S+: read: connection reset by peer`)},
+	{"the plugin had just died", http.StatusInternalServerError, unavailable(`connection error: desc = "transport: error while dialing: dial unix \S+: connect: connection refused"`)},
+}
+
+// unavailable is how Vault words an error of its connection to a plugin.
+func unavailable(cause string) *regexp.Regexp {
+	return regexp.MustCompile(`^1 error occurred:\n\t\* rpc error: code = Unavailable desc = ` + cause + `$`)
+}
+
+func TestPlugin_killed_fifty_times_serves_the_stored_tokens_at_no_call(t *testing.T) {
+	t.Parallel()
+	const kills = 50
+	const readersAtOnce = 16
+	v := startVault(t, vaultOptions{storage: storageInmem})
+	dt := startDingTalk(t, fullLifetime)
+	// Two mounts share the process, so that two backends find it dead at the same time.
+	mounts := []*mount{v.enable(t), v.enable(t)}
+	var apps []*app
+	tokens := map[*app]string{}
+	for i := range 8 {
+		a := mounts[i%2].newApp(t, dt, fields{"leased": i%4 < 2})
+		tokens[a] = a.token(t)
+		apps = append(apps, a)
+	}
+	calls := len(apps)
+
+	var dead atomic.Bool         // from just before a kill until all apps are served again
+	var servedSince atomic.Int64 // when that was, in nanoseconds
+	got := newAccount(pluginDead, func(from, _ time.Time) bool {
+		return dead.Load() || from.UnixNano() <= servedSince.Load()
+	})
+	clients := v.patientClients(t, readersAtOnce)
+	load := got.load(t, clients, 5*time.Millisecond, tokens)
+
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	var longest time.Duration
+	for range kills {
+		got.waitForCalm(t, 50+random.IntN(200))
+		pid := v.pluginPID(t)
+		began := time.Now()
+		dead.Store(true)
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		for _, a := range apps {
+			waitFor(t, 20*time.Second, "the app is served again", func() bool { return got.read(clients[0], a, tokens[a]) })
+		}
+		longest = max(longest, time.Since(began))
+		require.NotEqual(t, pid, v.pluginPID(t), "another process serves")
+		servedSince.Store(time.Now().UnixNano())
+		dead.Store(false)
+	}
+	got.waitForCalm(t, 500)
+	load.end()
+
+	t.Logf("%d kills, all apps of both mounts served again after %s at the latest", kills, longest.Round(time.Millisecond))
+	for _, a := range apps {
+		requireSameToken(t, a.token(t), tokens[a]) // the stored token
+		require.Equal(t, "fresh", a.status(t)["state"])
+	}
+	require.Equal(t, calls, dt.Requests("*"), "no call upstream in all that time")
+	got.requireClean(t)
+
+	require.Equal(t, []int{v.pluginPID(t)}, processesRunning(t, v.pluginPath), "one plugin process, and no orphan")
+	require.NoError(t, v.proc.cmd.Process.Signal(syscall.SIGTERM))
+	waitFor(t, 30*time.Second, "Vault ends", func() bool { return !v.proc.running() })
+	require.Empty(t, processesRunning(t, v.pluginPath), "none once Vault has ended")
+}
+
+// processesRunning lists every process that runs the given program, whoever its parent is.
+func processesRunning(t *testing.T, program string) []int {
+	t.Helper()
+	links, err := filepath.Glob("/proc/[0-9]*/exe")
+	require.NoError(t, err)
+	var pids []int
+	for _, link := range links {
+		if exe, err := os.Readlink(link); err == nil && exe == program {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link)))
+			require.NoError(t, err)
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
