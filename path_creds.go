@@ -230,6 +230,9 @@ func (b *backend) renewAccessToken(ctx context.Context, req *logical.Request, _ 
 	digest, _ := req.Secret.InternalData[internalDigest].(string)
 	ended := func(why string) (*logical.Response, error) {
 		resp := renewed(req.Secret, endedLease, time.Now())
+		// Vault does its sum a moment later. Has the clock's second turned by then, it must still find the TTL within MaxTTL: with
+		// nothing left it would answer an error.
+		resp.Secret.MaxTTL += time.Second
 		resp.AddWarning(fmt.Sprintf("This lease ends now: %s. Read %s%s again.", why, credsPrefix, name))
 		return resp, nil
 	}
