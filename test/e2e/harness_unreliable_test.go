@@ -45,7 +45,9 @@ type unreliable struct {
 type truth struct {
 	usableUntil time.Time // from when the last token was given to when it is no longer served
 	endsAt      time.Time
-	underWay    int // calls
+	underWay    int             // calls
+	failed      int             // calls
+	early       []time.Duration // the life left of the token at calls that came too early
 }
 
 // startUnreliableDingTalk runs a simulator behind a handler that has one call in oneIn fail, by the seed.
@@ -89,7 +91,9 @@ func (u *unreliable) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	arrived := time.Now()
 	u.Server.ServeHTTP(w, r)
-	u.given(credentials.AppKey, arrived)
+	if r.Context().Err() == nil { // else the engine has given up meanwhile
+		u.given(credentials.AppKey, arrived)
+	}
 }
 
 // begin counts a call and decides how it fails, if it does.
@@ -103,12 +107,13 @@ func (u *unreliable) begin(key string) (kind string) {
 	}
 	// Renewals and the background start at half of the lifetime.
 	if left := app.endsAt.Sub(now); left > u.lifetime/2+time.Second {
-		u.broken = append(u.broken, "a call for a token with more than half of its life left: "+left.String())
+		app.early = append(app.early, left)
 	}
 	if u.random.IntN(u.oneIn) == 0 {
 		kind = u.kinds[u.turn%len(u.kinds)]
 		u.turn++
 		u.failed[kind]++
+		app.failed++
 	}
 	return kind
 }
@@ -144,6 +149,13 @@ func (u *unreliable) usableUntil(key string) time.Time {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.truth(key).usableUntil
+}
+
+// earlyCalls are the calls for a token with more than half of its life left, next to how many were made to fail.
+func (u *unreliable) earlyCalls(key string) (lifeLeft []time.Duration, failed int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.truth(key).early, u.truth(key).failed
 }
 
 // owner is the app that a token belongs to.
