@@ -230,9 +230,11 @@ func (b *backend) renewAccessToken(ctx context.Context, req *logical.Request, _ 
 	digest, _ := req.Secret.InternalData[internalDigest].(string)
 	ended := func(why string) (*logical.Response, error) {
 		resp := renewed(req.Secret, endedLease, time.Now())
-		// Vault does its sum a moment later. Has the clock's second turned by then, it must still find the TTL within MaxTTL: with
-		// nothing left it would answer an error.
-		resp.Secret.MaxTTL += time.Second
+		// Vault does its sum a moment later. Has the clock's second turned by then, MaxTTL leaves nothing, which Vault answers with an
+		// error. A second more cures that; it makes no lease longer, unless the client asked for an increment.
+		if req.Secret.Increment == 0 {
+			resp.Secret.MaxTTL += time.Second
+		}
 		resp.AddWarning(fmt.Sprintf("This lease ends now: %s. Read %s%s again.", why, credsPrefix, name))
 		return resp, nil
 	}
@@ -243,13 +245,13 @@ func (b *backend) renewAccessToken(ctx context.Context, req *logical.Request, _ 
 		return needRenewal(t, now)
 	}
 	a, out, err := b.apps.acquire(ctx, req.Storage, name, n)
+	if err := awaitSecond(ctx); err != nil {
+		return nil, err
+	}
 	if isUnknownApp(err) {
 		return ended(fmt.Sprintf("app %q is no longer configured", name))
 	}
 	if err != nil {
-		return nil, err
-	}
-	if err := awaitSecond(ctx); err != nil {
 		return nil, err
 	}
 	now := time.Now()
