@@ -62,6 +62,7 @@ lint: ## check the Go code, go.mod and the shell scripts, changing nothing
 fmt: ## format the Go code
 	@scripts/golangci-lint fmt
 	@scripts/golangci-lint fmt test/vault
+	@scripts/golangci-lint fmt bench
 
 .PHONY: test
 test: test-unit test-e2e ## all the tests
@@ -69,6 +70,7 @@ test: test-unit test-e2e ## all the tests
 .PHONY: test-unit
 test-unit: ## the tests that need no Vault server, with the race detector, in random order
 	go test $(RACE) -shuffle=on -timeout 5m ./...
+	GOWORK=off go -C bench test ./...
 
 # -count=1, as go test would cache a result although the binaries it ran have changed.
 .PHONY: test-e2e
@@ -87,6 +89,15 @@ fuzz: ## look for new failing inputs, a minute for each fuzz target
 .PHONY: soak
 soak: build ## 15 minutes of load on a real Vault, which test-e2e does two of; E2E_SOAK=30m for longer
 	$(with_vault) E2E_SOAK=$${E2E_SOAK:-15m} go test -tags e2e -count=1 -timeout 2h -run '^TestSoak' -v ./test/e2e
+
+.PHONY: bench
+bench: build ## what reads cost in a real Vault, next to a plugin that does nothing; BENCH=-quick takes a minute
+	CGO_ENABLED=0 GOWORK=off go -C bench build -trimpath -buildvcs=false -ldflags "-s -w" -o ../bin/bench/ ./...
+	@$(with_vault) bin/bench/bench $(BENCH)
+
+.PHONY: bench-compare
+bench-compare: ## the Go benchmarks of BASE=<commit> and HEAD=<commit> (or the working tree) compared
+	@scripts/bench-compare "$(BASE)" $(HEAD)
 
 .PHONY: acceptance
 acceptance: ## compare the live API with what is known of it; DINGTALK_APP_KEY, DINGTALK_APP_SECRET, DINGTALK_BASE_URL in the environment
