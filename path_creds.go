@@ -31,6 +31,9 @@ const (
 	// endedLease is the TTL of a lease whose token is no longer the app's. An error would make LifetimeWatcher and Proxy keep
 	// the old token to its end; this makes them read again at once.
 	endedLease = time.Second
+
+	// endedLeaseSlack is how long Vault may take from the engine's answer to its own sum.
+	endedLeaseSlack = 10 * time.Second
 )
 
 func (b *backend) pathCreds() *framework.Path {
@@ -230,10 +233,10 @@ func (b *backend) renewAccessToken(ctx context.Context, req *logical.Request, _ 
 	digest, _ := req.Secret.InternalData[internalDigest].(string)
 	ended := func(why string) (*logical.Response, error) {
 		resp := renewed(req.Secret, endedLease, time.Now())
-		// Vault does its sum a moment later. Has the clock's second turned by then, MaxTTL leaves nothing, which Vault answers with an
-		// error. A second more cures that; it makes no lease longer, unless the client asked for an increment.
+		// Vault does its sum a moment later. If the clock's second has turned by then, MaxTTL leaves nothing, which Vault answers with
+		// an error. More of it makes no lease longer, unless the client asked for an increment.
 		if req.Secret.Increment == 0 {
-			resp.Secret.MaxTTL += time.Second
+			resp.Secret.MaxTTL += endedLeaseSlack
 		}
 		resp.AddWarning(fmt.Sprintf("This lease ends now: %s. Read %s%s again.", why, credsPrefix, name))
 		return resp, nil
