@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -308,7 +309,7 @@ func readAnswer(status int, header http.Header, body []byte, secrets ...sensitiv
 	code := text(wire.Code)
 	failure := &upstreamError{
 		code:       clean(code, secrets),
-		message:    clean(text(wire.Message), secrets),
+		message:    clean(text(wire.Message), append(secrets, tokensIn(text(wire.Message))...)),
 		requestID:  clean(text(wire.RequestID), secrets),
 		retryAfter: retryAfter(header, time.Now()),
 	}
@@ -396,6 +397,20 @@ func seconds(raw json.RawMessage) (time.Duration, bool) {
 	return time.Duration(min(n, maxExpireIn.Seconds())) * time.Second, true
 }
 
+// longWord is what a token looks like. DingTalk may repeat one that never arrived here, and so is not known.
+var longWord = regexp.MustCompile(`[0-9A-Za-z]{32,}`)
+
+// tokensIn finds what may be tokens in a text of DingTalk's: long words of letters and digits. A request id has hyphens.
+func tokensIn(s string) []sensitive {
+	var found []sensitive
+	for _, word := range longWord.FindAllString(visible(s), -1) {
+		if strings.ContainsAny(word, "0123456789") && strings.ContainsFunc(word, unicode.IsLetter) {
+			found = append(found, newSensitive(word))
+		}
+	}
+	return found
+}
+
 // retryAfter reads the header of the same name, as seconds or as a date; 0 where there is none to honour.
 func retryAfter(header http.Header, now time.Time) time.Duration {
 	value := strings.TrimSpace(header.Get("Retry-After"))
@@ -417,18 +432,7 @@ func clean(s string, secrets []sensitive) string {
 	if s == "" {
 		return "" // as in every good answer
 	}
-	s = strings.Map(func(r rune) rune {
-		switch {
-		case r == utf8.RuneError:
-			return -1
-		case unicode.Is(unicode.Zs, r):
-			return ' '
-		case unicode.IsPrint(r):
-			return r
-		default:
-			return -1
-		}
-	}, s)
+	s = visible(s)
 	for _, secret := range secrets {
 		s = secret.redact(s)
 	}
@@ -440,6 +444,22 @@ func clean(s string, secrets []sensitive) string {
 		s = s[:cut]
 	}
 	return strings.TrimSpace(s)
+}
+
+// visible strips control and invisible characters.
+func visible(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == utf8.RuneError:
+			return -1
+		case unicode.Is(unicode.Zs, r):
+			return ' '
+		case unicode.IsPrint(r):
+			return r
+		default:
+			return -1
+		}
+	}, s)
 }
 
 // transportError puts a failed exchange in a few words. The library's own texts can quote what the other side sent, so they

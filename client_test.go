@@ -834,3 +834,12 @@ func TestClient_every_class_says_whose_app_it_is_and_what_to_do(t *testing.T) {
 		require.Contains(t, told, `"myapp"`)
 	}
 }
+
+func TestClient_a_token_that_never_arrived_is_not_shown_either(t *testing.T) {
+	const lost = "0123456789abcdef0123456789abcdef"
+	body := `{"code":"invalidParameter","requestid":"01A08FE7-1234-5678-9ABC-DEF012345678","message":"token ` + lost + ` of AccessTokenPermissionDeniedForSuitekeyAndOrg"}`
+	_, err := readAnswer(http.StatusBadRequest, http.Header{}, []byte(body))
+	require.NotNil(t, err)
+	require.Equal(t, "token [redacted] of AccessTokenPermissionDeniedForSuitekeyAndOrg", err.message)
+	require.Equal(t, "01A08FE7-1234-5678-9ABC-DEF012345678", err.requestID)
+}
