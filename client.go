@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -269,7 +270,7 @@ func (c *client) call(ctx context.Context, creds credentials, secrets []sensitiv
 		return nil, uerr
 	}
 	tok := newToken(grant.accessToken, sent, grant.expireIn)
-	if tok.state(time.Now(), 0) == stateExpired {
+	if !tok.servable(time.Now()) {
 		return nil, &upstreamError{class: classMalformed, cause: fmt.Sprintf("the token had expired when it arrived (expireIn %d)", int64(grant.expireIn.Seconds()))}
 	}
 	return tok, nil
@@ -309,7 +310,7 @@ func readAnswer(status int, header http.Header, body []byte, secrets ...sensitiv
 	code := text(wire.Code)
 	failure := &upstreamError{
 		code:       clean(code, secrets),
-		message:    clean(text(wire.Message), append(secrets, tokensIn(text(wire.Message))...)),
+		message:    cleanMessage(text(wire.Message), secrets),
 		requestID:  clean(text(wire.RequestID), secrets),
 		retryAfter: retryAfter(header, time.Now()),
 	}
@@ -344,7 +345,7 @@ func readAnswer(status int, header http.Header, body []byte, secrets ...sensitiv
 		return fail(classMalformed, httpStatus+", the answer is not a JSON object")
 	case accessToken == "":
 		if failure.code == "" {
-			failure.code, failure.message = clean(text(wire.ErrCode), secrets), clean(text(wire.ErrMsg), secrets)
+			failure.code, failure.message = clean(text(wire.ErrCode), secrets), cleanMessage(text(wire.ErrMsg), secrets)
 		}
 		return fail(classMalformed, httpStatus+", the answer has no accessToken")
 	case status != http.StatusOK:
@@ -409,6 +410,11 @@ func tokensIn(s string) []sensitive {
 		}
 	}
 	return found
+}
+
+// cleanMessage is clean for a text in which DingTalk says whatever it likes.
+func cleanMessage(s string, secrets []sensitive) string {
+	return clean(s, slices.Concat(secrets, tokensIn(s)))
 }
 
 // retryAfter reads the header of the same name, as seconds or as a date; 0 where there is none to honour.

@@ -169,10 +169,8 @@ func (o outcome) good(now time.Time) (*token, error) {
 	switch {
 	case o.token.servable(now):
 		return o.token, nil
-	case o.err != nil:
-		return nil, o.err
-	case o.held != nil && o.held.err != nil:
-		return nil, o.held.err
+	case o.problem() != nil:
+		return nil, o.problem()
 	default:
 		// The token ran out between the decision and this line, on a machine that slept perhaps.
 		return nil, logical.CodedError(http.StatusServiceUnavailable, "the token expired while it was being handed out: try again")
@@ -267,8 +265,8 @@ func (b *backend) renewAccessToken(ctx context.Context, req *logical.Request, _ 
 	}
 	a.touch(now, true)
 	resp := renewed(req.Secret, t.left(now), now)
-	if err := out.problem(); err != nil {
-		resp.AddWarning(fmt.Sprintf("The token could not be refreshed and is good until %s: %s", timestamp(t.expiresAt), err))
+	for _, w := range out.warnings(t, now, 0) {
+		resp.AddWarning(w)
 	}
 	return resp, nil
 }
