@@ -169,7 +169,7 @@ func (r *run) direct(ctx context.Context, s *server, storage string) error {
 			s.subject("engine, "+kind+", "+many, "no-op, "+kind+", "+many, mountMany, kind, names...),
 		)
 	}
-	got, err := r.measure(ctx, "Direct reads, "+storage+" storage", subjects)
+	got, err := r.measure(ctx, s, "Direct reads, "+storage+" storage", subjects)
 	if err != nil {
 		return err
 	}
@@ -192,7 +192,7 @@ func (r *run) direct(ctx context.Context, s *server, storage string) error {
 		return nil
 	}
 	return s.audited(ctx, func() error {
-		_, err := r.measure(ctx, "Direct reads, "+storage+" storage, with a file audit device", append(s.plain("leased"), s.plain("unleased")...))
+		_, err := r.measure(ctx, s, "Direct reads, "+storage+" storage, with a file audit device", append(s.plain("leased"), s.plain("unleased")...))
 		return err
 	})
 }
@@ -208,7 +208,7 @@ func (r *run) open(ctx context.Context, s *server) error {
 	for _, sub := range subjects {
 		sub.rate = max(rate, 100)
 	}
-	got, err := r.measure(ctx, fmt.Sprintf("Open loop, %.0f reads a second", subjects[0].rate), subjects)
+	got, err := r.measure(ctx, s, fmt.Sprintf("Open loop, %.0f reads a second", subjects[0].rate), subjects)
 	if err != nil {
 		return err
 	}
@@ -234,7 +234,7 @@ func (r *run) proxied(ctx context.Context, s *server) (err error) {
 		direct.target.base, direct.target.token = p.addr, ""
 		subjects = append(subjects, direct)
 	}
-	got, err := r.measure(ctx, "Through Vault Proxy", subjects)
+	got, err := r.measure(ctx, s, "Through Vault Proxy", subjects)
 	if err != nil {
 		return err
 	}
@@ -262,7 +262,7 @@ func (r *run) hung(ctx context.Context, s *server) error {
 	with := s.subject("one hangs", "all answer", mountHung, "unleased", names...)
 	readers := s.subject("", "", mountHung, "unleased", stuck)
 	with.beside = func(ctx context.Context) { readers.target.insist(ctx) }
-	got, err := r.measure(ctx, fmt.Sprintf("One hung app among %d: the others", hungAmong), []*subject{without, with})
+	got, err := r.measure(ctx, s, fmt.Sprintf("One hung app among %d: the others", hungAmong), []*subject{without, with})
 	if err != nil {
 		return err
 	}
@@ -301,8 +301,8 @@ func (t *target) insist(ctx context.Context) {
 }
 
 // measure measures the subjects and prints what came out.
-func (r *run) measure(ctx context.Context, title string, subjects []*subject) ([]*outcome, error) {
-	got, err := rounds{count: r.rounds, slice: r.slice, log: r.log}.run(ctx, title, subjects)
+func (r *run) measure(ctx context.Context, s *server, title string, subjects []*subject) ([]*outcome, error) {
+	got, err := rounds{count: r.rounds, slice: r.slice, tidy: s.endLeases, log: r.log}.run(ctx, title, subjects)
 	if err != nil {
 		return nil, err
 	}

@@ -45,7 +45,8 @@ type outcome struct {
 // rounds is how a set of subjects is measured.
 type rounds struct {
 	count int
-	slice time.Duration // how long a subject is read in each round
+	slice time.Duration                   // how long a subject is read in each round
+	tidy  func(ctx context.Context) error // called before each round, in time that does not count
 	log   func(format string, args ...any)
 }
 
@@ -59,6 +60,9 @@ func (r rounds) run(ctx context.Context, title string, subjects []*subject) ([]*
 		}
 	}
 	for n := range r.count {
+		if err := r.tidy(ctx); err != nil {
+			return nil, err
+		}
 		r.log("%s: round %d of %d", title, n+1, r.count)
 		for _, i := range rand.Perm(len(subjects)) {
 			m, err := subjects[i].measure(ctx, r.slice)
