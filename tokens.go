@@ -123,9 +123,7 @@ func (e *appEntry) settings() *settings {
 
 // app is one app's one generation in memory: its settings, its token, its flight, its back-off.
 type app struct {
-	name       string
-	generation string
-	registry   *registry
+	// What a read and the background look at comes first, so that it lies in one line of the processor's cache.
 
 	settings atomic.Pointer[settings]
 	token    atomic.Pointer[token]
@@ -134,6 +132,10 @@ type app struct {
 	// fetched.
 	usedAt atomic.Int64
 	read   atomic.Bool
+
+	name       string
+	generation string
+	registry   *registry
 
 	mu       sync.Mutex // over what follows; never held over storage or a call upstream
 	gone     bool       // dropped from memory: no flight may start, what one brings is not published
@@ -542,16 +544,16 @@ func (a *app) wantsAhead(now time.Time, within time.Duration) bool {
 	}
 	t := a.token.Load()
 	left := t.left(now)
-	return left >= leastServed && left-t.window(a.settings.Load().refreshBefore) <= within && left < t.lifetime/2
+	return left >= leastServed && left < t.lifetime/2 && left-t.window(a.settings.Load().refreshBefore) <= within
 }
 
 // evict retires the app if nobody has used it for a full lifetime of its token and nothing is under way or being waited out.
 func (a *app) evict(now time.Time) bool {
-	idle := leastIdle
-	if t := a.token.Load(); t != nil {
-		idle = max(idle, t.lifetime)
+	idle := now.Sub(time.Unix(a.usedAt.Load(), 0))
+	if idle < leastIdle {
+		return false
 	}
-	if now.Sub(time.Unix(a.usedAt.Load(), 0)) < idle {
+	if t := a.token.Load(); t != nil && idle < t.lifetime {
 		return false
 	}
 	a.mu.Lock()
