@@ -22,8 +22,9 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// Version is the version that the plugin reports to Vault: v and a semantic version. The linker sets it in a release.
-var Version = "v0.0.0-dev"
+// Version is what the plugin reports to Vault: v and a semantic version. This is where the project's version is written down:
+// the Makefile, the release and the changelog's test take it from here. `make build VERSION=…` has the linker set another.
+var Version = "v0.1.0"
 
 // operationPrefix starts every operation's name in OpenAPI.
 const operationPrefix = "dingtalk"
@@ -33,9 +34,16 @@ The DingTalk secrets engine keeps the credentials of DingTalk internal apps and
 hands out their access tokens.
 
 Store an app's credentials at config/<app>, then read its token from
-creds/<app>. The token is fetched when it is first needed, kept until shortly
-before it expires, and shared by all readers. The app's secret never comes out
-again.
+creds/<app>:
+
+    vault write dingtalk/config/myapp app_key=dingxxxxxxxx app_secret=-
+    vault read dingtalk/creds/myapp
+
+The token is fetched when it is first needed, kept until shortly before it
+expires, and shared by all readers. The app's secret never comes out again.
+
+status/<app> tells how the token stands, for monitoring. refresh/<app> fetches
+one now, for when you have mended what made fetches fail.
 `
 
 // backend is the engine of one mount.
@@ -104,10 +112,42 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	if err != nil {
 		return resp, coded(err)
 	}
+	if req.Operation == logical.HelpOperation {
+		inlineSchemas(resp)
+	}
 	if resp != nil && isWrite(req.Operation) && resp.Secret == nil && resp.Data == nil && len(resp.Warnings) == 0 {
 		return nil, nil //nolint:nilnil // to Vault this is a 204
 	}
 	return resp, nil
+}
+
+// inlineSchemas puts the schemas of the OpenAPI document where it refers to them. When Vault merges the document of a plugin in a
+// process of its own with those of the other mounts, it loses the references (hashicorp/vault issue 30714).
+func inlineSchemas(resp *logical.Response) {
+	document, ok := resp.Data["openapi"].(*framework.OASDocument)
+	if !ok {
+		return
+	}
+	inline := func(content framework.OASContent) {
+		for _, media := range content {
+			if name, ok := strings.CutPrefix(media.Schema.Ref, "#/components/schemas/"); ok {
+				media.Schema = document.Components.Schemas[name]
+			}
+		}
+	}
+	for _, path := range document.Paths {
+		for _, op := range []*framework.OASOperation{path.Get, path.Post, path.Patch, path.Delete} {
+			if op == nil {
+				continue
+			}
+			if op.RequestBody != nil {
+				inline(op.RequestBody.Content)
+			}
+			for _, response := range op.Responses {
+				inline(response.Content)
+			}
+		}
+	}
 }
 
 // HandleExistenceCheck implements logical.Backend. Whether an app exists does not depend on the request's fields, so the framework
@@ -223,9 +263,10 @@ func (v *systemView) ReplicationState() consts.ReplicationState {
 // appField is the path parameter of every path but the list.
 func appField() *framework.FieldSchema {
 	return &framework.FieldSchema{
-		Type:        framework.TypeString,
-		Description: "Name of the app: letters, digits, and inside it underscores, hyphens and dots; at most 128 characters.",
-		Required:    true,
+		Type: framework.TypeString,
+		Description: `Name of the app: letters, digits and underscores, inside it also hyphens
+and dots; at most 128 characters.`,
+		Required: true,
 	}
 }
 

@@ -172,10 +172,12 @@ func (m *mount) do(op logical.Operation, path string, data map[string]any) answe
 	return m.send(m.t.Context(), &logical.Request{Operation: op, Path: path, Data: data})
 }
 
-func (m *mount) send(ctx context.Context, req *logical.Request) answer {
+func (m *mount) send(ctx context.Context, req *logical.Request) (got answer) {
+	engine := m.engine // the request may outlast it
+	defer func() { assertDescribed(m.t, engine, req, got) }()
 	req.Storage = m.storage
 	if req.Operation == logical.CreateOperation || req.Operation == logical.UpdateOperation {
-		found, exists, err := m.engine.HandleExistenceCheck(ctx, req)
+		found, exists, err := engine.HandleExistenceCheck(ctx, req)
 		var user errutil.UserError
 		switch {
 		case errors.As(err, &user):
@@ -188,7 +190,7 @@ func (m *mount) send(ctx context.Context, req *logical.Request) answer {
 			req.Operation = logical.UpdateOperation
 		}
 	}
-	resp, err := m.engine.HandleRequest(ctx, req)
+	resp, err := engine.HandleRequest(ctx, req)
 	status, rerr := logical.RespondErrorCommon(req, resp, err)
 	if err != nil {
 		logical.AdjustErrorStatusCode(&status, err)
@@ -269,7 +271,7 @@ func TestFactory_gives_a_secrets_engine_with_its_version(t *testing.T) {
 	require.NoError(t, err)
 	defer b.Cleanup(t.Context())
 	require.Equal(t, logical.TypeLogical, b.Type())
-	require.Equal(t, "v0.0.0-dev", b.(logical.PluginVersioner).PluginVersion().Version)
+	require.Equal(t, Version, b.(logical.PluginVersioner).PluginVersion().Version)
 }
 
 func TestFactory_takes_nothing_from_its_context(t *testing.T) {

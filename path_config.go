@@ -7,6 +7,7 @@ package dingtalk
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"time"
 
@@ -24,58 +25,73 @@ func (b *backend) pathConfig() *framework.Path {
 		Fields: map[string]*framework.FieldSchema{
 			"app": appField(),
 			fieldAppKey: {
-				Type:         framework.TypeString,
-				Description:  "The app's AppKey, called Client ID in DingTalk's console. Required to create an app.",
+				Type: framework.TypeString,
+				Description: `The app's AppKey, called Client ID in DingTalk's console. Required to
+create an app. Another value requires app_secret in the same request.`,
 				DisplayAttrs: &framework.DisplayAttributes{Name: "App key"},
 			},
 			fieldAppSecret: {
-				Type:         framework.TypeString,
-				Description:  "The app's AppSecret, called Client Secret in DingTalk's console. Required to create an app, and to change app_key or base_url. Never returned.",
+				Type: framework.TypeString,
+				Description: `The app's AppSecret, called Client Secret in DingTalk's console.
+Required to create an app, and to change app_key or base_url. Never
+returned. One line break at its end is cut.`,
 				DisplayAttrs: &framework.DisplayAttributes{Name: "App secret", Sensitive: true},
 			},
 			fieldBaseURL: {
-				Type:         framework.TypeString,
-				Default:      defaultBaseURL,
-				Description:  "The host of DingTalk's API. Apps of the China edition need https://api.dingtalk.com.",
+				Type:    framework.TypeString,
+				Default: defaultBaseURL,
+				Description: `The host of DingTalk's API, as https://host[:port]. Apps of the China
+edition need https://api.dingtalk.com. By default, when an app is
+created, https://api.dingtalk.io. Another value requires app_secret in
+the same request.`,
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Base URL"},
 			},
 			fieldRefreshBefore: {
-				Type:         framework.TypeDurationSecond,
-				Default:      int(defaultRefreshBefore / time.Second),
-				Description:  "A token with less life left than this is due for a refresh. 0s to 1h; for a short-lived token at most a quarter of its lifetime.",
+				Type:    framework.TypeDurationSecond,
+				Default: inSeconds(defaultRefreshBefore),
+				Description: `A token with this much life left, or less, is due for a refresh. 0s to
+1h; by default, when an app is created, 200s. For a short-lived token it
+counts as a quarter of the token's lifetime at most.`,
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Refresh before"},
 			},
 			fieldRequestTimeout: {
-				Type:         framework.TypeDurationSecond,
-				Default:      int(defaultRequestTimeout / time.Second),
-				Description:  "How long fetching a token may take, retries included. 1s to 30s.",
+				Type:    framework.TypeDurationSecond,
+				Default: inSeconds(defaultRequestTimeout),
+				Description: `How long fetching a token may take, retries included. 1s to 30s; by
+default, when an app is created, 10s.`,
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Request timeout"},
 			},
 			fieldLeased: {
-				Type:         framework.TypeBool,
-				Default:      true,
-				Description:  "Whether creds/<app> answers with a lease. Without one a read costs Vault no write to its storage.",
+				Type:    framework.TypeBool,
+				Default: true,
+				Description: `Whether creds/<app> answers with a lease. Without one, a read costs
+Vault no write to its storage. By default, when an app is created, true.`,
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Leased"},
 			},
 			fieldVerifyConnection: {
-				Type:         framework.TypeBool,
-				Description:  "Whether to fetch a token with the resulting credentials before anything is stored. By default true where app_key, app_secret or base_url gets another value, else false. Not stored.",
+				Type: framework.TypeBool,
+				Description: `Whether to fetch a token with the resulting credentials before anything
+is stored. By default true where app_key, app_secret or base_url gets
+another value, else false. Counts for this request alone.`,
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Verify connection"},
 			},
 		},
 		ExistenceCheck: b.configExists,
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.CreateOperation: b.configWriteOperation(b.updateConfig, "configure", "Store an app's credentials, or change how they are used."),
-			logical.UpdateOperation: b.configWriteOperation(b.updateConfig, "configure", "Store an app's credentials, or change how they are used."),
-			logical.PatchOperation:  b.configWriteOperation(b.patchConfig, "patch", "Change some fields of an app that exists."),
+			logical.CreateOperation: b.configWriteOperation(b.updateConfig, "configure", "Store an app's credentials, or change how they are used.", nil),
+			logical.UpdateOperation: b.configWriteOperation(b.updateConfig, "configure", "Store an app's credentials, or change how they are used.", nil),
+			logical.PatchOperation: b.configWriteOperation(b.patchConfig, "patch", "Change some fields of an app that exists.", map[int][]framework.Response{
+				http.StatusNotFound: {{Description: "The app is not configured"}},
+			}),
 			logical.ReadOperation: &framework.PathOperation{
 				Callback:                  b.readConfig,
 				Summary:                   "Read how an app is configured. The secret is not part of the answer.",
 				DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read", OperationSuffix: "app-configuration"},
 				ForwardPerformanceStandby: true,
 				Responses: map[int][]framework.Response{
-					http.StatusOK:       {{Description: "OK", Fields: configResponseFields()}},
-					http.StatusNotFound: {{Description: "The app is not configured"}},
+					http.StatusOK:         {{Description: "OK", Fields: configResponseFields()}},
+					http.StatusBadRequest: {{Description: "The app's name is too long"}},
+					http.StatusNotFound:   {{Description: "The app is not configured"}},
 				},
 			},
 			logical.DeleteOperation: &framework.PathOperation{
@@ -84,7 +100,10 @@ func (b *backend) pathConfig() *framework.Path {
 				DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: "delete", OperationSuffix: "app-configuration"},
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
-				Responses:                   map[int][]framework.Response{http.StatusNoContent: {{Description: "No content"}}},
+				Responses: map[int][]framework.Response{
+					http.StatusNoContent:  {{Description: "Deleted, or was not there"}},
+					http.StatusBadRequest: {{Description: "The app's name is too long"}},
+				},
 			},
 		},
 		HelpSynopsis:    "Configure an app: its credentials and how its tokens are kept.",
@@ -92,28 +111,34 @@ func (b *backend) pathConfig() *framework.Path {
 	}
 }
 
-func (b *backend) configWriteOperation(callback framework.OperationFunc, verb, summary string) *framework.PathOperation {
+func (b *backend) configWriteOperation(callback framework.OperationFunc, verb, summary string, more map[int][]framework.Response) *framework.PathOperation {
+	responses := map[int][]framework.Response{
+		http.StatusOK:                 {{Description: "Stored, with warnings"}},
+		http.StatusNoContent:          {{Description: "Stored"}},
+		http.StatusBadRequest:         {{Description: "A field is not valid, or DingTalk rejects the credentials; nothing is changed"}},
+		http.StatusBadGateway:         {{Description: "DingTalk could not be asked to verify the credentials; nothing is changed"}},
+		http.StatusServiceUnavailable: {{Description: "The engine was unloaded during the verification; nothing is changed"}},
+	}
+	maps.Copy(responses, more)
 	return &framework.PathOperation{
 		Callback:                    callback,
 		Summary:                     summary,
+		Description:                 "Only the fields that are named change. Credentials are verified with DingTalk before they are stored.",
 		DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: verb, OperationSuffix: "app"},
 		ForwardPerformanceStandby:   true,
 		ForwardPerformanceSecondary: true,
-		Responses: map[int][]framework.Response{
-			http.StatusOK:         {{Description: "Stored, with warnings"}},
-			http.StatusNoContent:  {{Description: "Stored"}},
-			http.StatusBadRequest: {{Description: "A field is not valid, or DingTalk rejects the credentials; nothing is changed"}},
-			http.StatusNotFound:   {{Description: "Patch of an app that is not configured"}},
-			http.StatusBadGateway: {{Description: "DingTalk could not be asked to verify the credentials; nothing is changed"}},
-		},
+		Responses:                   responses,
 	}
 }
+
+// inSeconds is a duration as a default of the schema, where durations are strings.
+func inSeconds(d time.Duration) string { return fmt.Sprintf("%.0fs", d.Seconds()) }
 
 func configResponseFields() map[string]*framework.FieldSchema {
 	return map[string]*framework.FieldSchema{
 		fieldAppKey:         {Type: framework.TypeString, Required: true, Description: "The app's AppKey (Client ID)."},
 		fieldBaseURL:        {Type: framework.TypeString, Required: true, Description: "The host of DingTalk's API."},
-		fieldRefreshBefore:  {Type: framework.TypeInt64, Required: true, Description: "A token with less life left than this is due for a refresh, in seconds."},
+		fieldRefreshBefore:  {Type: framework.TypeInt64, Required: true, Description: "A token with this much life left, or less, is due for a refresh, in seconds."},
 		fieldRequestTimeout: {Type: framework.TypeInt64, Required: true, Description: "How long fetching a token may take, in seconds."},
 		fieldLeased:         {Type: framework.TypeBool, Required: true, Description: "Whether creds/<app> answers with a lease."},
 	}
@@ -136,12 +161,13 @@ func (b *backend) pathConfigList() *framework.Path {
 					http.StatusOK: {{Description: "OK", Fields: map[string]*framework.FieldSchema{
 						"keys": {Type: framework.TypeStringSlice, Required: true, Description: "The names of the apps."},
 					}}},
-					http.StatusNotFound: {{Description: "No app is configured"}},
+					http.StatusBadRequest: {{Description: "A parameter that is not taken here is not valid"}},
+					http.StatusNotFound:   {{Description: "No app is configured"}},
 				},
 			},
 		},
 		HelpSynopsis:    "List the names of the configured apps.",
-		HelpDescription: "Lists the names of the apps that have a configuration at config/<app>, in alphabetical order.",
+		HelpDescription: configListHelp,
 	}
 }
 
@@ -290,17 +316,29 @@ func (b *backend) listConfig(ctx context.Context, req *logical.Request, _ *frame
 	return logical.ListResponse(names), nil
 }
 
+const configListHelp = `
+Lists the names of the apps that have a configuration at config/<app>, in
+alphabetical order:
+
+    vault list dingtalk/config
+`
+
 const configHelp = `
 Stores the credentials of one DingTalk internal app. app_key and app_secret are
-required to create an app; a write to an app that exists changes only the fields
-that it names. The secret is never returned.
-
-A write that changes app_key, app_secret or base_url is verified first: a token
-is fetched with the new credentials, and if DingTalk rejects them nothing is
-stored and the old ones stay in force. verify_connection=false stores without
-asking. Changing app_key or base_url requires app_secret in the same request.
+required to create an app; a write or a patch of an app that exists changes only
+the fields that it names. Durations are given as 90s or 10m, or as a number of
+seconds.
 
 Pass the secret on standard input rather than on the command line:
 
     vault write dingtalk/config/myapp app_key=dingxxxxxxxx app_secret=-
+
+A write that changes app_key, app_secret or base_url is verified first: a token
+is fetched with the new credentials, and if DingTalk rejects them nothing is
+stored and the old ones stay in force. verify_connection=false stores without
+asking.
+
+A read answers with every field but app_secret and verify_connection, durations
+in seconds. A delete removes the credentials and the cached token; the token
+lives on at DingTalk to its end.
 `

@@ -46,9 +46,12 @@ func (b *backend) pathCreds() *framework.Path {
 		Fields: map[string]*framework.FieldSchema{
 			"app": appField(),
 			fieldMinTTL: {
-				Type:         framework.TypeDurationSecond,
-				Query:        true,
-				Description:  "The least life left that the token must have: one with less is refreshed first. More than three quarters of the token's lifetime counts as three quarters.",
+				Type:    framework.TypeDurationSecond,
+				Query:   true,
+				Default: inSeconds(0),
+				Description: `The least life left that the token must have: one with less is refreshed
+first. More than three quarters of the token's lifetime counts as three
+quarters, with a warning. 0s to 24h; by default 0s.`,
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Minimum TTL"},
 			},
 		},
@@ -56,6 +59,7 @@ func (b *backend) pathCreds() *framework.Path {
 			logical.ReadOperation: &framework.PathOperation{
 				Callback:                  b.readCreds,
 				Summary:                   "Get the app's access token.",
+				Description:               "With a lease, the answer holds access_token alone: its life is the lease's.",
 				DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read"},
 				ForwardPerformanceStandby: true,
 				Responses: map[int][]framework.Response{
@@ -66,8 +70,9 @@ func (b *backend) pathCreds() *framework.Path {
 						"rotation_period":     {Type: framework.TypeInt64, Description: "Without a lease only: how long after fetching the token becomes due for a refresh, in seconds."},
 						"last_vault_rotation": {Type: framework.TypeTime, Description: "Without a lease only: when the token was fetched."},
 					}}},
-					http.StatusBadRequest: {{Description: "The app is not configured, or DingTalk rejects its credentials, the request or Vault's IP address"}},
-					http.StatusBadGateway: {{Description: "DingTalk cannot be reached, throttles, or answers with something else than a token"}},
+					http.StatusBadRequest:         {{Description: "The app is not configured, min_ttl is not valid, or DingTalk rejects the app's credentials, the request or Vault's IP address"}},
+					http.StatusBadGateway:         {{Description: "There is no token, and DingTalk cannot be reached, throttles, or answers with something else"}},
+					http.StatusServiceUnavailable: {{Description: "The engine was unloaded meanwhile, or the token ran out: try again"}},
 				},
 			},
 		},
@@ -80,7 +85,7 @@ func (b *backend) secretAccessToken() *framework.Secret {
 	return &framework.Secret{
 		Type: secretAccessTokenType,
 		Fields: map[string]*framework.FieldSchema{
-			"access_token": {Type: framework.TypeString, Description: "The access token."},
+			"access_token": {Type: framework.TypeString, Description: "The access token.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
 		},
 		Renew:  b.renewAccessToken,
 		Revoke: revokeAccessToken,
@@ -308,16 +313,21 @@ func revokeAccessToken(context.Context, *logical.Request, *framework.FieldData) 
 
 const credsHelp = `
 Answers with the app's access token, for the header x-acs-dingtalk-access-token
-of DingTalk's APIs. The token is shared by all readers. It is fetched when there
-is none, and refreshed shortly before it expires; if that fails, the token in
-hand is served with a warning for as long as it lives.
+of DingTalk's APIs:
+
+    vault read -field=access_token dingtalk/creds/myapp
+    vault read dingtalk/creds/myapp min_ttl=30m
+
+The token is shared by all readers. It is fetched when there is none, and
+refreshed shortly before it expires; if that fails, the token in hand is served
+with a warning for as long as it lives.
 
 By default the answer has a lease that ends with the token. Renewing the lease
 extends the token itself. Revoking it does not end the token: DingTalk offers no
-way to do that. An app with leased=false answers without a lease; ttl then says
-when to read again.
+way to do that.
 
-min_ttl asks for a token with at least so much life left:
-
-    vault read dingtalk/creds/myapp min_ttl=30m
+An app with leased=false answers without a lease, but with expires_at, when the
+token ends; ttl, in how many seconds to read again; last_vault_rotation, when
+the token was fetched; and rotation_period, how many seconds after that it is
+due for a refresh.
 `

@@ -54,10 +54,13 @@ func (b *backend) pathRefresh() *framework.Path {
 			logical.UpdateOperation: &framework.PathOperation{
 				Callback:                  b.updateRefresh,
 				Summary:                   "Fetch an app's token now, whatever the cache says.",
+				Description:               "Answers like status/. When the last refresh was less than 10 seconds ago, nothing is fetched and a warning says so.",
 				DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "refresh"},
 				ForwardPerformanceStandby: true,
 				Responses: statusResponses(map[int][]framework.Response{
-					http.StatusBadGateway: {{Description: "DingTalk cannot be reached, throttles, or answers with something else than a token"}},
+					http.StatusBadRequest:         {{Description: "The app is not configured, or DingTalk rejects its credentials, the request or Vault's IP address"}},
+					http.StatusBadGateway:         {{Description: "DingTalk cannot be reached, throttles, or answers with something else than a token"}},
+					http.StatusServiceUnavailable: {{Description: "The engine was unloaded meanwhile: try again"}},
 				}),
 			},
 		},
@@ -79,7 +82,7 @@ func statusResponses(more map[int][]framework.Response) map[int][]framework.Resp
 			"last_error_at":     {Type: framework.TypeTime, Description: "When the last fetch failed."},
 			"next_attempt_at":   {Type: framework.TypeTime, Description: "Until when no reader's fetch is attempted, after a failure."},
 		}}},
-		http.StatusBadRequest: {{Description: "The app is not configured, or DingTalk rejects its credentials, the request or Vault's IP address"}},
+		http.StatusBadRequest: {{Description: "The app is not configured"}},
 	}
 	maps.Copy(responses, more)
 	return responses
@@ -149,14 +152,27 @@ func (a *app) status(now time.Time) *logical.Response {
 }
 
 const statusHelp = `
-Tells how an app's token stands, for monitoring: its state, when it was fetched
-and when it expires, how often DingTalk was called and how many of these calls
-failed, the last error, and when the next attempt may be made. No field holds a
-secret. The counters start when the app comes into memory.
+Tells how an app's token stands, for monitoring. No field holds a secret, and
+what does not apply is left out:
+
+    state              absent: there is no token. fresh: it is served. due: it
+                       is served, and refreshed by the next reader. expired: it
+                       is not served any more
+    fetched_at         when the token was fetched
+    expires_at         when DingTalk stops accepting it, as far as is known
+    ttl                the life left, in seconds
+    upstream_calls     calls to DingTalk, since the app came into memory
+    upstream_failures  how many of these calls failed
+    last_error         why the last fetch failed; gone once one works
+    last_error_at      when it failed
+    next_attempt_at    until then, no reader's fetch is attempted
 `
 
 const refreshHelp = `
-Fetches an app's token now, whatever the cache says, and answers like status/.
+Fetches an app's token now, whatever the cache says, and answers like status/:
+
+    vault write -f dingtalk/refresh/myapp
+
 Use it after mending what made fetches fail: it does not wait for the back-off,
 but for a ban, for DingTalk's own Retry-After, and for 10 seconds since the last
 time. When it is too soon, the answer is the present state with a warning.

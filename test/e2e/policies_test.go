@@ -109,6 +109,7 @@ func (w *policyWorld) operations(t *testing.T) map[string]func(holder) answer {
 			"update config/":  {"POST", a.configPath(), "", `{"refresh_before":"100s"}`},
 			"patch config/":   {"PATCH", a.configPath(), patchType, `{"refresh_before":"100s"}`},
 			"read creds/":     {"GET", a.credsPath(), "", ""},
+			"long creds/":     {"GET", a.credsPath() + "?min_ttl=30m", "", ""},
 			"read status/":    {"GET", a.statusPath(), "", ""},
 			"update refresh/": {"POST", a.refreshPath(), "", ""},
 		} {
@@ -134,13 +135,14 @@ func (w *policyWorld) requireAllows(t *testing.T, h holder, allowed ...string) {
 			assert.Equal(t, http.StatusForbidden, reply.status, "%s: %s", name, mask(reply.body))
 			assert.Contains(t, reply.body, "permission denied", name)
 		}
-		if !may || !strings.HasPrefix(name, "read creds/") {
+		_, app, gives := strings.Cut(name, "creds/")
+		if !may || !gives {
 			assertNoSecret(t, name, reply.body)
 			continue
 		}
 		var got struct{ Data map[string]string }
 		decodeJSON(t, reply.body, &got)
-		requireSameToken(t, got.Data["access_token"], w.dt.LastToken(w.apps[strings.TrimPrefix(name, "read creds/")].key))
+		requireSameToken(t, got.Data["access_token"], w.dt.LastToken(w.apps[app].key))
 	}
 }
 
@@ -163,7 +165,8 @@ func TestPolicies_are_all_tested_here(t *testing.T) {
 	for _, file := range files {
 		names = append(names, filepath.Base(file))
 	}
-	require.Equal(t, []string{"monitor.hcl", "operator.hcl", "reader-by-entity.hcl", "reader.hcl"}, names)
+	// reader-wrapped.hcl has its tests in wrapping_test.go.
+	require.Equal(t, []string{"monitor.hcl", "operator.hcl", "reader-by-entity.hcl", "reader-wrapped.hcl", "reader.hcl"}, names)
 }
 
 //nolint:tparallel // the subtests share one Vault
@@ -189,9 +192,16 @@ func TestPolicy_allows_what_it_says_and_nothing_else(t *testing.T) {
 	})
 	t.Run("reader", func(t *testing.T) {
 		h := w.holderOf(t, w.write(t, "reader.hcl"))
-		w.requireAllows(t, h, "read creds/myapp")
+		w.requireAllows(t, h, "read creds/myapp", "long creds/myapp")
 		w.requireReachesNothingElse(t, h)
 		requireKeepsItsLease(t, h)
+	})
+	t.Run("reader without Vault's default policy", func(t *testing.T) {
+		secret, err := w.v.root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{"dingtalk-reader"}, NoDefaultPolicy: true})
+		require.NoError(t, err)
+		h := w.withToken(secret.Auth.ClientToken)
+		w.requireAllows(t, h, "read creds/myapp", "long creds/myapp")
+		require.Equal(t, http.StatusForbidden, h.renew(t).status, "as the policy's own text says")
 	})
 	t.Run("none", func(t *testing.T) {
 		w.requireAllows(t, w.holderOf(t, "default"))
@@ -203,7 +213,7 @@ func TestPolicy_allows_what_it_says_and_nothing_else(t *testing.T) {
 		require.NoError(t, err)
 		w.requireAllows(t, w.withToken(secret.Auth.ClientToken), append(
 			w.ofEveryApp("read config/", "update config/", "patch config/", "read status/", "update refresh/"),
-			"list config/", "create config/", "delete config/", "read creds/myapp",
+			"list config/", "create config/", "delete config/", "read creds/myapp", "long creds/myapp",
 		)...)
 	})
 }
@@ -229,7 +239,8 @@ func (w *policyWorld) requireReachesNothingElse(t *testing.T, h holder) {
 	require.NotContains(t, reply.body, w.dt.LastToken(w.apps["other"].key))
 }
 
-func requireKeepsItsLease(t *testing.T, h holder) {
+// readLease reads the token of myapp and returns its lease, as the body of a request about that.
+func (h holder) readLease(t *testing.T) string {
 	t.Helper()
 	reply := h.http(t, "GET", "dingtalk/creds/myapp", "", "")
 	var lease struct {
@@ -237,9 +248,21 @@ func requireKeepsItsLease(t *testing.T, h holder) {
 	}
 	decodeJSON(t, reply.body, &lease)
 	require.NotEmpty(t, lease.ID)
-	body := fmt.Sprintf(`{"lease_id":%q}`, lease.ID)
-	require.Equal(t, http.StatusOK, h.http(t, "POST", "sys/leases/renew", "", body).status)
-	require.Equal(t, http.StatusForbidden, h.http(t, "POST", "sys/leases/revoke", "", body).status, "which would end nothing anyway")
+	return fmt.Sprintf(`{"lease_id":%q}`, lease.ID)
+}
+
+// renew renews a lease of the holder's own.
+func (h holder) renew(t *testing.T) answer {
+	t.Helper()
+	return h.http(t, "POST", "sys/leases/renew", "", h.readLease(t))
+}
+
+func requireKeepsItsLease(t *testing.T, h holder) {
+	t.Helper()
+	require.Equal(t, http.StatusOK, h.renew(t).status)
+	for _, path := range []string{"sys/leases/revoke", "sys/leases/revoke-prefix/dingtalk/creds/myapp"} {
+		require.Equal(t, http.StatusForbidden, h.http(t, "POST", path, "", h.readLease(t)).status, "which would end nothing anyway")
+	}
 }
 
 func TestPolicy_by_entity_gives_everybody_the_app_of_their_own(t *testing.T) {
@@ -275,10 +298,10 @@ func TestPolicy_by_entity_gives_everybody_the_app_of_their_own(t *testing.T) {
 	}
 
 	mine := login(t, "holder-of-myapp", map[string]string{"dingtalk_app": "myapp"})
-	w.requireAllows(t, mine, "read creds/myapp")
+	w.requireAllows(t, mine, "read creds/myapp", "long creds/myapp")
 	w.requireReachesNothingElse(t, mine)
 	requireKeepsItsLease(t, mine)
-	w.requireAllows(t, login(t, "holder-of-other", map[string]string{"dingtalk_app": "other"}), "read creds/other")
+	w.requireAllows(t, login(t, "holder-of-other", map[string]string{"dingtalk_app": "other"}), "read creds/other", "long creds/other")
 	w.requireAllows(t, login(t, "holder-of-nothing", nil))
 	w.requireAllows(t, login(t, "holder-of-something-else", map[string]string{"app": "myapp"}))
 	w.requireAllows(t, login(t, "holder-of-an-empty-name", map[string]string{"dingtalk_app": ""}))
@@ -289,12 +312,12 @@ func TestPolicy_by_entity_gives_everybody_the_app_of_their_own(t *testing.T) {
 		"metadata": map[string]string{"dingtalk_app": "other"}, "policies": []string{policy},
 	})
 	require.NoError(t, err)
-	w.requireAllows(t, mine, "read creds/other")
+	w.requireAllows(t, mine, "read creds/other", "long creds/other")
 
 	// What the policy's own text warns of.
 	for i, wildcard := range []string{"*", "+"} {
 		w.requireAllows(t, login(t, fmt.Sprintf("holder-of-all-%d", i), map[string]string{"dingtalk_app": wildcard}),
-			w.ofEveryApp("read creds/")...)
+			w.ofEveryApp("read creds/", "long creds/")...)
 	}
 }
 

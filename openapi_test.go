@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package dingtalk
+
+// This file holds the engine against the schema that it publishes through OpenAPI. assertDescribed is called by the shared
+// harness for every answer that any test of this package gets; the tests here bring about each answer that the schema describes.
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
+)
+
+// assertDescribed checks that the schema has an answer's status, and that the answer has the fields of the schema, no more and no
+// less, each of its type. It is called millions of times, so it does without what the SDK's helper does besides.
+func assertDescribed(t *testing.T, engine *backend, req *logical.Request, got answer) {
+	t.Helper()
+	if got.status == http.StatusInternalServerError {
+		return // what Vault may answer anywhere
+	}
+	path := engine.Route(req.Path)
+	if path == nil || path.Operations[req.Operation] == nil {
+		return // not the engine's, or a lease's
+	}
+	responses := path.Operations[req.Operation].Properties().Responses[got.status]
+	if len(responses) != 1 {
+		t.Errorf("%s %s: a %d is not described: %v", req.Operation, req.Path, got.status, got.err)
+		return
+	}
+	if got.Response == nil || got.err != nil {
+		return
+	}
+	fields := responses[0].Fields
+	for name, value := range got.Data {
+		if field := fields[name]; field == nil || !isOf(field, value) {
+			t.Errorf("%s %s: in a %d, %s is not described, or not as a %T", req.Operation, req.Path, got.status, name, value)
+		}
+	}
+	for name, field := range fields {
+		if _, given := got.Data[name]; field.Required && !given {
+			t.Errorf("%s %s: a %d lacks %s", req.Operation, req.Path, got.status, name)
+		}
+	}
+}
+
+// isOf tells whether a value will be of the field's type in JSON. The SDK takes the number 5 for the string "5", which clients do not.
+func isOf(field *framework.FieldSchema, value any) bool {
+	if field.AllowedValues != nil && !slices.Contains(field.AllowedValues, value) {
+		return false
+	}
+	var ok bool
+	switch field.Type {
+	case framework.TypeString:
+		_, ok = value.(string)
+	case framework.TypeTime:
+		text, _ := value.(string)
+		_, err := time.Parse(time.RFC3339, text)
+		ok = err == nil
+	case framework.TypeInt64:
+		switch value.(type) {
+		case int64, uint64:
+			ok = true
+		}
+	case framework.TypeBool:
+		_, ok = value.(bool)
+	case framework.TypeStringSlice:
+		_, ok = value.([]string)
+	default: // a type that the schema has not used so far
+	}
+	return ok
+}
+
+var (
+	leasedFields   = []string{"access_token"}
+	unleasedFields = []string{"access_token", "expires_at", "last_vault_rotation", "rotation_period", "ttl"}
+	configFields   = []string{"app_key", "base_url", "leased", "refresh_before", "request_timeout"}
+
+	absentFields = []string{"state", "upstream_calls", "upstream_failures"}
+	statusFields = []string{"state", "upstream_calls", "upstream_failures", "expires_at", "fetched_at", "ttl"}
+	errorFields  = []string{"last_error", "last_error_at"}
+	heldFields   = []string{"last_error", "last_error_at", "next_attempt_at"}
+
+	unleased      = map[string]any{"leased": false}
+	anotherSecret = map[string]any{"app_secret": "another-secret-000000000000"}
+	aWrongField   = map[string]any{"app_secrt": "not-a-secret"}
+	sameAsBefore  = map[string]any{"leased": true}
+	verified      = map[string]any{"verify_connection": true}
+	aLongName     = strings.Repeat("a", maxNameLength+1)
+)
+
+// varieties are all answers that the engine gives: what was before, the request, its answer's status and fields. A request that is
+// answered with a 503 is under way when the engine is unloaded.
+var varieties = []struct {
+	name   string
+	before func(m *mount)
+	op     logical.Operation
+	path   string
+	data   map[string]any
+	status int
+	fields []string
+	state  tokenState
+}{
+	{"list", configured, "list", "config/", nil, 200, []string{"keys"}, ""},
+	{"list with a secret that is none", nothing, "list", "config/", map[string]any{"app_secret": []any{"a", "b"}}, 400, nil, ""},
+	{"list of nothing", nothing, "list", "config/", nil, 404, nil, ""},
+
+	{"create", nothing, "create", "config/myapp", theFields(nil), 204, nil, ""},
+	{"create with a warning", nothing, "create", "config/myapp", theFields(aWrongField), 200, nil, ""},
+	{"create without a key", nothing, "create", "config/myapp", anotherSecret, 400, nil, ""},
+	{"create while DingTalk is down", down, "create", "config/myapp", theFields(nil), 502, nil, ""},
+
+	{"update", configured, "update", "config/myapp", sameAsBefore, 204, nil, ""},
+	{"update with a warning", configured, "update", "config/myapp", aWrongField, 200, nil, ""},
+	{"update that DingTalk rejects", configured, "update", "config/myapp", anotherSecret, 400, nil, ""},
+	{"update while DingTalk is down", configuredThenDown, "update", "config/myapp", anotherSecret, 502, nil, ""},
+	{"update while the engine ends", configured, "update", "config/myapp", verified, 503, nil, ""},
+
+	{"patch", configured, "patch", "config/myapp", sameAsBefore, 204, nil, ""},
+	{"patch with a warning", configured, "patch", "config/myapp", aWrongField, 200, nil, ""},
+	{"patch that DingTalk rejects", configured, "patch", "config/myapp", anotherSecret, 400, nil, ""},
+	{"patch of nothing", nothing, "patch", "config/myapp", sameAsBefore, 404, nil, ""},
+	{"patch while DingTalk is down", configuredThenDown, "patch", "config/myapp", anotherSecret, 502, nil, ""},
+	{"patch while the engine ends", configured, "patch", "config/myapp", verified, 503, nil, ""},
+
+	{"config", configured, "read", "config/myapp", nil, 200, configFields, ""},
+	{"config of nothing", nothing, "read", "config/myapp", nil, 404, nil, ""},
+	{"config of a long name", nothing, "read", "config/" + aLongName, nil, 400, nil, ""},
+	{"delete", configured, "delete", "config/myapp", nil, 204, nil, ""},
+	{"delete of nothing", nothing, "delete", "config/myapp", nil, 204, nil, ""},
+	{"delete of a long name", nothing, "delete", "config/" + aLongName, nil, 400, nil, ""},
+
+	{"leased creds", configured, "read", "creds/myapp", nil, 200, leasedFields, ""},
+	{"leased creds with a warning", dueThenDown, "read", "creds/myapp", nil, 200, leasedFields, ""},
+	{"unleased creds", configuredUnleased, "read", "creds/myapp", nil, 200, unleasedFields, ""},
+	{"unleased creds with a warning", unleasedDueThenDown, "read", "creds/myapp", nil, 200, unleasedFields, ""},
+	{"creds of nothing", nothing, "read", "creds/myapp", nil, 400, nil, ""},
+	{"creds with a bad min_ttl", configured, "read", "creds/myapp", map[string]any{"min_ttl": "soon"}, 400, nil, ""},
+	{"creds that DingTalk rejects", configuredWrongly, "read", "creds/myapp", nil, 400, nil, ""},
+	{"creds while DingTalk is down", configuredThenDown, "read", "creds/myapp", nil, 502, nil, ""},
+	{"creds while the engine ends", configured, "read", "creds/myapp", nil, 503, nil, ""},
+
+	{"status of nothing", nothing, "read", "status/myapp", nil, 400, nil, ""},
+	{"status absent", configured, "read", "status/myapp", nil, 200, absentFields, stateAbsent},
+	{"status absent after a failure", failed, "read", "status/myapp", nil, 200, slices.Concat(absentFields, heldFields), stateAbsent},
+	{"status absent after the back-off", failedLongAgo, "read", "status/myapp", nil, 200, slices.Concat(absentFields, errorFields), stateAbsent},
+	{"status fresh", fetched, "read", "status/myapp", nil, 200, statusFields, stateFresh},
+	{"status fresh after a failure", refreshFailed, "read", "status/myapp", nil, 200, slices.Concat(statusFields, heldFields), stateFresh},
+	{"status due", due, "read", "status/myapp", nil, 200, statusFields, stateDue},
+	{"status due after a failure", dueThenFailed, "read", "status/myapp", nil, 200, slices.Concat(statusFields, heldFields), stateDue},
+	{"status expired", expired, "read", "status/myapp", nil, 200, statusFields, stateExpired},
+	{"status expired after a failure", expiredThenFailed, "read", "status/myapp", nil, 200, slices.Concat(statusFields, heldFields), stateExpired},
+
+	{"refresh", configured, "update", "refresh/myapp", nil, 200, statusFields, stateFresh},
+	{"refresh too soon", fetched, "update", "refresh/myapp", nil, 200, statusFields, stateFresh},
+	{"refresh during a ban", refreshBanned, "update", "refresh/myapp", nil, 200, slices.Concat(statusFields, heldFields), stateFresh},
+	{"refresh of nothing", nothing, "update", "refresh/myapp", nil, 400, nil, ""},
+	{"refresh that DingTalk rejects", configuredWrongly, "update", "refresh/myapp", nil, 400, nil, ""},
+	{"refresh while DingTalk is down", configuredThenDown, "update", "refresh/myapp", nil, 502, nil, ""},
+	{"refresh while the engine ends", configured, "update", "refresh/myapp", nil, 503, nil, ""},
+}
+
+func nothing(*mount) {}
+func down(m *mount)  { m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultReset}) }
+
+func banned(m *mount)             { m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultBanned}) }
+func configured(m *mount)         { m.configure(theApp, nil) }
+func configuredUnleased(m *mount) { m.configure(theApp, unleased) }
+func configuredWrongly(m *mount)  { m.configure(theApp, anotherSecret) }
+
+// after is one thing after the other.
+func after(steps ...func(m *mount)) func(m *mount) {
+	return func(m *mount) {
+		for _, step := range steps {
+			step(m)
+		}
+	}
+}
+
+func read(m *mount)    { m.read(theApp) }
+func refresh(m *mount) { m.do("update", "refresh/myapp", nil) }
+
+// wait lets virtual time pass.
+func wait(d time.Duration) func(*mount) { return func(*mount) { time.Sleep(d) } }
+
+var (
+	configuredThenDown = after(configured, down)
+	failed             = after(configured, down, read)
+	failedLongAgo      = after(failed, wait(time.Minute))
+
+	fetched           = after(configured, refresh)
+	refreshFailed     = after(fetched, wait(time.Minute), down, refresh)
+	refreshBanned     = after(fetched, wait(time.Minute), banned, refresh)
+	due               = after(fetched, wait(7000*time.Second))
+	dueThenDown       = after(due, down)
+	dueThenFailed     = after(dueThenDown, read)
+	expired           = after(due, wait(200*time.Second))
+	expiredThenFailed = after(expired, down, read)
+
+	unleasedDueThenDown = after(configuredUnleased, read, wait(7000*time.Second), down)
+)
+
+// whileEnding sends a request and unloads the engine while that waits for DingTalk.
+func (m *mount) whileEnding(op logical.Operation, path string, data map[string]any) answer {
+	m.t.Helper()
+	m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
+	waiting := make(chan answer)
+	go func() { waiting <- m.do(op, path, data) }()
+	synctest.Wait()
+	m.engine.Cleanup(m.t.Context())
+	return <-waiting
+}
+
+// answerLine names an answer of an operation. In OpenAPI, create and update are one.
+func answerLine(op logical.Operation, path *framework.Path, status int) string {
+	if op == logical.CreateOperation {
+		op = logical.UpdateOperation
+	}
+	route, _, _ := strings.Cut(strings.TrimPrefix(path.Pattern, "^"), "(")
+	return fmt.Sprintf("%s %s %d", op, route, status)
+}
+
+// described are all answers that the schema describes, and their fields, as lines of text.
+func described(engine *backend) map[string]bool {
+	lines := map[string]bool{}
+	for _, path := range engine.Paths {
+		for op, handler := range path.Operations {
+			for status, responses := range handler.Properties().Responses {
+				line := answerLine(op, path, status)
+				lines[line] = true
+				for name := range responses[0].Fields {
+					lines[line+" "+name] = true
+				}
+			}
+		}
+	}
+	return lines
+}
+
+func TestOpenAPI_describes_every_answer_and_none_that_never_comes(t *testing.T) {
+	var unseen map[string]bool
+	for _, v := range varieties {
+		t.Run(v.name, func(t *testing.T) {
+			inVirtualTime(t, func(t *testing.T, m *mount) {
+				if unseen == nil {
+					unseen = described(m.engine)
+				}
+				v.before(m)
+				ask := m.do // which holds the answer against the schema
+				if v.status == http.StatusServiceUnavailable {
+					ask = m.whileEnding
+				}
+				got := ask(v.op, v.path, maps.Clone(v.data))
+				require.Equal(t, v.status, got.status, got)
+
+				line := answerLine(v.op, m.engine.Route(v.path), v.status)
+				delete(unseen, line)
+				if v.status != http.StatusOK {
+					return
+				}
+				op := m.engine.Route(v.path).Operations[v.op]
+				schema.ValidateResponse(t, &op.Properties().Responses[http.StatusOK][0], got.Response, true)
+				require.ElementsMatch(t, v.fields, slices.Collect(maps.Keys(got.Data)))
+				for name := range got.Data {
+					delete(unseen, line+" "+name)
+				}
+				if v.state != "" {
+					require.Equal(t, string(v.state), got.Data["state"])
+				}
+			})
+		})
+	}
+	require.Empty(t, slices.Sorted(maps.Keys(unseen)), "described, but never seen")
+}
+
+// document is the whole mount's OpenAPI document, as Vault asks for it.
+func document(t *testing.T) *framework.OASDocument {
+	t.Helper()
+	m := newMount(t)
+	m.system.PluginEnvironment = &logical.PluginEnvironment{}
+	resp, err := m.engine.HandleRequest(t.Context(), &logical.Request{Operation: logical.HelpOperation})
+	require.NoError(t, err)
+	doc, ok := resp.Data["openapi"].(*framework.OASDocument)
+	require.True(t, ok)
+	return doc
+}
+
+func TestOpenAPI_document_keeps_its_schemas_on_the_way_through_Vault(t *testing.T) {
+	doc := document(t)
+	encoded, err := json.Marshal(doc)
+	require.NoError(t, err)
+	var decoded map[string]any
+	decoder := json.NewDecoder(bytes.NewReader(encoded))
+	decoder.UseNumber()
+	require.NoError(t, decoder.Decode(&decoded))
+	// What Vault makes of the document of a plugin that is a process of its own. It loses references.
+	merged, err := framework.NewOASDocumentFromMap(decoded)
+	require.NoError(t, err)
+
+	require.Len(t, merged.Paths, 5)
+	checked := 0
+	for path, item := range merged.Paths {
+		for method, op := range map[string]*framework.OASOperation{"get": item.Get, "post": item.Post, "patch": item.Patch} {
+			if op == nil {
+				continue
+			}
+			contents := []framework.OASContent{}
+			if op.RequestBody != nil {
+				contents = append(contents, op.RequestBody.Content)
+			}
+			for _, response := range op.Responses {
+				if len(response.Content) > 0 {
+					contents = append(contents, response.Content)
+				}
+			}
+			for _, content := range contents {
+				checked++
+				require.NotEmpty(t, content["application/json"].Schema.Properties, "%s %s", method, path)
+			}
+		}
+	}
+	require.Equal(t, 7, checked, "two requests and five answers have fields")
+}
+
+func TestOpenAPI_defaults_are_those_of_the_engine(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		got := m.do(logical.UpdateOperation, "config/myapp", map[string]any{"app_key": theKey, "app_secret": theSecret, "verify_connection": false})
+		require.Equal(t, http.StatusNoContent, got.status, got)
+		fields, stored := m.engine.Route("config/myapp").Fields, m.config(theApp).Data
+		compared := 0
+		for name, field := range fields {
+			if field.Default == nil {
+				continue
+			}
+			compared++
+			want := stored[name]
+			if seconds, ok := want.(int64); ok {
+				want = int(seconds)
+			}
+			require.Equal(t, want, field.DefaultOrZero(), name)
+		}
+		require.Equal(t, 4, compared)
+		minTTL, err := parseMinTTL(nil)
+		require.NoError(t, err)
+		require.Equal(t, int(minTTL/time.Second), m.engine.Route("creds/myapp").Fields["min_ttl"].DefaultOrZero())
+	})
+}
