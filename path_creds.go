@@ -211,12 +211,12 @@ func (o outcome) warnings(t *token, now time.Time, minTTL time.Duration) []strin
 }
 
 // readAgainIn is when a reader without a lease has something to gain from reading again: when the token becomes due, or, where it
-// is, when the next attempt to refresh it is made.
+// is, when the next attempt to refresh it is made; but always before it has expired.
 func (a *app) readAgainIn(t *token, now time.Time) time.Duration {
 	settings := a.settings.Load()
 	left := t.left(now)
 	if t.state(now, settings.refreshBefore) == stateFresh {
-		return max(time.Second, left-t.window(settings.refreshBefore))
+		return max(time.Second, left-max(t.window(settings.refreshBefore), leastServed))
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

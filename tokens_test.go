@@ -546,6 +546,17 @@ func TestUnleased_answers_say_when_to_read_again(t *testing.T) {
 	})
 }
 
+func TestUnleased_ttl_ends_before_the_token_does_where_nothing_is_refreshed_ahead(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		m.configure(theApp, map[string]any{"leased": false, "refresh_before": 0})
+		require.EqualValues(t, 7198, m.read(theApp).Data["ttl"])
+		require.NoError(t, m.do(logical.PatchOperation, "config/myapp", map[string]any{"refresh_before": 1}).err)
+		require.EqualValues(t, 7198, m.read(theApp).Data["ttl"])
+		require.NoError(t, m.do(logical.PatchOperation, "config/myapp", map[string]any{"refresh_before": 3}).err)
+		require.EqualValues(t, 7197, m.read(theApp).Data["ttl"])
+	})
+}
+
 func TestUnleased_reader_during_a_refresh_is_told_to_come_back_at_once(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, map[string]any{"leased": false})
