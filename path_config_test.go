@@ -749,7 +749,8 @@ func TestConfig_a_verification_ends_with_the_mount(t *testing.T) {
 		synctest.Wait()
 		began := time.Now()
 		m.engine.Cleanup(t.Context())
-		require.Error(t, (<-verifying).err)
+		got := <-verifying
+		require.Equal(t, http.StatusServiceUnavailable, got.status, got)
 		require.Less(t, time.Since(began), 100*time.Millisecond)
 		require.Empty(t, m.snapshot())
 	})

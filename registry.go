@@ -338,6 +338,9 @@ func (r *registry) verify(ctx context.Context, name string, next *appEntry) (t *
 	detach := context.AfterFunc(r.life.ctx, cancel)
 	defer detach()
 	t, calls, uerr := r.client.fetch(ctx, next.credentials(), known...)
+	if uerr != nil && r.life.ctx.Err() != nil {
+		return nil, calls, errShuttingDown
+	}
 	if uerr != nil {
 		r.log.Debug("verifying credentials failed", "app", name, "class", string(uerr.class), "code", uerr.code, "request_id", uerr.requestID, "cause", uerr.cause)
 		until := r.pause(next.BaseURL, next.AppKey, uerr, time.Now())
