@@ -26,6 +26,9 @@ Serves DingTalk's token API on this machine, for trying out and for tests. The f
 URL; it is printed once requests are served. Each token request is logged on stderr, without secrets. An
 interrupt (Ctrl-C) or SIGTERM ends it.
 
+A token opens one API, GET /v1.0/microApp/allInnerApps, by the header x-acs-dingtalk-access-token. These calls are
+logged too.
+
   -address host:port
         Where to listen: a loopback address. Port 0 takes a free one. (default ` + defaultAddress + `)
   -app key=secret

@@ -86,6 +86,13 @@ func (s *Server) newControl() http.Handler {
 			Requests int `json:"requests"`
 		}{s.Requests(r.PathValue("app"))})
 	})
+	mux.HandleFunc("GET /simulator/calls/{app}", func(w http.ResponseWriter, r *http.Request) {
+		accepted, refused := s.Calls(r.PathValue("app"))
+		writeJSON(w, http.StatusOK, struct {
+			Accepted int `json:"accepted"`
+			Refused  int `json:"refused"`
+		}{accepted, refused})
+	})
 	mux.HandleFunc("POST /simulator/life", func(w http.ResponseWriter, r *http.Request) {
 		var in struct {
 			Token string `json:"token"`

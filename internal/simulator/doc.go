@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Package simulator is DingTalk's token API on loopback, for tests and for trying out.
+// Package simulator is DingTalk's token API on loopback, and one API that a token opens, for tests and for trying out.
 //
 // POST /v1.0/oauth2/accessToken answers as DingTalk does: the same token again within its lifetime, its
 // validity extended by every call to a full lifetime, and a new token after that. The error bodies are
 // DingTalk's own, and every known way of failing can be switched on for one app or for all of them.
+//
+// GET /v1.0/microApp/allInnerApps with a token in the header x-acs-dingtalk-access-token answers with a list of one app. A
+// token that has expired or was never given is refused as DingTalk refuses it: 400 InvalidAuthentication. No fault applies
+// here.
 //
 // # Control over HTTP
 //
@@ -21,6 +25,8 @@
 //	PUT    /simulator/rotate/<app key>         {"on":true}                 RotateTokens
 //	POST   /simulator/expire/<app key>                                     ExpireTokens
 //	GET    /simulator/requests/<app key or *>  -> {"requests":3}           Requests
+//	GET    /simulator/calls/<app key or *>     -> {"accepted":3,"refused":0}
+//	                                                                       Calls
 //	POST   /simulator/life                     {"token":"…"}
 //	                                           -> {"known":true,"seconds":7199}   LifeLeft, in whole seconds
 //

@@ -27,11 +27,11 @@ type Options struct {
 	TokenLifetime time.Duration
 	// Apps maps an AppKey to its AppSecret.
 	Apps map[string]string
-	// Logger gets one line for each token request, without any secret; nil logs nothing.
+	// Logger gets one line for each token request and each API call, without any secret; nil logs nothing.
 	Logger *slog.Logger
 }
 
-// Server is a simulated token API with its control API. It is an [http.Handler], and can serve by itself with
+// Server is a simulated token API, with one API that a token opens and the control API. It is an [http.Handler], and can serve by itself with
 // [Server.Start] or [Server.Serve]. Its methods may be called at any time from any goroutine. For virtual time
 // make it inside the bubble of testing/synctest.
 type Server struct {
@@ -51,6 +51,7 @@ type Server struct {
 	tokens   map[string]issuedToken // by token, expired ones too: LifeLeft knows every one
 	requests map[string]int         // by app key
 	total    int                    // requests of all apps and of none
+	calls    map[string]apiCalls    // by app key; AnyApp's are all of them
 }
 
 // New returns a simulator that is not listening yet.
@@ -64,6 +65,7 @@ func New(o Options) *Server {
 		faults:   make(map[string]Fault),
 		tokens:   make(map[string]issuedToken),
 		requests: make(map[string]int),
+		calls:    make(map[string]apiCalls),
 	}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
@@ -152,7 +154,7 @@ func (s *Server) Close() error {
 	return err
 }
 
-// ServeHTTP answers a request to the token API or to the control API.
+// ServeHTTP answers a request to the token API, to the API that a token opens, or to the control API.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case s.isClosed():
@@ -161,6 +163,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.control.ServeHTTP(w, r)
 	case r.URL.Path == TokenPath:
 		s.serveToken(w, r)
+	case r.URL.Path == AppsPath:
+		s.serveApps(w, r)
 	default:
 		// A wrong path is no error to DingTalk's gateway, going by the status.
 		send(w, answer{status: http.StatusOK, contentType: contentTypeJSON, body: []byte(errcodeBody)})

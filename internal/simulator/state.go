@@ -115,6 +115,14 @@ func (s *Server) LifeLeft(token string) (left time.Duration, known bool) {
 	return time.Until(t.expires), true
 }
 
+// owner is the app that a token was given to, and whether the token still lives; empty if it was never given.
+func (s *Server) owner(token string) (appKey string, live bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.tokens[token]
+	return t.appKey, t.expires.After(time.Now())
+}
+
 // LastToken is the token that the app got last, expired or not; empty if it got none.
 func (s *Server) LastToken(appKey string) string {
 	s.mu.Lock()

@@ -105,12 +105,7 @@ func readTokenRequest(r *http.Request) tokenRequest {
 func (s *Server) usualAnswer(method string, req tokenRequest, f Fault, requestID string) answer {
 	switch {
 	case method != http.MethodPost:
-		// Not documented. Other APIs behind the same gateway answer a wrong method this way.
-		return jsonAnswer(http.StatusNotFound, envelope{
-			RequestID: requestID,
-			Code:      "InvalidAction.NotFound",
-			Message:   "Specified api is not found, please check your url and method.",
-		})
+		return wrongMethod(requestID)
 	case req.missing != "":
 		// Missingbody was seen; the codes for the fields follow its pattern.
 		return jsonAnswer(http.StatusBadRequest, envelope{
@@ -128,6 +123,15 @@ func (s *Server) usualAnswer(method string, req tokenRequest, f Fault, requestID
 		return goodAnswer(token, f.ExpireIn)
 	}
 	return goodAnswer(token, strconv.FormatInt(int64(lifetime/time.Second), 10))
+}
+
+// wrongMethod is not documented. Other APIs behind the same gateway answer a wrong method this way.
+func wrongMethod(requestID string) answer {
+	return jsonAnswer(http.StatusNotFound, envelope{
+		RequestID: requestID,
+		Code:      "InvalidAction.NotFound",
+		Message:   "Specified api is not found, please check your url and method.",
+	})
 }
 
 // goodAnswer takes expireIn as JSON; empty leaves the field out.

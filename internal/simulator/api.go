@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package simulator
+
+import (
+	"log/slog"
+	"net/http"
+)
+
+// This file is one API that an access token opens, so that a client can be tried whole: from the token to the call that
+// it is for.
+//
+// What is known of it. The path, that it needs no parameter, and the fields of its answer are in DingTalk's documentation.
+// The answer to a token that is not valid, 400 InvalidAuthentication with this message, was seen at this very path; the
+// documentation says of the code that the token has expired or does not exist. The answer to a request without the header
+// was seen at another path of the same gateway.
+//
+// What is assumed. That a token which has not expired is taken although the app was given a newer one since, and that a
+// wrong method is answered as by the token API.
+
+const (
+	// AppsPath lists the organisation's own apps to whoever has the access token of one.
+	AppsPath = "/v1.0/microApp/allInnerApps"
+
+	// TokenHeader is where DingTalk's APIs look for the access token, and nowhere else.
+	TokenHeader = "x-acs-dingtalk-access-token"
+)
+
+// appList is the answer of AppsPath. Of the documented fields it has the few that every app has.
+type appList struct {
+	AppList []listedApp `json:"appList"`
+}
+
+type listedApp struct {
+	AgentID     int64  `json:"agentId"`
+	Name        string `json:"name"`
+	Desc        string `json:"desc"`
+	AppID       int64  `json:"appId"` // 0 for an organisation's own app
+	AppStatus   int    `json:"appStatus"`
+	DevelopType int    `json:"developType"`
+}
+
+// apiCalls counts the calls of AppsPath by whether their token was good.
+type apiCalls struct{ accepted, refused int }
+
+func (s *Server) serveApps(w http.ResponseWriter, r *http.Request) {
+	requestID := newRequestID()
+	token := r.Header.Get(TokenHeader)
+	appKey, live := s.owner(token)
+	var a answer
+	switch {
+	case r.Method != http.MethodGet:
+		a = wrongMethod(requestID)
+	case token == "":
+		a = jsonAnswer(http.StatusBadRequest, envelope{
+			RequestID: requestID,
+			Code:      "AuthenticationFailed.MissingParameter",
+			Message:   "缺少参数：" + TokenHeader,
+		})
+	case !live:
+		a = jsonAnswer(http.StatusBadRequest, envelope{
+			RequestID: requestID,
+			Code:      "InvalidAuthentication",
+			Message:   "不合法的access_token",
+		})
+	default:
+		a = jsonAnswer(http.StatusOK, appList{[]listedApp{{
+			AgentID: 1000001, Name: "simulated app", Desc: "the app that the token belongs to", AppStatus: 1,
+		}}})
+	}
+	s.countCall(appKey, a.status == http.StatusOK)
+	s.logger.LogAttrs(r.Context(), slog.LevelInfo, "API call",
+		slog.String("app", s.logName(appKey)), slog.Int("status", a.status), slog.String("request_id", requestID))
+	send(w, a)
+}
+
+// Calls counts the calls of [AppsPath] with a token of the app's: accepted with a live one, and refused. For [AnyApp] it
+// counts all calls, also those with an unknown token or none.
+func (s *Server) Calls(appKey string) (accepted, refused int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.calls[appKey]
+	return c.accepted, c.refused
+}
+
+func (s *Server) countCall(appKey string, accepted bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	keys := []string{AnyApp}
+	if appKey != "" {
+		keys = append(keys, appKey)
+	}
+	for _, key := range keys {
+		c := s.calls[key]
+		if accepted {
+			c.accepted++
+		} else {
+			c.refused++
+		}
+		s.calls[key] = c
+	}
+}
