@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build release
+
+package release
+
+// What `make release-snapshot` has left in dist/. It runs these tests itself.
+
+import (
+	"archive/tar"
+	"archive/zip"
+	"bytes"
+	"compress/gzip"
+	"debug/buildinfo"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	dingtalk "vault-plugin-secrets-dingtalk"
+)
+
+const dist = root + "/dist"
+
+// system is one that a release is for.
+type system struct{ os, arch string }
+
+var systems = []system{
+	{"linux", "amd64"},
+	{"linux", "arm64"},
+	{"darwin", "amd64"},
+	{"darwin", "arm64"},
+	{"windows", "amd64"},
+	{"windows", "arm64"},
+}
+
+// name is how a system's files begin.
+func (s system) name() string {
+	return strings.Join([]string{plugin, strings.TrimPrefix(dingtalk.Version, "v"), s.os, s.arch}, "_")
+}
+
+func (s system) exe() string {
+	if s.os == "windows" {
+		return ".exe"
+	}
+	return ""
+}
+
+func (s system) archive() string {
+	if s.os == "windows" {
+		return s.name() + ".zip"
+	}
+	return s.name() + ".tar.gz"
+}
+
+// packed is a file in an archive.
+type packed struct {
+	content  []byte
+	mode     fs.FileMode
+	modified time.Time
+}
+
+func TestSnapshot_has_an_archive_and_its_bill_of_materials_for_each_system(t *testing.T) {
+	t.Parallel()
+	var want, got []string
+	for _, s := range systems {
+		want = append(want, s.archive(), s.archive()+".spdx.json")
+	}
+	files, err := filepath.Glob(filepath.Join(dist, plugin+"_*"))
+	require.NoError(t, err)
+	for _, file := range files {
+		if !strings.HasSuffix(file, "_checksums.txt") {
+			got = append(got, filepath.Base(file))
+		}
+	}
+	require.ElementsMatch(t, want, got)
+}
+
+func TestSnapshot_checksums_are_those_of_every_file_of_the_release(t *testing.T) {
+	t.Parallel()
+	want := map[string]string{}
+	for _, s := range systems {
+		for _, name := range []string{s.archive(), s.archive() + ".spdx.json"} {
+			want[name] = digest([]byte(read(t, "dist/"+name)))
+		}
+		want[s.name()+s.exe()] = digest(s.unpack(t)[plugin+s.exe()].content)
+	}
+	require.Equal(t, want, checksums(t))
+}
+
+func TestSnapshot_archives_hold_the_program_and_what_belongs_to_it(t *testing.T) {
+	t.Parallel()
+	want := []string{"LICENSE", "CHANGELOG.md"}
+	readmes, err := filepath.Glob(root + "/README*.md")
+	require.NoError(t, err)
+	for _, readme := range readmes {
+		want = append(want, filepath.Base(readme))
+	}
+	for _, s := range systems {
+		t.Run(s.name(), func(t *testing.T) {
+			t.Parallel()
+			files := s.unpack(t)
+			require.Len(t, files, len(want)+1)
+			for _, name := range want {
+				require.Equal(t, read(t, name), string(files[name].content), name)
+				require.Equal(t, fs.FileMode(0o644), files[name].mode, name)
+			}
+			require.Equal(t, fs.FileMode(0o755), files[plugin+s.exe()].mode)
+			for name, file := range files {
+				require.True(t, file.modified.Equal(commitTime(t)), "%s is of %s, the commit of %s", name, file.modified, commitTime(t))
+			}
+		})
+	}
+}
+
+// Not in parallel: each build takes all the cores.
+func TestSnapshot_programs_are_what_make_build_makes(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "copy")
+	copySources(t, folder)
+	for _, s := range systems {
+		built := makeBuild(t, folder, "GOOS="+s.os, "GOARCH="+s.arch)
+		require.Equal(t, digest(built), checksums(t)[s.name()+s.exe()], "%s", s.name())
+	}
+}
+
+func TestSnapshot_program_tells_its_version(t *testing.T) {
+	t.Parallel()
+	here := system{runtime.GOOS, runtime.GOARCH}
+	require.Contains(t, systems, here, "there is no release for this machine")
+	program := filepath.Join(t.TempDir(), plugin+here.exe())
+	require.NoError(t, os.WriteFile(program, here.unpack(t)[plugin+here.exe()].content, 0o700))
+	require.Equal(t, dingtalk.Version+"\n", run(t, root, os.Environ(), program, "-version"))
+}
+
+func TestSnapshot_bills_of_materials_name_every_module_in_the_program(t *testing.T) {
+	t.Parallel()
+	for _, s := range systems {
+		t.Run(s.name(), func(t *testing.T) {
+			t.Parallel()
+			var bill struct {
+				SPDXVersion  string `json:"spdxVersion"`
+				CreationInfo struct {
+					Created time.Time `json:"created"`
+				} `json:"creationInfo"`
+				Namespace string `json:"documentNamespace"`
+				Packages  []struct {
+					Name    string `json:"name"`
+					Version string `json:"versionInfo"`
+				} `json:"packages"`
+			}
+			require.NoError(t, json.Unmarshal([]byte(read(t, "dist/"+s.archive()+".spdx.json")), &bill))
+			require.Equal(t, "SPDX-2.3", bill.SPDXVersion)
+			require.True(t, bill.CreationInfo.Created.Equal(commitTime(t)))
+			require.True(t, strings.HasSuffix(bill.Namespace, "-"+digest([]byte(read(t, "dist/"+s.archive())))), bill.Namespace)
+			named := map[string]string{}
+			for _, p := range bill.Packages {
+				named[p.Name] = p.Version
+			}
+			require.Equal(t, dingtalk.Version, named[s.archive()])
+
+			built, err := buildinfo.Read(bytes.NewReader(s.unpack(t)[plugin+s.exe()].content))
+			require.NoError(t, err)
+			require.Contains(t, named, built.Main.Path)
+			require.Equal(t, strings.TrimPrefix(built.GoVersion, "go"), strings.TrimPrefix(named["stdlib"], "go"))
+			require.Greater(t, len(built.Deps), 50)
+			for _, module := range built.Deps {
+				require.Equal(t, module.Version, named[module.Path], module.Path)
+			}
+		})
+	}
+}
+
+// checksums are what stands in the file of them, by file.
+func checksums(t *testing.T) map[string]string {
+	t.Helper()
+	sums := map[string]string{}
+	for line := range strings.Lines(read(t, "dist/"+plugin+"_"+strings.TrimPrefix(dingtalk.Version, "v")+"_checksums.txt")) {
+		sum, name, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "  ")
+		require.True(t, ok, line)
+		require.NotContains(t, sums, name)
+		sums[name] = sum
+	}
+	return sums
+}
+
+// unpack returns what the system's archive holds in its one folder.
+func (s system) unpack(t *testing.T) map[string]packed {
+	t.Helper()
+	content := []byte(read(t, "dist/"+s.archive()))
+	all := map[string]packed{}
+	add := func(name string, file packed) {
+		name, ok := strings.CutPrefix(name, s.name()+"/")
+		require.True(t, ok, "%s is outside the archive's folder", name)
+		require.NotContains(t, all, name)
+		all[name] = file
+	}
+	if s.os == "windows" {
+		archive, err := zip.NewReader(bytes.NewReader(content), int64(len(content)))
+		require.NoError(t, err)
+		for _, entry := range archive.File {
+			reader, err := entry.Open()
+			require.NoError(t, err)
+			unpacked, err := io.ReadAll(reader)
+			require.NoError(t, err)
+			add(entry.Name, packed{content: unpacked, mode: entry.Mode(), modified: entry.Modified})
+		}
+		return all
+	}
+	unzipped, err := gzip.NewReader(bytes.NewReader(content))
+	require.NoError(t, err)
+	require.True(t, unzipped.ModTime.IsZero())
+	archive := tar.NewReader(unzipped)
+	for {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		require.NoError(t, err)
+		require.Equal(t, byte(tar.TypeReg), header.Typeflag, header.Name)
+		require.Equal(t, "root:root", header.Uname+":"+header.Gname, header.Name)
+		require.Zero(t, header.Uid+header.Gid, header.Name)
+		unpacked, err := io.ReadAll(archive)
+		require.NoError(t, err)
+		add(header.Name, packed{content: unpacked, mode: header.FileInfo().Mode(), modified: header.ModTime})
+	}
+}
+
+func commitTime(t *testing.T) time.Time {
+	t.Helper()
+	seconds, err := strconv.ParseInt(strings.TrimSpace(run(t, root, os.Environ(), "git", "show", "--no-patch", "--format=%ct", "HEAD")), 10, 64)
+	require.NoError(t, err)
+	return time.Unix(seconds, 0)
+}
