@@ -18,7 +18,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -41,64 +40,54 @@ const (
 	reading = 5 * time.Minute
 )
 
-func readmeText(t *testing.T) string {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root, "README.md"))
-	require.NoError(t, err)
-	return string(text)
-}
-
 func TestReadme_works_as_written(t *testing.T) {
 	t.Parallel()
-	text := readmeText(t)
-	blocks, err := parse(text)
-	require.NoError(t, err)
 	n := newNewcomer(t)
-	for i, b := range blocks {
-		body := n.translate(b.body)
-		var printed string
-		switch b.language {
-		case "shell":
-			printed = n.shell(t, b, body)
-		case "hcl":
-			name := n.write(t, b, body)
-			if name == "vault.hcl" {
-				n.startVault(t, name)
-			}
-		case "go":
-			printed = n.goProgram(t, b, body, n.translate(blocks[i+1].body))
-		}
-		if i+1 < len(blocks) && blocks[i+1].language == "text" {
-			require.True(t, matches(n.translate(blocks[i+1].body), printed), "%v printed something else than the text that follows:\n%s", b, printed)
+	n.onFile = func(name string) {
+		if name == "vault.hcl" {
+			n.startVault(t, []string{"VAULT_DEV_ROOT_TOKEN_ID=" + n.client.Token(), "VAULT_DEV_LISTEN_ADDRESS=" + strings.TrimPrefix(n.vault, "http://")},
+				"-dev", "-dev-no-store-token", "-config="+name)
+			n.await(t, true)
 		}
 	}
+	n.read(t, pageBlocks(t, "README.md"))
 	require.Len(t, n.used, len(n.here), "of %v, the README has only %v", n.here, n.used)
 	require.Positive(t, n.dingtalk.Requests(appKey))
 	n.checkPolicies(t)
 }
 
-// newcomer is somebody who has just checked the project out, and does what the README says.
+// newcomer is somebody who has just checked the project out, and does what a page says.
 type newcomer struct {
 	checkout string
+	folder   string // where the commands are run
 	env      []string
 	secret   string
-	here     map[string]string // what the README says, and what it is here
+	here     map[string]string // what the page says, and what it is here
 	used     map[string]bool
+	onFile   func(name string) // called when a file has been written
 	dingtalk *simulator.Server
-	vault    string // its address
+	upstream string // its address
+	vault    string // Vault's address
+	log      output // what Vault printed
 	client   *api.Client
+
+	unsealKey string // of a Vault that has one
+	hidden    []string
 }
 
 func newNewcomer(t *testing.T) *newcomer {
 	t.Helper()
 	n := &newcomer{
 		checkout: filepath.Join(t.TempDir(), "a checkout"), // with a space in its path
+		onFile:   func(string) {},
 		secret:   rand.Text(),
 		vault:    "http://" + freeAddress(t),
 		used:     map[string]bool{},
 		dingtalk: simulator.New(simulator.Options{}),
 	}
-	dingtalkURL, err := n.dingtalk.Start("127.0.0.1:0")
+	n.folder, n.hidden = n.checkout, []string{n.secret}
+	var err error
+	n.upstream, err = n.dingtalk.Start("127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { n.dingtalk.Close() })
 	n.dingtalk.SetApp(appKey, n.secret)
@@ -107,8 +96,9 @@ func newNewcomer(t *testing.T) *newcomer {
 	require.NoError(t, err)
 	n.here = map[string]string{
 		"/etc/vault.d/plugins":           plugins,
-		"https://api.dingtalk.io":        dingtalkURL,
+		"https://api.dingtalk.io":        n.upstream,
 		"https://vault.example.com:8200": n.vault,
+		"127.0.0.1:8100":                 freeAddress(t), // of a Proxy
 	}
 
 	checkOut(t, n.checkout)
@@ -211,7 +201,33 @@ func freeAddress(t *testing.T) string {
 	return ""
 }
 
-// translate puts what is here in place of the README's examples.
+// read does what the page says.
+func (n *newcomer) read(t *testing.T, blocks []block) {
+	t.Helper()
+	for i, b := range blocks {
+		status := 0
+		for _, given := range b.given {
+			if _, err := fmt.Sscanf(given, "exit status %d", &status); err != nil {
+				n.arrange(t, b, given)
+			}
+		}
+		body := n.translate(b.body)
+		var printed string
+		switch b.language {
+		case "shell":
+			printed = n.shell(t, b, body, status)
+		case "hcl", "yaml", "json":
+			n.onFile(n.write(t, b, body))
+		case "go":
+			printed = n.goProgram(t, b, body, n.translate(blocks[i+1].body))
+		}
+		if i+1 < len(blocks) && blocks[i+1].language == "text" {
+			require.True(t, matches(n.translate(blocks[i+1].body), printed), "%v printed something else than the text that follows:\n%s", b, printed)
+		}
+	}
+}
+
+// translate puts what is here in place of the page's examples.
 func (n *newcomer) translate(body string) string {
 	for example, here := range n.here {
 		if strings.Contains(body, example) {
@@ -228,28 +244,43 @@ func (n *newcomer) command(t *testing.T, program string, args ...string) *exec.C
 	ctx, cancel := context.WithTimeout(t.Context(), reading)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Dir, cmd.Env = n.checkout, n.env
+	cmd.Dir, cmd.Env = n.folder, n.env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
 }
 
-func (n *newcomer) shell(t *testing.T, b block, body string) string {
+// shell runs the block, which has to end with the given exit status.
+func (n *newcomer) shell(t *testing.T, b block, body string, status int) string {
 	t.Helper()
 	cmd := n.command(t, "bash", "-euo", "pipefail", "-c", body)
 	cmd.Stdin = strings.NewReader(n.secret + "\n")
+	if strings.Contains(body, "sys/unseal") {
+		cmd.Stdin = strings.NewReader(n.unsealKey + "\n")
+	}
 	printed, err := cmd.CombinedOutput()
-	require.NoError(t, err, "%v printed:\n%s", b, printed)
-	require.NotContains(t, string(printed), n.secret)
+	if status == 0 {
+		require.NoError(t, err, "%v printed:\n%s", b, printed)
+	}
+	require.Equal(t, status, cmd.ProcessState.ExitCode(), "%v printed:\n%s", b, printed)
+	n.checkHidden(t, string(printed))
 	return string(printed)
+}
+
+// checkHidden looks for what nothing may print.
+func (n *newcomer) checkHidden(t *testing.T, text string) {
+	t.Helper()
+	for _, secret := range n.hidden {
+		assert.NotContains(t, text, secret)
+	}
 }
 
 func (n *newcomer) write(t *testing.T, b block, body string) string {
 	t.Helper()
 	name, err := b.fileName()
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(n.checkout, name), []byte(body), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(n.folder, name), []byte(body), 0o600))
 	return name
 }
 
@@ -279,12 +310,12 @@ func (n *newcomer) goProgram(t *testing.T, b block, body, text string) string {
 	return printed.String()
 }
 
-func (n *newcomer) startVault(t *testing.T, config string) {
+// startVault starts a server, which ends with the test.
+func (n *newcomer) startVault(t *testing.T, env []string, args ...string) {
 	t.Helper()
-	cmd := n.command(t, vaultBin(t), "server", "-dev", "-dev-no-store-token", "-config="+config)
-	cmd.Env = append(cmd.Env, "VAULT_DEV_ROOT_TOKEN_ID="+n.client.Token(), "VAULT_DEV_LISTEN_ADDRESS="+strings.TrimPrefix(n.vault, "http://"))
-	var log output
-	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd := n.command(t, vaultBin(t), append([]string{"server"}, args...)...)
+	cmd.Env = append(cmd.Env, env...)
+	cmd.Stdout, cmd.Stderr = &n.log, &n.log
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // a plugin's process ends with its Vault
 	cmd.WaitDelay = 20 * time.Second
 	require.NoError(t, cmd.Start())
@@ -293,14 +324,19 @@ func (n *newcomer) startVault(t *testing.T, config string) {
 		_ = cmd.Wait()
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		if t.Failed() {
-			t.Logf("Vault's log:\n%s", &log)
+			t.Logf("Vault's log:\n%s", &n.log)
 		}
-		assert.NotContains(t, log.String(), n.secret)
+		n.checkHidden(t, n.log.String())
 	})
+}
+
+// await waits until Vault answers, and is ready for work where that is asked for.
+func (n *newcomer) await(t *testing.T, ready bool) {
+	t.Helper()
 	require.Eventually(t, func() bool {
 		health, err := n.client.Sys().Health()
-		return err == nil && health.Initialized && !health.Sealed
-	}, 30*time.Second, 100*time.Millisecond, "Vault does not start: %s", &log)
+		return err == nil && (!ready || health.Initialized && !health.Sealed && !health.Standby)
+	}, 30*time.Second, 100*time.Millisecond, "Vault does not start: %s", &n.log)
 }
 
 // checkPolicies holds the README's policies against what it says of them.
@@ -351,26 +387,7 @@ func (o *output) String() string {
 
 var _ io.Writer = (*output)(nil)
 
-func TestReadme_links_within_the_project_lead_somewhere(t *testing.T) {
-	t.Parallel()
-	text := readmeText(t)
-	headings := map[string]bool{}
-	for _, heading := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(text, -1) {
-		name := regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(strings.ToLower(heading[1]), "")
-		headings["#"+strings.ReplaceAll(name, " ", "-")] = true
-	}
-	for _, link := range regexp.MustCompile(`\]\(([^)]+)\)`).FindAllStringSubmatch(text, -1) {
-		switch target := link[1]; {
-		case strings.HasPrefix(target, "https://"):
-		case strings.HasPrefix(target, "#"):
-			require.True(t, headings[target], target)
-		default:
-			require.FileExists(t, filepath.Join(root, target))
-		}
-	}
-}
-
-func TestReadme_names_every_path_and_field(t *testing.T) {
+func TestReference_names_every_path_and_field(t *testing.T) {
 	t.Parallel()
 	engine, err := dingtalk.Factory(t.Context(), &logical.BackendConfig{StorageView: &logical.InmemStorage{}, System: &logical.StaticSystemView{PluginEnvironment: &logical.PluginEnvironment{}}})
 	require.NoError(t, err)
@@ -380,16 +397,17 @@ func TestReadme_names_every_path_and_field(t *testing.T) {
 	document, ok := answer.Data["openapi"].(*framework.OASDocument)
 	require.True(t, ok)
 
-	text := readmeText(t)
-	named := func(name string) {
-		if !strings.Contains(text, "`"+name+"`") {
-			t.Errorf("the README does not name `%s`", name)
+	named := func(name string, pages ...string) {
+		for _, page := range append(pages, "docs/api.md") {
+			if !strings.Contains(pageText(t, page), "`"+name+"`") {
+				t.Errorf("%s does not name `%s`", page, name)
+			}
 		}
 	}
 	require.Len(t, document.Paths, 5)
 	for path, item := range document.Paths {
 		path = strings.ReplaceAll(strings.TrimPrefix(path, "/"), "{app}", "<app>")
-		named(path)
+		named(path, "README.md")
 		for _, operation := range []*framework.OASOperation{item.Get, item.Post, item.Delete} {
 			if operation == nil {
 				continue
@@ -403,9 +421,7 @@ func TestReadme_names_every_path_and_field(t *testing.T) {
 	}
 	for _, schema := range document.Components.Schemas {
 		for field := range schema.Properties {
-			if field != "keys" { // the CLI calls them names
-				named(field)
-			}
+			named(field)
 		}
 	}
 }

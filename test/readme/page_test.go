@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package readme
+
+// This file is what a page other than the README takes for granted: a Vault over raft storage with the engine mounted at
+// dingtalk/ and the app myapp in it, whose token nobody has read yet. A Vault's configuration that the page shows is in force from the start.
+// What more a block needs is said in comments before it:
+//
+//	<!-- given: DingTalk answers {"kind":"hang"} -->   a fault of the simulator, for every app, until it works again
+//	<!-- given: DingTalk works -->
+//	<!-- given: tokens live 20s -->                    those that are fetched from now on
+//	<!-- given: the secret was reset -->               at DingTalk; what blocks read from standard input is the new one
+//	<!-- given: myapp has no token -->                 stored anew without a verification, and nothing remembered of bans or failures
+//	<!-- given: myapp has a token with 14s to live --> fetched if need be, and waited for to be so old
+//	<!-- given: there is no app -->
+//	<!-- given: the log has works again -->            by now: a plugin's lines take a moment
+//	<!-- given: exit status 2 -->                      of the block, which fails
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
+)
+
+const (
+	pluginName    = "vault-plugin-secrets-dingtalk"
+	pluginVersion = "v0.1.0"
+
+	// What a page says.
+	pageSecret = "the-client-secret"
+	pageProxy  = "http://proxy.example.com:3128"
+	pageCA     = "/etc/ssl/company-ca.pem"
+	pageLogs   = "/var/log/vault"
+)
+
+// newReader is a newcomer who has got as far as the pages of docs/ take for granted.
+func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
+	t.Helper()
+	n := newNewcomer(t)
+	if strings.HasPrefix(page, "examples/") {
+		n.folder = filepath.Join(n.checkout, filepath.Dir(page))
+	}
+	n.here[pageLogs] = t.TempDir()
+	n.here[pageSecret] = n.secret
+	text := pageText(t, page)
+	if strings.Contains(text, pageProxy) {
+		n.here[pageProxy], n.here[pageCA] = startCompany(t, n.dingtalk)
+	}
+	n.startRaft(t, blocks)
+
+	plugins := n.here["/etc/vault.d/plugins"]
+	content, err := os.ReadFile(program)
+	require.NoError(t, err)
+	file := pluginName + "-" + pluginVersion
+	require.NoError(t, os.WriteFile(filepath.Join(plugins, file), content, 0o700))
+	digest := sha256.Sum256(content)
+	require.NoError(t, n.client.Sys().RegisterPlugin(&api.RegisterPluginInput{
+		Name: pluginName, Type: api.PluginTypeSecrets, Command: file, SHA256: hex.EncodeToString(digest[:]), Version: pluginVersion,
+	}))
+	require.NoError(t, n.client.Sys().Mount("dingtalk", &api.MountInput{Type: pluginName}))
+	n.storeApp(t)
+	return n
+}
+
+// startRaft starts a Vault with storage of its own, initialised and unsealed.
+func (n *newcomer) startRaft(t *testing.T, blocks []block) {
+	t.Helper()
+	config := fmt.Sprintf(`
+api_addr         = %q
+cluster_addr     = "https://%s"
+disable_mlock    = true
+plugin_directory = %q
+
+listener "tcp" {
+  address     = %q
+  tls_disable = true
+}
+
+storage "raft" {
+  path                   = %q
+  node_id                = "page"
+  performance_multiplier = 1
+}
+`, n.vault, freeAddress(t), n.here["/etc/vault.d/plugins"], strings.TrimPrefix(n.vault, "http://"), t.TempDir())
+	for _, b := range blocks {
+		if name, err := b.fileName(); err == nil && name == "vault.hcl" {
+			config += n.translate(b.body)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "vault.hcl")
+	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
+	n.startVault(t, nil, "-config="+file)
+	n.await(t, false)
+	t.Cleanup(func() { n.checkHidden(t, n.logged(t)) })
+
+	keys, err := n.client.Sys().Init(&api.InitRequest{SecretShares: 1, SecretThreshold: 1})
+	require.NoError(t, err)
+	n.unsealKey = keys.KeysB64[0]
+	n.hidden = append(n.hidden, n.unsealKey)
+	n.client.SetToken(keys.RootToken)
+	n.env = append(n.env, "VAULT_TOKEN="+keys.RootToken)
+	_, err = n.client.Sys().Unseal(n.unsealKey)
+	require.NoError(t, err)
+	n.await(t, true)
+}
+
+// logged is what Vault has written into its log files.
+func (n *newcomer) logged(t *testing.T) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(n.here[pageLogs], "*"))
+	require.NoError(t, err)
+	var all strings.Builder
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		all.Write(text)
+	}
+	return all.String()
+}
+
+func (n *newcomer) storeApp(t *testing.T) {
+	t.Helper()
+	_, err := n.client.Logical().Write("dingtalk/config/myapp", map[string]any{
+		"app_key": appKey, "app_secret": n.secret, "base_url": n.upstream, "verify_connection": false,
+	})
+	require.NoError(t, err)
+}
+
+// arrange brings about what a block takes for granted.
+func (n *newcomer) arrange(t *testing.T, b block, given string) {
+	t.Helper()
+	if answer, ok := strings.CutPrefix(given, "DingTalk answers "); ok {
+		var fault simulator.Fault
+		require.NoError(t, json.Unmarshal([]byte(answer), &fault), "%v", b)
+		require.NoError(t, fault.Validate(), "%v", b)
+		n.dingtalk.SetFault(simulator.AnyApp, fault)
+		return
+	}
+	if life, ok := strings.CutPrefix(given, "tokens live "); ok {
+		lifetime, err := time.ParseDuration(life)
+		require.NoError(t, err, "%v", b)
+		n.dingtalk.SetTokenLifetime(lifetime)
+		return
+	}
+	if seconds := 0; strings.HasPrefix(given, "myapp has a token with ") {
+		_, err := fmt.Sscanf(given, "myapp has a token with %ds to live", &seconds)
+		require.NoError(t, err, "%v", b)
+		_, err = n.client.Logical().Read("dingtalk/creds/myapp")
+		require.NoError(t, err)
+		require.Eventually(t, func() bool {
+			status, err := n.client.Logical().Read("dingtalk/status/myapp")
+			return err == nil && fmt.Sprint(status.Data["ttl"]) == strconv.Itoa(seconds)
+		}, time.Minute, 50*time.Millisecond, "%v", b)
+		return
+	}
+	if line, ok := strings.CutPrefix(given, "the log has "); ok {
+		require.Eventually(t, func() bool { return strings.Contains(n.logged(t), line) }, 10*time.Second, 20*time.Millisecond, "%v", b)
+		return
+	}
+	switch given {
+	case "there is no app":
+		_, err := n.client.Logical().Delete("dingtalk/config/myapp")
+		require.NoError(t, err)
+	case "DingTalk works":
+		n.dingtalk.ClearFaults()
+	case "the secret was reset":
+		n.secret = rand.Text()
+		n.hidden = append(n.hidden, n.secret)
+		n.here[pageSecret] = n.secret
+		n.dingtalk.SetApp(appKey, n.secret)
+	case "myapp has no token":
+		_, err := n.client.Logical().Delete("dingtalk/config/myapp")
+		require.NoError(t, err)
+		_, err = n.client.Sys().ReloadPlugin(&api.ReloadPluginInput{Mounts: []string{"dingtalk/"}})
+		require.NoError(t, err)
+		n.storeApp(t)
+	default:
+		require.FailNow(t, "unknown", "%v: given %q", b, given)
+	}
+}
+
+// startCompany makes a network in which DingTalk is reached through a proxy alone, and shows a certificate of the company's own
+// authority, whose certificate is in the file.
+func startCompany(t *testing.T, dingtalk http.Handler) (proxyURL, caFile string) {
+	t.Helper()
+	const host = "api.dingtalk.io"
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{host},
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	certificate, err := x509.CreateCertificate(rand.Reader, authority, authority, key.Public(), key)
+	require.NoError(t, err)
+	caFile = filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600))
+
+	inner := httptest.NewUnstartedServer(dingtalk)
+	inner.TLS = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}}
+	inner.StartTLS()
+	t.Cleanup(inner.Close)
+
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodConnect || r.Host != host+":443" {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		client, pending, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		tunnel(client, pending, inner.Listener.Addr().String())
+	}))
+	t.Cleanup(proxy.Close)
+	return proxy.URL, caFile
+}
+
+// tunnel connects the client of a proxy with a server until one of them goes.
+func tunnel(client net.Conn, pending *bufio.ReadWriter, address string) {
+	defer client.Close()
+	server, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", address)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	if _, err := io.WriteString(client, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
+		return
+	}
+	go func() {
+		_, _ = io.Copy(server, pending)
+		_ = server.Close()
+	}()
+	_, _ = io.Copy(client, server)
+}
