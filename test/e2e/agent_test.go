@@ -4,144 +4,266 @@
 
 package e2e
 
-// A real Vault Agent, logged in by AppRole with a policy that allows one app's credentials, renders the token into a file.
+// A real Vault Agent with each of the configurations in examples/agent. What counts is the file that an application reads: it must
+// not hold a token that DingTalk refuses, and DingTalk must not be called more than it takes.
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
 )
 
-// agent is a running Vault Agent and the file it renders.
+// agentModes are the two ways in which the engine answers an Agent.
+var agentModes = map[string]bool{"leased": true, "unleased": false}
+
+// agent is a running Vault Agent and the one file that it renders.
 type agent struct {
-	proc *process
-	file string
-	log  string
+	*vaultClient
+	*rendered
 }
 
-var approle sync.Map // *vaultServer to *sync.Once: the auth method is enabled once
-
-// startAgent runs an Agent that renders a template of the app's credentials.
-func startAgent(t *testing.T, a *app, template string) *agent {
+// prepareAgent makes the folder for an Agent: with the credentials of a role that may read these paths and, unless it is empty, a
+// script in the place of the program that command.hcl runs, to which $FILE is the rendered file.
+func prepareAgent(t *testing.T, v *vaultServer, credsPaths []string, script string) (dir string) {
 	t.Helper()
-	v := a.m.v
-	dir := t.TempDir()
-	once, _ := approle.LoadOrStore(v, &sync.Once{})
-	once.(*sync.Once).Do(func() {
-		require.NoError(t, v.root.Sys().EnableAuthWithOptions("approle", &api.EnableAuthOptions{Type: "approle"}))
-	})
-
-	policy := "read-" + a.name
-	require.NoError(t, v.root.Sys().PutPolicy(policy, fmt.Sprintf("path %q { capabilities = [\"read\"] }\n", a.credsPath())))
-	role := "auth/approle/role/" + a.name
-	_, err := v.root.Logical().Write(role, map[string]any{"token_policies": policy, "token_ttl": "1h"})
-	require.NoError(t, err)
-	roleID := a.m.readData(t, role+"/role-id")["role_id"].(string)
-	issued, err := v.root.Logical().Write(role+"/secret-id", nil)
-	require.NoError(t, err)
-	secretID := issued.Data["secret_id"].(string)
-
-	path := func(name, content string) string {
-		file := filepath.Join(dir, name)
-		if content != "" {
-			require.NoError(t, os.WriteFile(file, []byte(content), 0o600))
-		}
-		return file
+	dir = t.TempDir()
+	var policy strings.Builder
+	for _, path := range credsPaths {
+		policy.WriteString(runnableExample(t, "policies/reader.hcl", map[string]string{exampleCreds: path}))
 	}
-	g := &agent{file: path("rendered", ""), log: path("agent.log", "")}
-	config := path("agent.hcl", fmt.Sprintf(`
-vault {
-  address = %q
+	v.newRole(t, dir, policy.String())
+	if script != "" {
+		program := putFile(t, dir, "token-changed", "#!/bin/sh\nFILE='"+filepath.Join(dir, "dingtalk.env")+"'\n"+script)
+		require.NoError(t, os.Chmod(program, 0o700))
+	}
+	return dir
 }
 
-auto_auth {
-  method "approle" {
-    config = {
-      role_id_file_path = %q
-      secret_id_file_path = %q
-      remove_secret_id_file_after_reading = false
-    }
-  }
+// agentPlaceholders are what every example of an Agent says and what is here.
+func agentPlaceholders(v *vaultServer, dir string) map[string]string {
+	return map[string]string{exampleVault: v.addr, "/etc/vault-agent": dir, "/run/myapp": dir}
 }
 
-template {
-  source = %q
-  destination = %q
-  error_on_missing_key = true
-}
-`, v.addr, path("role-id", roleID), path("secret-id", secretID), path("token.ctmpl", template), g.file))
-
-	g.proc, err = startProcess("agent of "+t.Name(), g.log, v.env(""), vaultBin, "agent", "-config="+config, "-log-level=debug")
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		if err := g.proc.stop(10 * time.Second); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			data, _ := os.ReadFile(g.log)
-			lines := strings.Split(string(data), "\n")
-			t.Logf("the end of the Agent's log:\n%s", mask(strings.Join(lines[max(0, len(lines)-40):], "\n")))
-		}
-	})
-	return g
-}
-
-// holds tells whether the file is there and holds the text.
-func (g *agent) holds(t *testing.T, text string) bool {
+// startAgent runs an Agent for one app with a configuration from examples/agent.
+func startAgent(t *testing.T, dir, name string, a *app) *agent {
 	t.Helper()
-	require.True(t, g.proc.running(), "the Agent runs")
-	data, err := os.ReadFile(g.file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false
+	here := agentPlaceholders(a.m.v, dir)
+	here[exampleCreds] = a.credsPath()
+	if name == "command.hcl" {
+		here["/usr/local/bin"] = dir
 	}
-	require.NoError(t, err)
-	return bytes.Contains(data, []byte(text))
+	client := startVaultClient(t, "agent", dir, runnableExample(t, "agent/"+name, here))
+	return &agent{vaultClient: client, rendered: newRendered(filepath.Join(dir, "dingtalk.env"), a.dt, 1)}
 }
 
-func TestAgent_renders_the_token_and_follows_a_changed_one(t *testing.T) {
+// commandLog is where a script that ends in this line leaves the file's content at each run.
+const commandLog = "cat \"$FILE\" >>\"$FILE.log\"\n"
+
+// requireCommandRanForEach checks that the command ran once for each content of the file, and found it there.
+func (g *agent) requireCommandRanForEach(t *testing.T) {
+	t.Helper()
+	var ran []byte
+	waitFor(t, 10*time.Second, "the command has run for the last content of the file", func() bool {
+		ran, _ = os.ReadFile(g.file + ".log")
+		return strings.HasSuffix(string(ran), g.last())
+	})
+	if string(ran) != strings.Join(g.contents, "") {
+		t.Fatalf("the file changed %d times, but the command found other contents", len(g.contents))
+	}
+}
+
+func TestAgent_file_holds_a_live_token_for_two_minutes_at_two_calls_a_lifetime(t *testing.T) {
 	t.Parallel()
-	// The Agent renews after two thirds of a lease, and a token is extended at most once in 10 s.
-	const lifetime = 16 * time.Second
-	for name, leased := range map[string]bool{"leased": true, "unleased": false} {
-		t.Run(name, func(t *testing.T) {
+	const lifetime, half = 20 * time.Second, time.Minute
+	for mode, leased := range agentModes {
+		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			dt := startDingTalk(t, lifetime)
 			a := newMount(t).newApp(t, dt, fields{"leased": leased})
-			g := startAgent(t, a, fmt.Sprintf(`token={{ with secret %q }}{{ .Data.access_token }}{{ end }};`, a.credsPath()))
+			g := startAgent(t, prepareAgent(t, a.m.v, []string{a.credsPath()}, commandLog), "command.hcl", a)
+			files, calls := []*rendered{g.rendered}, &callLog{a: a}
+			pass := func(d time.Duration) {
+				t.Helper()
+				end := time.Now().Add(d)
+				watchFiles(t, d+time.Second, "time passes", files, func() bool {
+					calls.look()
+					return time.Now().After(end)
+				})
+			}
 
-			waitFor(t, 30*time.Second, "the Agent renders the token", func() bool {
-				return a.calls() > 0 && g.holds(t, "token="+dt.LastToken(a.key)+";")
-			})
-			first := dt.LastToken(a.key)
-			noteSecret(first, "an access token")
+			watchFiles(t, 30*time.Second, "the Agent renders the token", files, func() bool { return g.holds(a) })
+			info, err := os.Stat(g.file)
+			require.NoError(t, err)
+			require.Equal(t, os.FileMode(0o600), info.Mode(), "mode of the file")
 
-			// Over more than a lifetime the token is extended, and the file goes on to hold a live one.
-			lived := time.Now().Add(lifetime + lifetime/4)
-			waitFor(t, 2*lifetime, "the token was kept alive", func() bool {
-				requireSameToken(t, dt.LastToken(a.key), first) // DingTalk gives the same token
-				require.Positive(t, dt.left(first), "the rendered token lives")
-				return time.Now().After(lived)
-			})
-			require.True(t, g.holds(t, "token="+first+";"))
-			require.LessOrEqual(t, a.calls(), 5, "two calls in a lifetime are enough")
+			// DingTalk extends the token each time it is asked for it: the file stays, and so does the application.
+			pass(half)
+			require.Len(t, g.contents, 1, "contents of the file while the token is extended")
+			g.requireCommandRanForEach(t)
 
-			// DingTalk replaces the token: the file follows within a lifetime.
+			// DingTalk gives another token each time, the old ones live on to their end: the file and the command follow.
+			dt.RotateTokens(a.key, true)
+			pass(half)
+			dt.RotateTokens(a.key, false)
+			require.Greater(t, len(g.contents), int(half/lifetime), "contents of the file while the token is replaced")
+			watchFiles(t, lifetime, "the file holds the last token", files, func() bool { return g.holds(a) })
+			g.requireCommandRanForEach(t)
+			calls.requireAtMostTwoPer(t, lifetime)
+			t.Logf("%d calls in six lifetimes, %d contents, dead for %s at most", len(calls.at), len(g.contents), g.longest)
+
+			// DingTalk ends the token before its time, which nobody is told of. The Agent's next renewal or read finds out.
 			dt.ExpireTokens(a.key)
-			waitFor(t, 2*lifetime, "the file holds the new token", func() bool {
-				token := dt.LastToken(a.key)
-				return token != first && g.holds(t, "token="+token+";")
+			ended := time.Now()
+			g.mayBeDead = lifetime
+			watchFiles(t, lifetime, "the file holds the token that DingTalk gives now", files, func() bool { return g.holds(a) })
+			g.requireCommandRanForEach(t)
+			t.Logf("a token that DingTalk ended was replaced after %s", time.Since(ended).Round(time.Millisecond))
+		})
+	}
+}
+
+func TestAgent_goes_on_across_restarts_of_Vault_and_of_the_plugin(t *testing.T) {
+	t.Parallel()
+	const lifetime = 30 * time.Second
+	v := startVault(t, vaultOptions{storage: storageRaft})
+	dt := startDingTalk(t, lifetime)
+	m := v.enable(t)
+	var files []*rendered
+	var apps []*app
+	for _, leased := range agentModes {
+		a := m.newApp(t, dt, fields{"leased": leased})
+		apps = append(apps, a)
+		files = append(files, startAgent(t, prepareAgent(t, v, []string{a.credsPath()}, ""), "one-app.hcl", a).rendered)
+	}
+	each := func(holds func(int) bool) func() bool {
+		return func() bool {
+			for i := range apps {
+				if !holds(i) {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	watchFiles(t, 30*time.Second, "both Agents render their token", files, each(func(i int) bool { return files[i].holds(apps[i]) }))
+	first := []string{files[0].last(), files[1].last()}
+
+	for _, event := range []struct {
+		what string
+		do   func()
+	}{
+		{"Vault restarts", func() { v.restart(t) }},
+		{"the plugin's process is killed", func() { v.killPlugin(t) }},
+		{"the plugin is reloaded", func() { m.reload(t) }},
+		{"Vault is killed", func() { v.crash(t) }},
+	} {
+		// Neither Agent is about to come back, so that there is time for Vault to start.
+		watchFiles(t, 2*lifetime, "both tokens have more than half of their life left", files, each(func(i int) bool {
+			return dt.left(apps[i].dt.LastToken(apps[i].key)) > lifetime/2
+		}))
+		before := []int{apps[0].calls(), apps[1].calls()}
+		event.do()
+		watchFiles(t, lifetime, event.what+", and both Agents go on", files, each(func(i int) bool { return apps[i].calls() > before[i] }))
+	}
+	for i := range apps {
+		require.Equal(t, []string{first[i]}, files[i].contents, "one token all the time")
+	}
+}
+
+func TestAgent_renders_once_Vault_is_there_at_the_start_and_after_an_outage(t *testing.T) {
+	t.Parallel()
+	const lifetime = 16 * time.Second
+	// The example has the Agent wait for 30 s at most, and Vault's client makes three attempts at a read.
+	const comesBack = 40 * time.Second
+	for mode, leased := range agentModes {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			v := startVault(t, vaultOptions{storage: storageRaft})
+			dt := startDingTalk(t, lifetime)
+			a := v.enable(t).newApp(t, dt, fields{"leased": leased})
+			dir := prepareAgent(t, v, []string{a.credsPath()}, "")
+			require.NoError(t, v.stop())
+
+			g := startAgent(t, dir, "one-app.hcl", a)
+			files := []*rendered{g.rendered}
+			waitFor(t, 30*time.Second, "the Agent has tried to log in twice", func() bool {
+				return strings.Count(g.logged(t), "error authenticating") >= 2
 			})
-			noteSecret(dt.LastToken(a.key), "an access token")
+			require.NoFileExists(t, g.file)
+			v.bootAgain(t)
+			watchFiles(t, comesBack, "the Agent renders the token", files, func() bool { return g.holds(a) })
+
+			// Vault is away for longer than the token lives. The file stays as it is, and dies.
+			require.NoError(t, v.stop())
+			g.mayBeDead = lifetime + comesBack
+			watchFiles(t, 2*lifetime, "the token dies", files, func() bool { return dt.left(dt.LastToken(a.key)) <= 0 })
+			require.True(t, g.proc.running(), "the Agent has not given up")
+			v.bootAgain(t)
+			back := time.Now()
+			watchFiles(t, comesBack, "the file holds a live token", files, func() bool { return g.holds(a) })
+			t.Logf("a live token %s after Vault was back", time.Since(back).Round(time.Millisecond))
+
+			g.mayBeDead = deadAtMost
+			calls := a.calls()
+			watchFiles(t, 2*lifetime, "the Agent keeps the token alive again", files, func() bool { return a.calls() >= calls+2 })
+		})
+	}
+}
+
+func TestAgent_keeps_the_tokens_of_several_apps_in_one_file(t *testing.T) {
+	t.Parallel()
+	const lifetime = 16 * time.Second
+	dt := startDingTalk(t, lifetime)
+	m := newMount(t)
+	leased, unleased := m.newApp(t, dt, fields{"leased": true}), m.unstoredApp(dt)
+	dir := prepareAgent(t, m.v, []string{leased.credsPath(), unleased.credsPath()}, "")
+	putFile(t, dir, "several-apps.ctmpl", runnableExample(t, "agent/several-apps.ctmpl", map[string]string{
+		exampleCreds: leased.credsPath(), otherCreds: unleased.credsPath(),
+	}))
+	c := startVaultClient(t, "agent", dir, runnableExample(t, "agent/several-apps.hcl", agentPlaceholders(m.v, dir)))
+	file := newRendered(filepath.Join(dir, "dingtalk.env"), dt, 2)
+	files := []*rendered{file}
+
+	// While one app cannot be read there is no file at all.
+	waitFor(t, 30*time.Second, "the Agent has read one app and failed with the other", func() bool {
+		return leased.calls() > 0 && strings.Contains(c.logged(t), fmt.Sprintf("app %q is not configured", unleased.name))
+	})
+	require.NoFileExists(t, file.file)
+	body := unleased.config()
+	body["leased"] = false
+	_, err := m.v.root.Logical().Write(unleased.configPath(), body)
+	require.NoError(t, err)
+	watchFiles(t, 40*time.Second, "the Agent renders both tokens", files, func() bool { return file.holds(leased, unleased) })
+	require.Equal(t, fmt.Sprintf("MYAPP_ACCESS_TOKEN=%s\nOTHERAPP_ACCESS_TOKEN=%s\n", dt.LastToken(leased.key), dt.LastToken(unleased.key)), file.last())
+
+	// Each token is kept alive, and when one changes so does its line.
+	for _, a := range []*app{leased, unleased} {
+		before, contents := dt.LastToken(a.key), len(file.contents)
+		dt.RotateTokens(a.key, true)
+		watchFiles(t, 2*lifetime, "one app has another token", files, func() bool { return dt.LastToken(a.key) != before })
+		dt.RotateTokens(a.key, false)
+		watchFiles(t, lifetime, "the file follows", files, func() bool { return file.holds(leased, unleased) })
+		require.Len(t, file.contents, contents+1, "the file changed once")
+	}
+}
+
+func TestAgent_goes_on_with_the_file_when_the_command_fails(t *testing.T) {
+	t.Parallel()
+	const lifetime = 16 * time.Second
+	for mode, leased := range agentModes {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			dt := startDingTalk(t, lifetime)
+			a := newMount(t).newApp(t, dt, fields{"leased": leased})
+			g := startAgent(t, prepareAgent(t, a.m.v, []string{a.credsPath()}, commandLog+"exit 1\n"), "command.hcl", a)
+			dt.RotateTokens(a.key, true)
+			watchFiles(t, 4*lifetime, "three tokens were rendered", []*rendered{g.rendered}, func() bool { return len(g.contents) == 3 })
+			g.requireCommandRanForEach(t)
 		})
 	}
 }

@@ -36,7 +36,6 @@ import (
 // The storages a test may ask for. Only inmem forgets everything when Vault stops.
 const (
 	storageInmem = "inmem"
-	storageFile  = "file"
 	storageRaft  = "raft"
 )
 
@@ -168,7 +167,6 @@ func (v *vaultServer) configure() error {
 	}
 	storage := map[string]string{
 		storageInmem: `storage "inmem" {}`,
-		storageFile:  fmt.Sprintf("storage \"file\" {\n  path = %q\n}", data),
 		storageRaft: fmt.Sprintf("storage \"raft\" {\n  path = %q\n  node_id = %q\n  performance_multiplier = 1\n}",
 			data, v.opts.name),
 	}[v.opts.storage]

@@ -28,6 +28,7 @@ var pluginDead = []knownError{
 	{"the plugin died over the request", http.StatusInternalServerError, unavailable(`error reading from server: EOF`)},
 	{"the plugin died over the request: reset", http.StatusInternalServerError, unavailable(`error reading from server: read unix @->\S+: read: connection reset by peer`)},
 	{"the plugin had just died", http.StatusInternalServerError, unavailable(`connection error: desc = "transport: error while dialing: dial unix \S+: connect: connection refused"`)},
+	{"the plugin is known to be dead", http.StatusInternalServerError, regexp.MustCompile(`^1 error occurred:\n\t\* plugin is shut down$`)},
 	{"the plugin died over the handshake", http.StatusInternalServerError, unavailable(`connection error: desc = "transport: authentication handshake failed: (EOF|(read|write) unix @?->\S+: (read|write): (connection reset by peer|broken pipe))"`)},
 }
 

@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+// A real Vault Proxy with the configuration in examples/proxy, which answers reads from its cache. What a reader gets must be a token
+// that DingTalk accepts at that moment, while Vault sees few leases and DingTalk few calls, whatever happens behind the Proxy.
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
+)
+
+const (
+	proxiedLifetime = 30 * time.Second
+
+	// renewedWithin is when Proxy has renewed a lease of this lifetime at the latest, if the token was extended as the lease was
+	// made or last renewed: at two thirds of it, and up to a fifteenth for spreading.
+	renewedWithin = proxiedLifetime*11/15 + time.Second
+
+	// leastLeft is what a cached answer's token has left: Proxy gives up a lease in the last tenth.
+	leastLeft = proxiedLifetime / 10
+)
+
+// cachingProxy is a running Vault Proxy in front of one app.
+type cachingProxy struct {
+	*vaultClient
+	a       *app
+	address string
+	client  *api.Client // without retries, and without a token
+}
+
+func startCachingProxy(t *testing.T, a *app) *cachingProxy {
+	t.Helper()
+	v, dir := a.m.v, t.TempDir()
+	v.newRole(t, dir, runnableExample(t, "proxy/policy.hcl", map[string]string{
+		exampleCreds: a.credsPath(), "dingtalk/refresh/myapp": a.refreshPath(),
+	}))
+	port, err := freePort()
+	require.NoError(t, err)
+	p := &cachingProxy{a: a, address: "127.0.0.1:" + strconv.Itoa(port)}
+	p.vaultClient = startVaultClient(t, "proxy", dir, runnableExample(t, "proxy/proxy.hcl", map[string]string{
+		exampleVault: v.addr, "/etc/vault-proxy": dir, "127.0.0.1:8100": p.address,
+	}))
+	p.client, err = v.newClient("")
+	require.NoError(t, err)
+	require.NoError(t, p.client.SetAddress("http://"+p.address))
+	waitFor(t, 30*time.Second, "the Proxy has logged in", func() bool {
+		require.True(t, p.proc.running(), "the Proxy runs")
+		_, err := p.client.Auth().Token().LookupSelf()
+		return err == nil
+	})
+	return p
+}
+
+// proxied is an answer as it came from the Proxy.
+type proxied struct {
+	token, lease string
+	ttl          time.Duration
+	cached       bool
+	age          time.Duration // since the Proxy got it
+}
+
+func (p *cachingProxy) read() (proxied, error) {
+	response, err := p.client.Logical().ReadRaw(p.a.credsPath())
+	if err != nil {
+		return proxied{}, err
+	}
+	defer response.Body.Close()
+	secret, err := api.ParseSecret(response.Body)
+	if err != nil {
+		return proxied{}, err
+	}
+	noteSecret(tokenIn(secret), "an access token")
+	age, _ := strconv.Atoi(response.Header.Get("Age"))
+	return proxied{
+		token: tokenIn(secret), lease: secret.LeaseID, ttl: leaseTTL(secret),
+		cached: response.Header.Get("X-Cache") == "HIT", age: time.Duration(age) * time.Second,
+	}, nil
+}
+
+func (p *cachingProxy) mustRead(t *testing.T) proxied {
+	t.Helper()
+	got, err := p.read()
+	require.NoError(t, err)
+	require.NotEmpty(t, got.token)
+	return got
+}
+
+// refresh is what a reader does whose token is refused: it has another one fetched.
+func (p *cachingProxy) refresh(t *testing.T) {
+	t.Helper()
+	_, err := p.client.Logical().Write(p.a.refreshPath(), nil)
+	require.NoError(t, err, "refresh through the Proxy")
+}
+
+// revoke revokes a lease through the Proxy. Vault's answer comes after that, as it does by default, or before.
+func (p *cachingProxy) revoke(t *testing.T, lease string, wait bool) {
+	t.Helper()
+	_, err := p.client.Logical().Write("sys/leases/revoke", fields{"lease_id": lease, "sync": wait})
+	require.NoError(t, err, "revoke through the Proxy")
+}
+
+// proxyReaders read through a Proxy all the time and keep account of what they get.
+type proxyReaders struct {
+	*readers
+	p *cachingProxy
+
+	mu      sync.Mutex
+	answers int
+	cached  int
+	leases  map[string]bool
+	tokens  map[string]time.Time // when each was last given
+	dead    []time.Time          // when an answer had a token that DingTalk refuses
+	errors  []readError
+	least   time.Duration // the least life left of a token that was given
+}
+
+type readError struct {
+	from, to time.Time
+	text     string
+}
+
+// startProxyReaders starts four readers with forty reads a second each.
+func startProxyReaders(t *testing.T, p *cachingProxy) *proxyReaders {
+	t.Helper()
+	r := &proxyReaders{p: p, leases: map[string]bool{}, tokens: map[string]time.Time{}, least: proxiedLifetime}
+	r.readers = startReaders(t, 4, 25*time.Millisecond, func(int, int) { r.readOnce() })
+	return r
+}
+
+func (r *proxyReaders) readOnce() {
+	from := time.Now()
+	got, err := r.p.read()
+	now, left := time.Now(), r.p.a.dt.left(got.token)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		r.errors = append(r.errors, readError{from, now, err.Error()})
+		return
+	}
+	r.answers++
+	if got.cached {
+		r.cached++
+	}
+	r.leases[got.lease] = true
+	r.tokens[got.token] = now
+	r.least = min(r.least, left)
+	if left <= 0 {
+		r.dead = append(r.dead, now)
+	}
+}
+
+// gotSince tells whether an answer since then had the token.
+func (r *proxyReaders) gotSince(since time.Time, token string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.tokens[token].After(since)
+}
+
+// answersNow counts the answers up to now.
+func (r *proxyReaders) answersNow() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.answers
+}
+
+// requireNoneDead checks that every answer had a token that lived then.
+func (r *proxyReaders) requireNoneDead(t *testing.T) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	require.Empty(t, r.dead, "when answers had a token that DingTalk refuses")
+}
+
+// requireErrorsWithin checks that no read failed but for those that overlap a span of time.
+func (r *proxyReaders) requireErrorsWithin(t *testing.T, from, to time.Time) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.errors {
+		if e.from.After(to) || e.to.Before(from) {
+			t.Fatalf("a read failed with nothing amiss: %s", mask(e.text))
+		}
+	}
+}
+
+// requireFew checks what two minutes of reads may take, and says what they took.
+func (r *proxyReaders) requireFew(t *testing.T, calls int) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t.Logf("%d answers, %d of them cached, %d errors, %d leases, %d tokens, %d calls upstream, least life left %s",
+		r.answers, r.cached, len(r.errors), len(r.leases), len(r.tokens), calls, r.least.Round(100*time.Millisecond))
+	require.Greater(t, r.answers, 4000, "answers")
+	require.LessOrEqual(t, len(r.leases), 4, "leases")
+	require.LessOrEqual(t, calls, 10, "calls upstream")
+	require.GreaterOrEqual(t, r.cached, r.answers-4*len(r.leases), "all answers but the first of each lease are cached")
+}
+
+// awaitToken waits until the readers get the token that DingTalk gave last, if that is another than before.
+func (r *proxyReaders) awaitToken(t *testing.T, bound time.Duration, before string) string {
+	t.Helper()
+	dt, key := r.p.a.dt, r.p.a.key
+	began := time.Now()
+	waitFor(t, bound, "readers get another token", func() bool {
+		token := dt.LastToken(key)
+		return token != before && r.gotSince(began, token)
+	})
+	return dt.LastToken(key)
+}
+
+func TestVaultProxy_takes_few_leases_and_calls_for_two_minutes_of_reads(t *testing.T) {
+	t.Parallel()
+	dt := startDingTalk(t, proxiedLifetime)
+	a := newMount(t).newApp(t, dt, nil)
+	p := startCachingProxy(t, a)
+	first := p.mustRead(t)
+	require.GreaterOrEqual(t, first.ttl, proxiedLifetime-leaseSlack)
+
+	r := startProxyReaders(t, p)
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
+		got := p.mustRead(t)
+		if got.lease == first.lease {
+			// The answer is repeated to the letter: its lease_duration is that of the first, its age grows.
+			require.Equal(t, first.ttl, got.ttl)
+			require.True(t, got.cached)
+		}
+		r.requireNoneDead(t)
+	}
+	r.end()
+
+	last := p.mustRead(t)
+	requireSameToken(t, last.token, first.token)
+	require.Greater(t, r.least, leastLeft, "the least life left of a token that was given")
+	r.requireErrorsWithin(t, time.Time{}, time.Time{})
+	r.requireFew(t, a.calls())
+	for _, lease := range a.leases(t) {
+		require.Contains(t, r.leases, a.credsPath()+"/"+lease, "a lease that no reader was given")
+	}
+	if last.lease == first.lease {
+		require.GreaterOrEqual(t, last.age, 2*time.Minute-2*time.Second, "the Age of the answer")
+	}
+}
+
+func TestVaultProxy_answers_live_across_a_replaced_token_a_restart_and_a_change_of_secret(t *testing.T) {
+	t.Parallel()
+	v := startVault(t, vaultOptions{storage: storageRaft})
+	dt := startDingTalk(t, proxiedLifetime)
+	a := v.enable(t).newApp(t, dt, nil)
+	p := startCachingProxy(t, a)
+	end := time.Now().Add(2 * time.Minute)
+	token := p.mustRead(t).token
+	r := startProxyReaders(t, p)
+
+	// DingTalk gives another token at the next renewal. The old one lives on to its end.
+	dt.RotateTokens(a.key, true)
+	token = r.awaitToken(t, renewedWithin, token)
+	dt.RotateTokens(a.key, false)
+
+	// Vault restarts while the copy is good: the readers do not notice.
+	waitFor(t, proxiedLifetime, "the token has more than half of its life left", func() bool { return dt.left(token) > proxiedLifetime/2 })
+	down, answers := time.Now(), r.answersNow()
+	require.NoError(t, v.stop())
+	waitFor(t, 10*time.Second, "readers get answers while Vault is down", func() bool { return r.answersNow() > answers+20 })
+	v.bootAgain(t)
+	calls, up := a.calls(), time.Now()
+	waitFor(t, proxiedLifetime, "the Proxy has the token extended", func() bool { return a.calls() > calls })
+
+	// The app gets another secret, at DingTalk and then in Vault, and with it another token.
+	dt.RotateTokens(a.key, true)
+	secret := newSecret()
+	dt.SetApp(a.key, secret)
+	a.update(t, fields{"app_secret": secret})
+	dt.RotateTokens(a.key, false)
+	changed := r.awaitToken(t, renewedWithin, token)
+	requireOtherToken(t, changed, token)
+
+	waitFor(t, 2*time.Minute, "two minutes are over", func() bool { return time.Now().After(end) })
+	r.end()
+	r.requireNoneDead(t)
+	r.requireErrorsWithin(t, down, up.Add(5*time.Second))
+	r.requireFew(t, a.calls())
+	require.Len(t, r.tokens, 3)
+}
+
+func TestVaultProxy_gives_no_dead_token_while_Vault_is_away(t *testing.T) {
+	t.Parallel()
+	const lifetime = 45 * time.Second // whose last tenth is long enough for a few attempts to renew
+	v := startVault(t, vaultOptions{storage: storageRaft})
+	dt := startDingTalk(t, lifetime)
+	a := v.enable(t).newApp(t, dt, nil)
+	p := startCachingProxy(t, a)
+	token := p.mustRead(t).token
+	r := startProxyReaders(t, p)
+	waitFor(t, 10*time.Second, "the Proxy has begun to renew the lease", func() bool { return strings.Contains(p.logged(t), "secret renewed") })
+
+	// The copy goes on being served, and is dropped before its token ends.
+	down := time.Now()
+	require.NoError(t, v.stop())
+	lastGot := func() time.Time {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.tokens[token]
+	}
+	waitFor(t, 10*time.Second, "readers get answers while Vault is down", func() bool { return lastGot().Sub(down) > 5*time.Second })
+	waitFor(t, lifetime+5*time.Second, "the token ends", func() bool { return dt.left(token) <= 0 })
+	r.requireNoneDead(t)
+	t.Logf("Vault stopped, the copy was served for another %s", lastGot().Sub(down).Round(time.Second))
+
+	v.bootAgain(t)
+	up := time.Now()
+	r.awaitToken(t, 10*time.Second, token)
+	r.end()
+	r.requireNoneDead(t)
+	r.requireErrorsWithin(t, down, up.Add(5*time.Second))
+	require.NotEmpty(t, r.errors, "reads failed while there was neither a copy nor Vault")
+}
+
+func TestVaultProxy_a_token_that_DingTalk_ended_is_replaced_at_the_next_renewal(t *testing.T) {
+	t.Parallel()
+	dt := startDingTalk(t, proxiedLifetime)
+	a := newMount(t).newApp(t, dt, nil)
+	p := startCachingProxy(t, a)
+	r := startProxyReaders(t, p)
+	waitFor(t, 10*time.Second, "readers get answers", func() bool { return r.answersNow() > 20 })
+	r.requireNoneDead(t)
+
+	// Nobody is told, and nobody does anything about it.
+	dead := dt.LastToken(a.key)
+	dt.ExpireTokens(a.key)
+	ended := time.Now()
+	waitFor(t, 5*time.Second, "the copy goes on being served", func() bool { return r.gotSince(ended.Add(2*time.Second), dead) })
+	// The Proxy renews at two thirds of the lease. Where the background has had the token extended since, that is one renewal later,
+	// but never beyond nine tenths of the token's life as the engine knows it.
+	r.awaitToken(t, proxiedLifetime*9/10, dead)
+	t.Logf("a token that DingTalk ended was replaced after %s", time.Since(ended).Round(time.Second))
+	replaced := time.Now()
+	waitFor(t, 5*time.Second, "readers go on", func() bool { return r.gotSince(replaced.Add(time.Second), dt.LastToken(a.key)) })
+	r.end()
+	for _, at := range r.dead {
+		require.False(t, at.After(replaced.Add(500*time.Millisecond)), "a dead token after the new one")
+	}
+}
+
+func TestVaultProxy_reader_that_refreshes_and_revokes_gets_another_token_at_once(t *testing.T) {
+	t.Parallel()
+	dt := startDingTalk(t, proxiedLifetime)
+	a := newMount(t).newApp(t, dt, nil)
+	p := startCachingProxy(t, a)
+	r := startProxyReaders(t, p) // who get it too
+	for _, evict := range []struct {
+		by string
+		do func(proxied)
+	}{
+		{"revoking its lease", func(refused proxied) {
+			// Where Vault answers before it has revoked the lease, the Proxy takes no notice.
+			p.revoke(t, refused.lease, false)
+			asked := time.Now()
+			waitFor(t, 5*time.Second, "the copy goes on being served", func() bool { return r.gotSince(asked.Add(time.Second), refused.token) })
+			p.revoke(t, refused.lease, true)
+		}},
+		{"clearing the cache", func(proxied) {
+			p.clearCache(t, fields{"type": "request_path", "value": "/v1/" + a.credsPath()})
+		}},
+	} {
+		refused := p.mustRead(t)
+		dt.ExpireTokens(a.key)
+		// First the refresh: were the copy dropped before, the next reader would have the engine's dead token cached again.
+		waitFor(t, 15*time.Second, "the engine has another token", func() bool {
+			p.refresh(t) // at most once in 10 s
+			return dt.LastToken(a.key) != refused.token
+		})
+		requireSameToken(t, p.mustRead(t).token, refused.token) // still the copy
+		evict.do(refused)
+		waitFor(t, time.Second, "the next reads give the new token, after "+evict.by, func() bool {
+			return p.mustRead(t).token == dt.LastToken(a.key)
+		})
+		evicted := time.Now()
+		waitFor(t, 5*time.Second, "readers go on", func() bool { return r.gotSince(evicted.Add(time.Second), dt.LastToken(a.key)) })
+		require.False(t, r.gotSince(evicted.Add(200*time.Millisecond), refused.token), "everybody has the new token")
+	}
+	r.end()
+	r.requireErrorsWithin(t, time.Time{}, time.Time{})
+}
+
+// clearCache asks the Proxy itself to drop copies.
+func (p *cachingProxy) clearCache(t *testing.T, what fields) {
+	t.Helper()
+	request := p.client.NewRequest(http.MethodPost, "/proxy/v1/cache-clear")
+	require.NoError(t, request.SetJSONBody(what))
+	response, err := p.client.RawRequestWithContext(t.Context(), request) //nolint:staticcheck // the library has no other way
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+}
+
+func TestVaultProxy_reader_that_revokes_before_it_refreshes_may_get_the_dead_token_again(t *testing.T) {
+	t.Parallel()
+	dt := startDingTalk(t, proxiedLifetime)
+	a := newMount(t).newApp(t, dt, nil)
+	p := startCachingProxy(t, a)
+	refused := p.mustRead(t)
+	dt.ExpireTokens(a.key)
+	p.revoke(t, refused.lease, true)
+	// Another reader comes first, and what it gets is a copy again.
+	waitFor(t, time.Second, "another reader's lease", func() bool { return p.mustRead(t).lease != refused.lease })
+	p.refresh(t)
+	got := p.mustRead(t)
+	requireSameToken(t, got.token, refused.token)
+	require.True(t, got.cached)
+	require.NotEqual(t, dt.LastToken(a.key), refused.token, "the engine has another one")
+}
+
+func TestVaultProxy_caches_no_answer_without_a_lease_and_no_error(t *testing.T) {
+	t.Parallel()
+	dt := startDingTalk(t, proxiedLifetime)
+	a := newMount(t).newApp(t, dt, fields{"leased": false})
+	p := startCachingProxy(t, a)
+	for range 3 {
+		got := p.mustRead(t)
+		require.False(t, got.cached, "an answer without a lease")
+		require.Empty(t, got.lease)
+	}
+	require.Equal(t, 1, a.calls())
+
+	// DingTalk is down and there is no token: the reader is told so, by the engine, and soon.
+	a.update(t, fields{"leased": true, "app_secret": a.secret + "-2", "verify_connection": false})
+	dt.SetApp(a.key, a.secret+"-2")
+	noteSecret(a.secret+"-2", "an app secret")
+	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultUnavailableUnknown})
+	began := time.Now()
+	_, err := p.read()
+	text := refused(t, err, http.StatusBadGateway)
+	require.Contains(t, text, "the next attempt is due at")
+	require.Less(t, time.Since(began), 20*time.Second, "when the reader was told")
+	dt.ClearFault(a.key)
+	waitFor(t, 30*time.Second, "a token is served again", func() bool {
+		_, err := p.read()
+		return err == nil
+	})
+	require.True(t, p.mustRead(t).cached)
+}
+
+func TestVaultProxy_answers_only_requests_that_say_they_are_for_Vault(t *testing.T) {
+	t.Parallel()
+	dt := startDingTalk(t, proxiedLifetime)
+	a := newMount(t).newApp(t, dt, nil)
+	p := startCachingProxy(t, a)
+	ask := func(headers map[string]string) (status int, body string) {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.address+"/v1/"+a.credsPath(), http.NoBody)
+		require.NoError(t, err)
+		for name, value := range headers {
+			request.Header.Set(name, value)
+		}
+		response, err := http.DefaultClient.Do(request)
+		require.NoError(t, err)
+		defer response.Body.Close()
+		text, err := io.ReadAll(response.Body)
+		require.NoError(t, err)
+		return response.StatusCode, string(text)
+	}
+	status, body := ask(nil)
+	require.Equal(t, http.StatusPreconditionFailed, status)
+	assertNoSecret(t, "the refusal", body)
+	// Whatever token a reader sends, the Proxy's own is used.
+	status, body = ask(map[string]string{"X-Vault-Request": "true", "X-Vault-Token": "somebody-elses"})
+	require.Equal(t, http.StatusOK, status, mask(body))
+	if !strings.Contains(body, dt.LastToken(a.key)) {
+		t.Fatalf("the answer has not the app's token: %s", mask(body))
+	}
+}
