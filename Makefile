@@ -9,8 +9,9 @@ MAKEFLAGS += --no-print-directory
 # With -j the targets still run one after the other: each uses all the cores itself, and output stays in order.
 .NOTPARALLEL:
 
-# What the plugin tells Vault: v and a semantic version, as `vault plugin register -version` wants it.
-VERSION ?= v0.0.0-dev
+# What the plugin tells Vault: v and a semantic version, as `vault plugin register -version` wants it. The source has it, so
+# that a plain `go build` says the same.
+VERSION ?= $(shell sed -n 's/^var Version = "\(.*\)"$$/\1/p' backend.go)
 PLUGIN := bin/vault-plugin-secrets-dingtalk
 SIMULATOR := bin/dingtalk-simulator
 
@@ -22,12 +23,15 @@ ifeq ($(HOME),)
 export HOME := $(CURDIR)/bin/.home
 endif
 
+# The modules besides the plugin's own; test/vault is no more than the way to build a Vault.
+modules := bench examples/go-app test/examples
+
 # What a step needs to run against a real Vault: the path of one, absolute, in VAULT_BIN.
 with_vault = vault=$$(scripts/vault-bin) && VAULT_BIN="$$vault"
 
 .PHONY: help
 help: ## list the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-13s  %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-16s  %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: ## build the plugin into bin/ and print its SHA-256; VERSION=v1.2.3 sets the version that it reports
@@ -37,6 +41,12 @@ build: ## build the plugin into bin/ and print its SHA-256; VERSION=v1.2.3 sets 
 		-ldflags "-s -w -X vault-plugin-secrets-dingtalk.Version=$$version" -o $(PLUGIN) ./cmd/vault-plugin-secrets-dingtalk
 	@. scripts/lib.sh && echo "SHA-256 of $(PLUGIN) $$version: $$(sha256 $(PLUGIN))"
 build: export version = $(VERSION)
+
+.PHONY: release-snapshot
+release-snapshot: ## a release's files of this commit, into dist/, and check them; publishes nothing
+	scripts/release --snapshot
+	go test -tags release -count=1 -timeout 20m -run '^TestSnapshot' ./test/release
+release-snapshot: export GORELEASER_CURRENT_TAG = $(VERSION)
 
 .PHONY: simulator
 simulator: ## build the DingTalk simulator into bin/
@@ -62,7 +72,7 @@ lint: ## check the Go code, go.mod and the shell scripts, changing nothing
 fmt: ## format the Go code
 	@scripts/golangci-lint fmt
 	@scripts/golangci-lint fmt test/vault
-	@scripts/golangci-lint fmt bench
+	@for module in $(modules); do scripts/golangci-lint fmt $$module || exit 1; done
 
 .PHONY: test
 test: test-unit test-e2e ## all the tests
@@ -70,7 +80,7 @@ test: test-unit test-e2e ## all the tests
 .PHONY: test-unit
 test-unit: ## the tests that need no Vault server, with the race detector, in random order
 	go test $(RACE) -shuffle=on -timeout 5m ./...
-	GOWORK=off go -C bench test ./...
+	@for module in $(modules); do echo "go -C $$module test ./..."; GOWORK=off go -C $$module test ./... || exit 1; done
 
 # -count=1, as go test would cache a result although the binaries it ran have changed.
 .PHONY: test-e2e
@@ -104,6 +114,6 @@ acceptance: ## compare the live API with what is known of it; DINGTALK_APP_KEY, 
 	go test -tags acceptance -count=1 ./internal/fidelity -run '^TestAcceptance' -v
 
 .PHONY: clean
-clean: ## remove what was built; Vault and golangci-lint stay in the user's cache
+clean: ## remove what was built; Vault and the tools stay in the user's cache
 	@if [ -d bin ]; then chmod -R u+w bin; fi
 	rm -rf bin dist
