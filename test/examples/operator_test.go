@@ -150,7 +150,7 @@ func TestVaultSecretsOperator_reads_the_unleased_answer_and_comes_back_in_time(t
 		"expired, and fetched by the read":    {age: 7300 * time.Second, period: 7000, ttl: 7000},
 		"the longest window":                  {config: map[string]any{"refresh_before": "1h"}, period: 5400, ttl: 5400},
 		"a short life":                        {lifetime: 20 * time.Second, period: 15, ttl: 15},
-		"the shortest life that is handed on": {lifetime: 4 * time.Second, period: 3, ttl: 3},
+		"the shortest life that is handed on": {lifetime: 4 * time.Second, period: 3, ttl: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
