@@ -348,7 +348,7 @@ func (n *newcomer) checkPolicies(t *testing.T) {
 			"dingtalk/config/": "create delete list patch read update", "dingtalk/config/myapp": "create delete list patch read update",
 			"dingtalk/status/myapp": "read", "dingtalk/refresh/myapp": "update", "sys/leases/renew": "update",
 		},
-		"dingtalk-monitor": {"dingtalk/config/": "list", "dingtalk/status/myapp": "read", "sys/leases/renew": "update"},
+		"dingtalk-monitor": {"dingtalk/config/": "deny", "dingtalk/status/myapp": "read", "sys/leases/renew": "update"},
 	} {
 		login, err := n.client.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}})
 		require.NoError(t, err)
