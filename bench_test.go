@@ -145,16 +145,20 @@ func BenchmarkCache(b *testing.B) {
 
 func BenchmarkBackgroundPass(b *testing.B) {
 	for _, apps := range []int{10_000, 100_000} {
-		b.Run(fmt.Sprintf("apps=%d", apps), func(b *testing.B) {
-			engine, storage := benchMount(b, apps, true)
-			for _, path := range appPaths(apps) { // a token that nobody has read is passed over sooner
-				_, err := engine.HandleRequest(b.Context(), &logical.Request{Operation: logical.ReadOperation, Path: path, Storage: storage})
-				require.NoError(b, err)
-			}
-			for b.Loop() {
-				engine.apps.refreshAhead(storage)
-			}
-		})
+		for _, inUse := range []bool{false, true} {
+			b.Run(fmt.Sprintf("apps=%d/in_use=%t", apps, inUse), func(b *testing.B) {
+				engine, storage := benchMount(b, apps, true)
+				if inUse { // a token that nobody has read since it was fetched is passed over sooner
+					for _, path := range appPaths(apps) {
+						_, err := engine.HandleRequest(b.Context(), &logical.Request{Operation: logical.ReadOperation, Path: path, Storage: storage})
+						require.NoError(b, err)
+					}
+				}
+				for b.Loop() {
+					engine.apps.refreshAhead(storage)
+				}
+			})
+		}
 	}
 }
 

@@ -50,8 +50,9 @@ type registry struct {
 	// apps holds an *app by name: the one place that says which generation of an app is served. A read takes no lock.
 	apps sync.Map
 
-	mu    sync.Mutex // over slots and over every change to apps but a removal; never held over storage or a call upstream
+	mu    sync.Mutex // over slots, over all and over every change to apps; never held over storage or a call upstream
 	slots map[string]*slot
+	all   []*app // those in apps, in any order: the background goes through them faster than through the map
 
 	pass      sync.Mutex // held while a background pass runs
 	lastSweep time.Time  // of the pass alone
@@ -141,8 +142,11 @@ func (g *guard) install(a *app) bool {
 		return false
 	}
 	if old, ok := g.r.apps.Swap(g.name, a); ok {
+		g.r.delist(old.(*app))
 		old.(*app).retire()
 	}
+	a.place = len(g.r.all)
+	g.r.all = append(g.r.all, a)
 	return true
 }
 
@@ -159,15 +163,28 @@ func (r *registry) invalidate(name string) {
 
 // forget drops whatever is in memory for the name.
 func (r *registry) forget(name string) {
-	if old, ok := r.apps.LoadAndDelete(name); ok {
-		old.(*app).retire()
+	if a := r.inMemory(name); a != nil {
+		r.drop(a)
 	}
 }
 
 // drop drops this very app from memory.
 func (r *registry) drop(a *app) {
-	r.apps.CompareAndDelete(a.name, a)
+	r.mu.Lock()
+	if r.apps.CompareAndDelete(a.name, a) {
+		r.delist(a)
+	}
+	r.mu.Unlock()
 	a.retire()
+}
+
+// delist takes an app that has left apps out of all. It is called with r.mu held.
+func (r *registry) delist(a *app) {
+	last := len(r.all) - 1
+	r.all[a.place] = r.all[last]
+	r.all[a.place].place = a.place
+	r.all[last] = nil
+	r.all = r.all[:last]
 }
 
 // holds tells whether a is what is in memory for its name.
@@ -251,7 +268,7 @@ func (r *registry) acquire(ctx context.Context, s logical.Storage, name string, 
 		if !errors.Is(out.err, errGone) {
 			return a, out, nil
 		}
-		r.apps.CompareAndDelete(name, a) // so that the next round cannot meet it again
+		r.drop(a) // so that the next round cannot meet it again
 		if a, err = r.app(ctx, s, name); err != nil {
 			return nil, outcome{}, err
 		}
@@ -428,17 +445,18 @@ func (r *registry) background(s logical.Storage) {
 // refreshAhead refreshes the tokens in use that are due soon, and drops idle apps from memory.
 func (r *registry) refreshAhead(s logical.Storage) {
 	now := time.Now()
+	r.mu.Lock()
+	all := slices.Clone(r.all)
+	r.mu.Unlock()
 	var due []*app
-	r.apps.Range(func(_, v any) bool {
-		a := v.(*app)
+	for _, a := range all {
 		switch {
 		case a.wantsAhead(now, aheadWithin):
 			due = append(due, a)
 		case a.evict(now):
-			r.apps.CompareAndDelete(a.name, a)
+			r.drop(a)
 		}
-		return true
-	})
+	}
 	places := make(chan struct{}, aheadAtOnce)
 	for _, a := range due {
 		select {

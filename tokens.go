@@ -136,6 +136,7 @@ type app struct {
 	name       string
 	generation string
 	registry   *registry
+	place      int // in registry.all, and under its lock
 
 	mu       sync.Mutex // over what follows; never held over storage or a call upstream
 	gone     bool       // dropped from memory: no flight may start, what one brings is not published
