@@ -75,7 +75,10 @@ func (t *tokens) replace(ctx context.Context, refused string) (string, error) {
 			log.Printf("the lease was not revoked: %v", err)
 		}
 		if t.proxied {
-			time.Sleep(100 * time.Millisecond) // the copy goes a moment after the answer
+			select {
+			case <-time.After(100 * time.Millisecond): // the copy goes a moment after the answer
+			case <-ctx.Done():
+			}
 		}
 	}
 	err = t.read(ctx)
