@@ -168,6 +168,9 @@ func (r *run) direct(ctx context.Context, s *server, storage string) error {
 			s.subject("no-op, "+kind+", "+many, "no-op, "+kind, mountNoop, kind, names...),
 			s.subject("engine, "+kind+", "+many, "no-op, "+kind+", "+many, mountMany, kind, names...),
 		)
+		usual := s.subject("engine, "+kind+", reader with the default policy", "engine, "+kind, mountOne, kind, kind)
+		usual.target.token = s.usual
+		subjects = append(subjects, usual)
 	}
 	got, err := r.measure(ctx, s, "Direct reads, "+storage+" storage", subjects)
 	if err != nil {
