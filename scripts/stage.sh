@@ -315,8 +315,8 @@ start_vault() {
 
 # vault_settled tells whether Vault runs, or has ended for want of a free port.
 vault_settled() {
-	grep -q '^Development mode should NOT be used' vault.log && return
-	! running && grep -q 'address already in use' vault.log
+	grep -qs '^Development mode should NOT be used' vault.log && return
+	! running && grep -qs 'address already in use' vault.log
 }
 
 # install_plugin registers the plugin in Vault's catalog and mounts it.
