@@ -66,7 +66,7 @@ dev: build simulator ## the demo's set-up, left running in the foreground to try
 
 .PHONY: lint
 lint: ## check the Go code, go.mod and the shell scripts, changing nothing
-	@scripts/lint
+	@scripts/lint $(modules)
 
 .PHONY: fmt
 fmt: ## format the Go code

@@ -70,3 +70,24 @@ in_turn() {
 host_go() {
 	GOWORK=off GOOS=$(go env GOHOSTOS) GOARCH=$(go env GOHOSTARCH) go "$@" 9>&-
 }
+
+# tool prints the path of a program of somebody else's, after building it where the cache does not have it: tool NAME
+# PACKAGE@VERSION [FLAGS…]. Such programs are kept outside go.mod: their dependencies are none of the plugin's. It is
+# called as $(tool …), whose shell ends with it, and lets go of the lock.
+tool() {
+	local name=$1 package=$2 target temporary
+	shift 2
+	target=$(cached "$name-${package##*@}-$(go env GOVERSION)-$(go env GOHOSTOS)-$(go env GOHOSTARCH)")
+	if [ ! -x "$target" ]; then
+		in_turn "${target%/*}"
+	fi
+	if [ ! -x "$target" ]; then
+		say "Building $name ${package##*@}, once: this may take minutes."
+		temporary=$target.$$.tmp
+		# shellcheck disable=SC2064 # a function's variable is gone when the shell ends
+		trap "rm -rf -- $(printf %q "$temporary")" EXIT
+		CGO_ENABLED=0 GOBIN=$temporary host_go install "$@" "$package" >&2 || die "$name ${package##*@} does not build"
+		mv -f -- "$temporary/$name" "$target" || die "$target cannot be written"
+	fi
+	printf '%s\n' "$target"
+}
