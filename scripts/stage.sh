@@ -22,17 +22,22 @@ work=      # the temporary folder, which is also the working directory
 hidden=()  # texts that are not to be shown
 names=()   # the programs that run in the background, and their process ids
 pids=()
-command_pid= # the command that is being waited for
 title=     # the present step
 number=0   #
 why=       # why the script fails, where it knows
 output=    # what the last command printed
 status=0   # the last command's exit status
-busy=      # not empty while a signal has to wait for something to be noted down
 signalled= # the exit status that a signal asks for
+signals=0  # how many came
+group=     # the process group that was last in the background, and its exit status
+ended=0    #
 
-# open_stage prepares everything that does not show, and sees to the end.
-open_stage() {
+# on_stage performs the play, a function of the script's, and ends with its status.
+#
+# The play goes on in the background, in a process group of its own where no Ctrl-C comes. This shell, which signals do
+# reach, only waits, and leaves a note that the play heeds where it can stop: signals that come while bash runs a program in
+# the foreground, or parses, are now and then forgotten, or make a syntax error of a sound line.
+on_stage() {
 	# Nothing here asks questions. A closed standard input would be taken for some file opened later.
 	exec </dev/null
 	umask 077
@@ -56,14 +61,65 @@ open_stage() {
 		[ -x "$program" ] || die "there is no program $program: run make ${0##*/}, which builds what is missing"
 	done
 
-	trap 'on_signal 130' INT
-	trap 'on_signal 143' TERM
+	cd -P -- "${TMPDIR:-/tmp}" # Vault refuses a plugin_directory that is a symbolic link
+	work=$PWD/dingtalk.$$-$RANDOM
 	trap 'on_signal 129' HUP
+	trap 'on_signal 130' INT
+	trap 'on_signal 131' QUIT
+	trap 'on_signal 143' TERM
+	in_background mkdir -- "$work" # fails if the name is taken
+	[ "$ended" = 0 ] || [ -n "$signalled" ] || die "there is no room for the temporary files: set TMPDIR"
+	local clean=yes status=$signalled
+	if [ -z "$signalled" ]; then
+		in_background perform
+		status=$ended
+		[ "$ended" = 0 ] || status=${signalled:-$ended} # zero if it was over before the signal came
+	fi
+	trap '' HUP INT QUIT TERM # from here on it takes no time
+	end_group || clean=
+	in_background rm -rf -- "$work"
+	if [ -z "$clean" ] || [ "$ended" != 0 ]; then
+		say "Something is left behind of what was started, or of the files in $work."
+		return 1
+	fi
+	[ "$status" = 0 ] || say "Everything that was started is stopped, and the temporary files are removed."
+	return "$status"
+}
+
+# on_signal leaves the note that a signal came, which asks for the status.
+on_signal() {
+	signalled=$1 signals=$((signals + 1))
+	{ : >"$work/interrupted"; } 2>/dev/null || true # before and after the play, there is nothing to put it into
+}
+
+# in_background runs a function or a command with a process group of its own, $group, and leaves its exit status in $ended.
+in_background() {
+	local seen
+	set -m
+	"$@" &
+	set +m
+	group=$!
+	while :; do
+		seen=$signals ended=0
+		wait "$group" || ended=$?
+		[ "$seen" != "$signals" ] || break # else it was a signal that ended the wait
+	done
+}
+
+# end_group sees to it that nothing is left of the group that was last in the background.
+end_group() {
+	local tenths
+	for ((tenths = 0; tenths < 100; tenths++)); do
+		kill -TERM -- "-$group" 2>/dev/null || return 0
+		sleep 0.1
+	done
+	! kill -KILL -- "-$group" 2>/dev/null
+}
+
+# perform plays, and sees to the end.
+perform() {
+	trap '' TTOU # else a terminal may be set to stop what prints from the background
 	trap close_stage EXIT
-	busy=yes
-	work=$(mktemp -d "${TMPDIR:-/tmp}/dingtalk.XXXXXX")
-	work=$(CDPATH='' cd -- "$work" && pwd -P) # Vault refuses a plugin_directory that is a symbolic link
-	quiet_signals
 	cd -- "$work"
 
 	# The user's own Vault must play no part: neither its address and token nor its settings, and ~/.vault-token stays
@@ -73,11 +129,20 @@ open_stage() {
 		unset "$name"
 	done
 	export HOME=$work TMPDIR=$work
+	export VAULT_CLIENT_TIMEOUT=30s # since only then is an interrupt heeded
 	mkdir bin plugins
 	ln -s -- "$vault" bin/vault
 	ln -s -- "$root/bin/dingtalk-simulator" bin/dingtalk-simulator
 	export PATH="$work/bin:$PATH"
+
+	play
 }
+
+# interrupted tells whether a signal came, or whether there is nobody any more to note one.
+interrupted() { [ -e "$work/interrupted" ] || ! kill -0 $$ 2>/dev/null; }
+
+# heed ends the play if it is interrupted.
+heed() { ! interrupted || exit 130; }
 
 # step begins a step: what is printed next, and what failed if the script ends now.
 step() {
@@ -91,17 +156,13 @@ show() { printf '\n$ %s\n' "$(masked "$1")"; }
 # note says what was found to be so.
 note() { printf -- '--- %s\n' "$(masked "$1")"; }
 
-# capture runs a command, and leaves what it prints in $output and its exit status in $status. It waits as for a program
-# in the background, since bash forgets a Ctrl-C that comes while it waits for one in the foreground that takes no notice;
-# vault is such a one.
+# capture runs a command, and leaves what it prints in $output and its exit status in $status.
 capture() {
 	local token
-	spawn "$1" output
-	command_pid=$!
-	quiet_signals
+	heed
 	status=0
-	wait "$command_pid" || status=$?
-	command_pid=
+	eval "$1" >output 2>&1 || status=$?
+	heed
 	output=$(<output)
 	token=$(field access_token)
 	if [ -n "$live" ] && [ -n "$token" ]; then
@@ -114,16 +175,6 @@ run() {
 	show "$1"
 	capture "$1"
 	[ -z "$output" ] || masked "$output"
-}
-
-# spawn starts a command in the background, with its output in a file. It gets a process group of its own: then Ctrl-C is
-# for this script alone, which stops things in order, and whatever the command has started itself can be ended with it.
-# Signals wait until the caller, having noted $! down, calls quiet_signals.
-spawn() {
-	busy=yes
-	set -m
-	eval "{ $1; } >\"\$2\" 2>&1 &"
-	set +m
 }
 
 # succeed is run for a command that has to succeed.
@@ -172,20 +223,9 @@ masked() {
 # launch shows a command and starts it in the background for good, with its output in <name>.log.
 launch() {
 	show "$2 &"
-	spawn "exec $2" "$1.log" # the process that is signalled is the program itself
+	heed
+	eval "exec $2 >\"\$1.log\" 2>&1 &" # the process that is signalled is the program itself
 	names+=("$1") pids+=("$!")
-	quiet_signals
-}
-
-# on_signal ends the script with the status, now or once what is busy is noted down.
-on_signal() {
-	signalled=$1
-	[ -n "$busy" ] || exit "$1"
-}
-
-quiet_signals() {
-	busy=
-	[ -z "$signalled" ] || exit "$signalled"
 }
 
 # running tells whether the program that was launched last still runs.
@@ -195,6 +235,7 @@ running() { kill -0 "${pids[${#pids[@]} - 1]}" 2>/dev/null; }
 await() {
 	local tenths
 	for ((tenths = 0; tenths < 300; tenths++)); do
+		heed
 		if "${@:2}"; then
 			return
 		fi
@@ -204,60 +245,50 @@ await() {
 	"${@:2}" || fail "$1"
 }
 
-# stop_all stops what was launched, the last first, and removes the folder. It fails if something had to be killed.
+# stop_all stops what was launched, the last first. It fails if something had to be killed.
 stop_all() {
 	local i pid tenths clean=yes
-	if [ -n "$command_pid" ]; then
-		kill -TERM -- "-$command_pid" 2>/dev/null || true
-		wait "$command_pid" 2>/dev/null || true
-	fi
 	for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
 		pid=${pids[i]}
 		kill -TERM "$pid" 2>/dev/null || true
 		for ((tenths = 0; tenths < 100; tenths++)); do
-			kill -0 -- "-$pid" 2>/dev/null || break
+			kill -0 "$pid" 2>/dev/null || break
 			sleep 0.1
 		done
-		if kill -KILL -- "-$pid" 2>/dev/null; then
+		if kill -KILL "$pid" 2>/dev/null; then
 			say "${names[i]} did not end within 10 s and was killed"
 			clean=
 		fi
 		wait "$pid" 2>/dev/null || true
 	done
 	names=() pids=()
-	cd /
-	if [ -n "$work" ]; then
-		rm -rf -- "$work" || clean=
-	fi
 	[ -n "$clean" ]
 }
 
-# close_stage runs however the script ends.
+# close_stage runs however the play ends.
 close_stage() {
 	local ended=$?
 	trap - EXIT
-	busy=yes
-	: # lets bash come to a signal that ended the last command
-	trap '' INT TERM HUP PIPE # a second Ctrl-C must not cut the end short, nor must a reader that has gone
+	trap '' PIPE # a reader that has gone must not cut the end short
 	set +e
-	if [ "$ended" != 0 ]; then
+	if [ "$ended" != 0 ] && interrupted; then
 		say ""
-		if [ -n "$signalled" ] || [ "$ended" -gt 128 ]; then
-			say "Interrupted in step $number, $title."
-		else
-			say "$(masked "FAILED in step $number, $title: ${why:-see above}.")"
-			local name
-			for name in ${names[@]+"${names[@]}"}; do
-				say ""
-				say "The end of $name.log:"
-				say "$(masked "$(sed '/^Unseal Key:/d; /^Root Token:/d' "$work/$name.log" | tail -n 20)")"
-			done
-		fi
+		say "Interrupted in step $number, $title."
+	elif [ "$ended" != 0 ]; then
+		say ""
+		say "$(masked "FAILED in step $number, $title: ${why:-see above}.")"
+		local name
+		for name in ${names[@]+"${names[@]}"}; do
+			say ""
+			say "The end of $name.log:"
+			say "$(masked "$(sed '/^Unseal Key:/d; /^Root Token:/d' "$work/$name.log" | tail -n 20)")"
+		done
 	fi
 	if ! stop_all && [ "$ended" = 0 ]; then
 		ended=1
 	fi
-	[ "$ended" = 0 ] || say "Everything that was started is stopped, and the temporary files are removed."
+	cd /
+	rm -rf -- "$work"
 	exit "$ended"
 }
 

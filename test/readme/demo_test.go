@@ -97,6 +97,28 @@ func TestDemo_interrupted_leaves_nothing_behind(t *testing.T) {
 	}
 }
 
+func TestDemo_killed_leaves_nothing_behind(t *testing.T) {
+	t.Parallel()
+	d := startDemo(t)
+	d.await(t, "$ vault secrets enable")
+	require.NoError(t, d.cmd.Process.Kill())
+	d.end(t)
+}
+
+// A Ctrl-C is not forgotten that comes while the script waits for a program that takes no notice of it, or is about to end.
+func TestDemo_interrupted_while_a_program_ignores_it(t *testing.T) {
+	t.Parallel()
+	programs := t.TempDir()
+	require.NoError(t, os.WriteFile(programs+"/od", []byte("#!/bin/sh\ntrap '' INT\necho 0123456789abcdef\nexec >&-\nsleep 1\n"), 0o700))
+
+	d := startDemo(t, "PATH="+programs+":"+os.Getenv("PATH"))
+	d.await(t, "==> 1.")
+	time.Sleep(300 * time.Millisecond) // od runs by now, and for a while yet
+	require.NoError(t, syscall.Kill(-d.cmd.Process.Pid, syscall.SIGINT))
+	require.Equal(t, 128+int(syscall.SIGINT), d.end(t), "it printed:\n%s", &d.printed)
+	require.Contains(t, d.printed.String(), "Interrupted in step 1, ")
+}
+
 func TestDemo_with_the_live_API_shows_neither_the_secret_nor_the_token(t *testing.T) {
 	t.Parallel()
 	dingtalk := simulator.New(simulator.Options{})
