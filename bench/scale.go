@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
+
 	"github.com/hashicorp/vault/api"
 )
 
@@ -186,7 +188,7 @@ func (s *server) restart(ctx context.Context, apps []app) (spread, error) {
 	defer reader.close()
 	var took []float64
 	for range restarts {
-		before, err := child(s.proc.cmd.Process.Pid, s.plugins[pluginEngine].path)
+		before, err := child(s.proc.PID(), s.plugins[pluginEngine].path)
 		if err != nil {
 			return spread{}, err
 		}
@@ -199,7 +201,7 @@ func (s *server) restart(ctx context.Context, apps []app) (spread, error) {
 			return spread{}, err
 		}
 		took = append(took, milliseconds(time.Since(began)))
-		after, err := child(s.proc.cmd.Process.Pid, s.plugins[pluginEngine].path)
+		after, err := child(s.proc.PID(), s.plugins[pluginEngine].path)
 		if err != nil {
 			return spread{}, err
 		}
@@ -240,10 +242,10 @@ func (s *server) memory(ctx context.Context) (heap, resident int64, err error) {
 		}
 		heap += n
 	}
-	pid, err := child(s.proc.cmd.Process.Pid, s.plugins[pluginEngine].path)
+	pid, err := child(s.proc.PID(), s.plugins[pluginEngine].path)
 	if err != nil {
 		return 0, 0, err
 	}
-	kib, err := procStatus(pid, "VmRSS")
+	kib, err := subprocess.Status(pid, "VmRSS")
 	return heap, kib << 10, err
 }

@@ -24,6 +24,7 @@ import (
 
 	"vault-plugin-secrets-dingtalk/bench/profiling"
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
 const (
@@ -89,11 +90,11 @@ func startServer(ctx context.Context, env *environment, storage string, programs
 }
 
 func (s *server) start(ctx context.Context, env *environment, storage string, programs map[string]string) error {
-	port, err := freePort()
+	port, err := subprocess.FreePort()
 	if err != nil {
 		return err
 	}
-	clusterPort, err := freePort()
+	clusterPort, err := subprocess.FreePort()
 	if err != nil {
 		return err
 	}
@@ -190,7 +191,7 @@ func (s *server) register(ctx context.Context, name, program, pluginDir string) 
 	if err := os.WriteFile(p.path, binary, 0o755); err != nil {
 		return err
 	}
-	port, err := freePort()
+	port, err := subprocess.FreePort()
 	if err != nil {
 		return err
 	}
@@ -313,7 +314,7 @@ type proxy struct {
 }
 
 func (s *server) startProxy(env *environment) (*proxy, error) {
-	port, err := freePort()
+	port, err := subprocess.FreePort()
 	if err != nil {
 		return nil, err
 	}

@@ -202,7 +202,7 @@ func TestAgent_renders_once_Vault_is_there_at_the_start_and_after_an_outage(t *t
 			require.NoError(t, v.stop())
 			g.mayBeDead = lifetime + comesBack
 			watchFiles(t, 2*lifetime, "the token dies", files, func() bool { return dt.left(dt.LastToken(a.key)) <= 0 })
-			require.True(t, g.proc.running(), "the Agent has not given up")
+			require.True(t, g.proc.Running(), "the Agent has not given up")
 			v.bootAgain(t)
 			back := time.Now()
 			watchFiles(t, comesBack, "the file holds a live token", files, func() bool { return g.holds(a) })

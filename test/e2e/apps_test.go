@@ -210,7 +210,7 @@ func (r *runningApp) awaitCalls(t *testing.T, more int) {
 	t.Helper()
 	enough := r.accepted() + more
 	waitFor(t, 20*time.Second, "the app's calls are accepted", func() bool {
-		require.True(t, r.proc.running(), "the app runs")
+		require.True(t, r.proc.Running(), "the app runs")
 		r.noteTokens()
 		return r.accepted() >= enough
 	})
@@ -228,7 +228,7 @@ func requireCallsFor(t *testing.T, d time.Duration, apps ...*runningApp) {
 	end := time.Now().Add(d)
 	waitFor(t, d+silence, "time passes", func() bool {
 		for _, r := range apps {
-			require.True(t, r.proc.running(), "the app runs")
+			require.True(t, r.proc.Running(), "the app runs")
 			r.noteTokens()
 			require.Zero(t, r.refused(), "refused calls")
 			if now := r.accepted(); now > last[r].accepted {

@@ -113,7 +113,7 @@ func launchNode(name string, first *vaultServer) (*vaultServer, error) {
 // leader is the node that says it is active, if any does.
 func (c *cluster) leader() *vaultServer {
 	for _, v := range c.nodes {
-		if v.proc == nil || !v.proc.running() {
+		if v.proc == nil || !v.proc.Running() {
 			continue
 		}
 		if health, err := v.root.Sys().Health(); err == nil && health.Initialized && !health.Sealed && !health.Standby {
@@ -144,7 +144,7 @@ func (c *cluster) kill(t *testing.T, v *vaultServer, withPlugin bool) {
 		require.NoError(t, v.proc.kill(), "kill %s", v.opts.name)
 		return
 	}
-	require.NoError(t, syscall.Kill(v.proc.pid(), syscall.SIGKILL), "kill %s", v.opts.name)
+	require.NoError(t, syscall.Kill(v.proc.PID(), syscall.SIGKILL), "kill %s", v.opts.name)
 }
 
 // revive starts a killed node over its own storage and unseals it, and waits until it serves.

@@ -15,8 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -28,6 +26,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
 
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
@@ -149,11 +149,11 @@ func (v *vaultServer) startOnce() error {
 }
 
 func (v *vaultServer) configure() error {
-	port, err := freePort()
+	port, err := subprocess.FreePort()
 	if err != nil {
 		return err
 	}
-	clusterPort, err := freePort()
+	clusterPort, err := subprocess.FreePort()
 	if err != nil {
 		return err
 	}
@@ -192,19 +192,6 @@ listener "tcp" {
 	return os.WriteFile(v.configPath(), []byte(config), 0o600)
 }
 
-// freePort picks a port below the range that outgoing connections use, so that a stopped Vault finds it free again.
-func freePort() (int, error) {
-	for range 100 {
-		port := 20000 + rand.IntN(12000)
-		listener, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
-		if err != nil {
-			continue
-		}
-		return port, listener.Close()
-	}
-	return 0, errors.New("no free port between 20000 and 32000")
-}
-
 func (v *vaultServer) waitForAnswer() error {
 	client, err := v.newClient("")
 	if err != nil {
@@ -214,7 +201,7 @@ func (v *vaultServer) waitForAnswer() error {
 		if _, err = client.Sys().SealStatus(); err == nil {
 			return nil
 		}
-		if !v.proc.running() {
+		if !v.proc.Running() {
 			return fmt.Errorf("vault ended at its start:\n%s", v.logTail(20))
 		}
 		if time.Now().After(deadline) {
@@ -317,7 +304,7 @@ func (v *vaultServer) stop() error {
 // pluginPID is the process that serves every mount of the plugin, since it is multiplexed.
 func (v *vaultServer) pluginPID(t *testing.T) int {
 	t.Helper()
-	pids, err := childrenRunning(v.proc.pid(), v.pluginPath)
+	pids, err := subprocess.Children(v.proc.PID(), v.pluginPath)
 	require.NoError(t, err)
 	require.Len(t, pids, 1, "one process serves all mounts of a multiplexed plugin")
 	return pids[0]

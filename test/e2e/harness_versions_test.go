@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
+
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
 )
@@ -96,7 +98,7 @@ func (v *vaultServer) enableMeasured(t *testing.T) (*mount, measured) {
 	socket := filepath.Join(v.dir, "measure.sock")
 	v.register(t, b, "DINGTALK_E2E_MEASURE="+socket)
 	m := v.enableVersion(t, b)
-	pids, err := childrenRunning(v.proc.pid(), b.path)
+	pids, err := subprocess.Children(v.proc.PID(), b.path)
 	require.NoError(t, err)
 	require.Len(t, pids, 1, "one process serves the mount")
 	return m, measured{pid: pids[0], socket: socket}
@@ -114,9 +116,9 @@ func (m measured) usage(t *testing.T) usage {
 	}
 	require.NoError(t, json.NewDecoder(conn).Decode(&said))
 
-	rss, err := procStatus(m.pid, "VmRSS")
+	rss, err := subprocess.Status(m.pid, "VmRSS")
 	require.NoError(t, err)
-	threads, err := procStatus(m.pid, "Threads")
+	threads, err := subprocess.Status(m.pid, "Threads")
 	require.NoError(t, err)
 	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", m.pid))
 	require.NoError(t, err)

@@ -92,8 +92,8 @@ func TestPlugin_killed_fifty_times_serves_the_stored_tokens_at_no_call(t *testin
 	got.requireClean(t)
 
 	require.Equal(t, []int{v.pluginPID(t)}, processesRunning(t, v.pluginPath), "one plugin process, and no orphan")
-	require.NoError(t, v.proc.cmd.Process.Signal(syscall.SIGTERM))
-	waitFor(t, 30*time.Second, "Vault ends", func() bool { return !v.proc.running() })
+	require.NoError(t, v.proc.Signal(syscall.SIGTERM))
+	waitFor(t, 30*time.Second, "Vault ends", func() bool { return !v.proc.Running() })
 	require.Empty(t, processesRunning(t, v.pluginPath), "none once Vault has ended")
 }
 

@@ -37,6 +37,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
 // pieceLength is how much of a secret counts as the secret: its first and its last so many characters are looked for too,
@@ -693,7 +694,7 @@ func watchProcesses(t *testing.T, v *vaultServer) *processWatch {
 	t.Helper()
 	w := &processWatch{v: v, seen: map[string]string{}}
 	quit := make(chan struct{})
-	server := v.proc.pid()
+	server := v.proc.PID()
 	var loop sync.WaitGroup
 	loop.Go(func() {
 		for {
@@ -717,7 +718,7 @@ func (w *processWatch) look(server int) {
 	w.rounds++
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	files = append(files, fmt.Sprintf("/proc/%d/environ", server))
-	plugins, _ := childrenRunning(server, w.v.pluginPath)
+	plugins, _ := subprocess.Children(server, w.v.pluginPath)
 	for _, pid := range plugins {
 		files = append(files, fmt.Sprintf("/proc/%d/environ", pid))
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
 const (
@@ -47,7 +48,7 @@ func startCachingProxy(t *testing.T, a *app) *cachingProxy {
 	v.newRole(t, dir, runnableExample(t, "proxy/policy.hcl", map[string]string{
 		exampleCreds: a.credsPath(), "dingtalk/refresh/myapp": a.refreshPath(),
 	}))
-	port, err := freePort()
+	port, err := subprocess.FreePort()
 	require.NoError(t, err)
 	p := &cachingProxy{a: a, address: "127.0.0.1:" + strconv.Itoa(port)}
 	p.vaultClient = startVaultClient(t, "proxy", dir, runnableExample(t, "proxy/proxy.hcl", map[string]string{
@@ -57,7 +58,7 @@ func startCachingProxy(t *testing.T, a *app) *cachingProxy {
 	require.NoError(t, err)
 	require.NoError(t, p.client.SetAddress("http://"+p.address))
 	waitFor(t, 30*time.Second, "the Proxy has logged in", func() bool {
-		require.True(t, p.proc.running(), "the Proxy runs")
+		require.True(t, p.proc.Running(), "the Proxy runs")
 		_, err := p.client.Auth().Token().LookupSelf()
 		return err == nil
 	})

@@ -40,6 +40,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
 const troubleshooting = "../../docs/troubleshooting.md"
@@ -489,7 +490,7 @@ func ofTheCatalog(v *vaultServer) map[string]provocation {
 // startDevVault starts a Vault whose configuration names no plugin directory.
 func startDevVault(t *testing.T) *api.Client {
 	t.Helper()
-	port, err := freePort()
+	port, err := subprocess.FreePort()
 	require.NoError(t, err)
 	v := &vaultServer{opts: vaultOptions{name: "dev"}, dir: t.TempDir(), addr: "http://127.0.0.1:" + strconv.Itoa(port), rootToken: "root-" + randomHex(12)}
 	noteSecret(v.rootToken, "a root token")
