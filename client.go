@@ -235,9 +235,9 @@ func beforeRepeat(ctx context.Context, attempt int) bool {
 	}
 }
 
-// jitter spreads d by 20 % either way.
+// jitter lengthens d by up to 20 %, so that those who wait do not all come back at once. It never shortens it.
 func jitter(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64())) //nolint:gosec // spreads load, guards nothing
+	return time.Duration(float64(d) * (1 + 0.2*rand.Float64())) //nolint:gosec // spreads load, guards nothing
 }
 
 // call makes one call.

@@ -310,8 +310,8 @@ type modelLease struct {
 const (
 	// longestBackOff is the last step and its jitter, and a little.
 	longestBackOff = 73 * time.Second
-	// shortestBackOff is the first step less its jitter.
-	shortestBackOff = 4 * time.Second
+	// shortestBackOff is the first step without any jitter.
+	shortestBackOff = 5 * time.Second
 )
 
 func newModel(t *testing.T) *model {

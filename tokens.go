@@ -3,8 +3,8 @@
 package dingtalk
 
 // This file is the token cache's heart. A token is in one of four states (tokenState); app.decide is the one place that says
-// what a reader gets in each; app.fetchAndStore is the one that fetches and has the token stored; app.settle is the one that publishes. What holds
-// the apps together, the map and the locks over storage, is in registry.go.
+// what a reader gets in each; app.fetchAndStore is the one that fetches and has the token stored; app.settle is the one that
+// publishes. What holds the apps together, the map and the locks over storage, is in registry.go.
 
 import (
 	"context"
@@ -55,7 +55,7 @@ const (
 )
 
 // backOff is the wait after the first, second, … failed fetch in a row, before the jitter; the last one repeats. Vault's client
-// repeats a 502 after one and after three seconds: that must meet the remembered error.
+// repeats a 502 twice, the second time up to 4.5 s after the first answer: that must meet the remembered error.
 var backOff = []time.Duration{5 * time.Second, 10 * time.Second, 20 * time.Second, 40 * time.Second, 60 * time.Second}
 
 // token is an access token and its life. It never changes.

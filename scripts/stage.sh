@@ -208,7 +208,7 @@ field() {
 			printf '%s\n' "$value"
 			return
 		fi
-	done < <(printf '%s\n' "$output")
+	done <<<"$output" # and no process of its own, which would be left to itself by the return above
 }
 
 # masked prints a text without what is hidden.
