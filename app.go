@@ -15,7 +15,6 @@ import (
 	"io"
 	"net"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -81,10 +80,37 @@ func (s sensitive) redact(in string) string {
 	}
 	quoted := strconv.Quote(text)
 	for _, form := range []string{text, url.QueryEscape(text), url.PathEscape(text), quoted[1 : len(quoted)-1]} {
-		// Without regard to case, as %2f and %2F are the same.
-		in = regexp.MustCompile("(?i)"+regexp.QuoteMeta(form)).ReplaceAllLiteralString(in, "[redacted]")
+		in = replaceFold(in, form, "[redacted]") // since %2f and %2F are the same
 	}
 	return in
+}
+
+// replaceFold is strings.ReplaceAll without regard to the case of ASCII letters. Its time grows with the length of the texts,
+// not with their product, since both may be an answer's.
+func replaceFold(in, from, to string) string {
+	lowerIn, lowerFrom := asciiLower(in), asciiLower(from)
+	var out strings.Builder
+	for {
+		at := strings.Index(lowerIn, lowerFrom)
+		if at < 0 {
+			out.WriteString(in)
+			return out.String()
+		}
+		out.WriteString(in[:at])
+		out.WriteString(to)
+		in, lowerIn = in[at+len(from):], lowerIn[at+len(from):]
+	}
+}
+
+// asciiLower keeps every byte in its place, which strings.ToLower does not.
+func asciiLower(s string) string {
+	lower := []byte(s)
+	for i, c := range lower {
+		if 'A' <= c && c <= 'Z' {
+			lower[i] = c + ('a' - 'A')
+		}
+	}
+	return string(lower)
 }
 
 // appEntry is an app as an operator configured it.

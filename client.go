@@ -20,7 +20,6 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -398,25 +397,6 @@ func seconds(raw json.RawMessage) (time.Duration, bool) {
 	return time.Duration(min(n, maxExpireIn.Seconds())) * time.Second, true
 }
 
-// longWord is what a token looks like. DingTalk may repeat one that never arrived here, and so is not known.
-var longWord = regexp.MustCompile(`[0-9A-Za-z]{32,}`)
-
-// tokensIn finds what may be tokens in a text of DingTalk's: long words of letters and digits. A request id has hyphens.
-func tokensIn(s string) []sensitive {
-	var found []sensitive
-	for _, word := range longWord.FindAllString(visible(s), -1) {
-		if strings.ContainsAny(word, "0123456789") && strings.ContainsFunc(word, unicode.IsLetter) {
-			found = append(found, newSensitive(word))
-		}
-	}
-	return found
-}
-
-// cleanMessage is clean for a text in which DingTalk says whatever it likes.
-func cleanMessage(s string, secrets []sensitive) string {
-	return clean(s, slices.Concat(secrets, tokensIn(s)))
-}
-
 // retryAfter reads the header of the same name, as seconds or as a date; 0 where there is none to honour.
 func retryAfter(header http.Header, now time.Time) time.Duration {
 	value := strings.TrimSpace(header.Get("Retry-After"))
@@ -435,19 +415,42 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 // clean makes a text of DingTalk's fit to be shown: no control or invisible characters, no secret, at most maxShownText bytes.
 // The order matters: a secret must not hide behind a stripped character, nor survive in halves at the cut.
 func clean(s string, secrets []sensitive) string {
+	return cut(redacted(visible(s), secrets))
+}
+
+// cleanMessage is clean for a text in which DingTalk says whatever it likes: it may repeat a token that never arrived here, and
+// so is not known.
+func cleanMessage(s string, secrets []sensitive) string {
+	return cut(longWord.ReplaceAllStringFunc(redacted(visible(s), secrets), func(word string) string {
+		if strings.ContainsAny(word, "0123456789") && strings.ContainsFunc(word, unicode.IsLetter) {
+			return "[redacted]"
+		}
+		return word
+	}))
+}
+
+// longWord is what a token looks like, of letters and digits. A request id has hyphens.
+var longWord = regexp.MustCompile(`[0-9A-Za-z]{32,}`)
+
+// redacted replaces what is known to be secret.
+func redacted(s string, secrets []sensitive) string {
 	if s == "" {
 		return "" // as in every good answer
 	}
-	s = visible(s)
 	for _, secret := range secrets {
 		s = secret.redact(s)
 	}
+	return s
+}
+
+// cut shortens a text to maxShownText bytes, at a rune.
+func cut(s string) string {
 	if len(s) > maxShownText {
-		cut := maxShownText
-		for cut > 0 && !utf8.RuneStart(s[cut]) {
-			cut--
+		end := maxShownText
+		for end > 0 && !utf8.RuneStart(s[end]) {
+			end--
 		}
-		s = s[:cut]
+		s = s[:end]
 	}
 	return strings.TrimSpace(s)
 }

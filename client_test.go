@@ -266,6 +266,7 @@ func TestClient_upstreams_text_is_stripped_then_redacted_then_cut(t *testing.T) 
 		{"secret as in a query, in lower case", "appSecret=GT-lsu%2ftaDA%2bxxx%3d%3d", "appSecret=[redacted]"},
 		{"secret as in a path", url.PathEscape(secret) + "!", "[redacted]!"},
 		{"secret across the cut", strings.Repeat("x", 250) + secret, strings.Repeat("x", 250) + "[redac"},
+		{"in another case", strings.ToUpper(tok) + "Ä" + tok + "ä", "[redacted]Ä[redacted]ä"},
 		{"long", strings.Repeat("x", 300), strings.Repeat("x", 256)},
 		{"cut at a rune", strings.Repeat("无", 100), strings.Repeat("无", 85)},
 		{"cut after stripping", strings.Repeat("\x00", 300) + "end", "end"},
@@ -275,6 +276,26 @@ func TestClient_upstreams_text_is_stripped_then_redacted_then_cut(t *testing.T) 
 			require.Equal(t, c.want, got)
 			require.True(t, utf8.ValidString(got))
 			require.LessOrEqual(t, len(got), 256)
+		})
+	}
+}
+
+func TestClient_a_long_text_of_upstreams_is_read_in_no_time(t *testing.T) {
+	words := strings.Builder{}
+	for i := range 1900 {
+		fmt.Fprintf(&words, "a%031d ", i)
+	}
+	for name, body := range map[string]string{
+		"many words like tokens":        fmt.Sprintf(`{"code":"x","message":%q}`, words.String()),
+		"a token like its surroundings": fmt.Sprintf(`{"code":"x","accessToken":%q,"message":%q}`, strings.Repeat("a1", 8000), strings.Repeat("a1", 22000)+"x"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Less(t, len(body), maxAnswer)
+			began := time.Now()
+			_, err := readAnswer(400, http.Header{}, []byte(body), newSensitive(theSecret))
+			require.Less(t, time.Since(began), 5*time.Second, "milliseconds; a minute if it grew with the square")
+			require.NotContains(t, err.message, "a0")
+			require.NotContains(t, err.message, "a1")
 		})
 	}
 }
