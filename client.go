@@ -336,9 +336,9 @@ func readAnswer(status int, header http.Header, body []byte, secrets ...sensitiv
 		return fail(classRedirect, httpStatus)
 	case len(body) > maxAnswer:
 		return fail(classMalformed, fmt.Sprintf("%s, the answer is longer than %d bytes", httpStatus, maxAnswer))
-	case status == http.StatusTooManyRequests && isJSON:
+	case status == http.StatusTooManyRequests && (isJSON || len(bytes.TrimSpace(body)) == 0):
 		return fail(classThrottled, httpStatus)
-	case isHTML(header, body):
+	case !isJSON && isHTML(header, body):
 		return fail(classMalformed, httpStatus+", the answer is an HTML page, as a proxy or a ban of Vault's egress IP sends")
 	case !isJSON:
 		return fail(classMalformed, httpStatus+", the answer is not a JSON object")

@@ -69,6 +69,7 @@ func TestClient_tells_every_failure_from_the_others(t *testing.T) {
 		{"busy", 429, envelope("system.busy"), classThrottled},
 		{"busy, spelt otherwise", 429, envelope("systemBusy"), classThrottled},
 		{"429 without a code", 429, `{}`, classThrottled},
+		{"429, empty", 429, "", classThrottled},
 
 		{"ban with 200", 200, bannedBody, classBanned},
 		{"ban with 400", 400, bannedBody, classBanned},
@@ -170,6 +171,11 @@ func TestClient_an_HTML_page_is_known_by_header_or_body_and_names_the_ban_as_a_p
 			require.NotContains(t, err.describe(theApp, theURL), "denied", "never a body")
 		})
 	}
+}
+
+func TestClient_a_grant_is_one_whatever_its_content_type(t *testing.T) {
+	_, err := readAnswer(200, http.Header{"Content-Type": {"text/html"}}, []byte(goodBody))
+	require.Nil(t, err)
 }
 
 func TestClient_expireIn(t *testing.T) {
