@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/url"
 	"slices"
@@ -198,10 +199,10 @@ func parseChange(raw map[string]any) (*appChange, error) {
 		}
 		c.baseURL = &base
 	}
-	if c.refreshBefore, err = durationField(raw, fieldRefreshBefore, 0, maxRefreshBefore); err != nil {
+	if c.refreshBefore, err = durationField(raw, fieldRefreshBefore, 0, maxRefreshBefore, short(maxRefreshBefore)); err != nil {
 		return nil, err
 	}
-	if c.requestTimeout, err = durationField(raw, fieldRequestTimeout, minRequestTimeout, maxRequestTimeout); err != nil {
+	if c.requestTimeout, err = durationField(raw, fieldRequestTimeout, minRequestTimeout, maxRequestTimeout, short(maxRequestTimeout)); err != nil {
 		return nil, err
 	}
 	if c.leased, err = boolField(raw, fieldLeased); err != nil {
@@ -257,13 +258,16 @@ func checkCredential(field, value string) error {
 	return nil
 }
 
+// longestDuration is the longest that there is in whole seconds: 292 years.
+const longestDuration = math.MaxInt64 / time.Second * time.Second
+
 // durationField reads a duration of whole seconds: a number, or a string as Vault takes them everywhere (200, 200s, 5m).
-func durationField(raw map[string]any, field string, least, most time.Duration) (*time.Duration, error) {
+func durationField(raw map[string]any, field string, least, most time.Duration, example string) (*time.Duration, error) {
 	v, given := raw[field]
 	if !given {
 		return nil, nil //nolint:nilnil // not given is not an error
 	}
-	allowed := fmt.Sprintf("allowed is a duration of whole seconds from %s to %s, such as %q", short(least), short(most), short(most))
+	allowed := fmt.Sprintf("allowed is a duration of whole seconds from %s to %s, such as %q", short(least), short(most), example)
 	var shown string
 	switch v := v.(type) {
 	case nil, bool, []any, []string, map[string]any:
@@ -274,6 +278,9 @@ func durationField(raw map[string]any, field string, least, most time.Duration) 
 		shown = fmt.Sprint(v)
 	}
 	d, err := parseutil.ParseDurationSecond(shown)
+	if n, nan := strconv.ParseFloat(shown, 64); nan == nil && math.Abs(n) > longestDuration.Seconds() {
+		err = strconv.ErrRange // which the library multiplies without a look
+	}
 	if shown == "" || err != nil || d%time.Second != 0 || d < least || d > most {
 		return nil, badInput("%s: %s given; %s", field, refused(raw, shown), allowed)
 	}

@@ -265,7 +265,7 @@ func appField() *framework.FieldSchema {
 	return &framework.FieldSchema{
 		Type: framework.TypeString,
 		Description: `Name of the app: letters, digits and underscores, inside it also hyphens
-and dots; at most 128 characters.`,
+and single dots; at most 128 characters.`,
 		Required: true,
 	}
 }
@@ -275,6 +275,9 @@ func appName(data *framework.FieldData) (string, error) {
 	name := data.Get("app").(string)
 	if len(name) > maxNameLength {
 		return "", badInput("app: the name has %d characters; allowed are at most %d", len(name), maxNameLength)
+	}
+	if strings.Contains(name, "..") {
+		return "", badInput("app: the name %q has two dots in a row, which Vault's storage refuses; allowed are single ones", name)
 	}
 	return name, nil
 }

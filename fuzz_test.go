@@ -472,7 +472,7 @@ func fuzzAppName(t *testing.T, name string) {
 	t.Helper()
 	storage := &faultyStorage{inner: &logical.InmemStorage{}}
 	m := mountOver(t, storage, answers(func(*http.Request) (int, string) { return http.StatusOK, `{"accessToken":"t","expireIn":7200}` }))
-	good := contractName.MatchString(name) && len(name) <= maxNameLength
+	good := contractName.MatchString(name) && len(name) <= maxNameLength && !strings.Contains(name, "..")
 	check := func(op logical.Operation, path string, data map[string]any) {
 		t.Helper()
 		storage.plan(nil)

@@ -332,6 +332,18 @@ func TestConfig_names(t *testing.T) {
 			require.Equal(t, http.StatusBadRequest, got.status, what)
 			require.ErrorContains(t, got.err, "128", what)
 		}
+		for what, got := range map[string]answer{
+			"write":   m.write("a..b", theFields(nil)),
+			"patch":   m.patch("a..b", theFields(nil)),
+			"read":    m.config("a..b"),
+			"delete":  m.do(logical.DeleteOperation, "config/a..b", nil),
+			"creds":   m.read("a..b"),
+			"status":  m.do(logical.ReadOperation, "status/a..b", nil),
+			"refresh": m.do(logical.UpdateOperation, "refresh/a..b", nil),
+		} { // Vault's storage refuses such a key
+			require.Equal(t, http.StatusBadRequest, got.status, what)
+			require.ErrorContains(t, got.err, "two dots", what)
+		}
 		for _, name := range []string{"a/b", "-a", "a-", ".a", "a b", "a%2fb", "钉钉", "a\n"} {
 			require.Equal(t, http.StatusNotFound, m.write(name, theFields(nil)).status, name)
 			require.Equal(t, http.StatusNotFound, m.config(name).status, name)
@@ -588,6 +600,29 @@ func TestConfig_verifying_unchanged_credentials_is_a_refresh_and_as_rare(t *test
 		time.Sleep(10 * time.Second)
 		require.Equal(t, http.StatusNoContent, m.write(theApp, map[string]any{"verify_connection": true}).status)
 		require.Equal(t, 3, m.calls())
+	})
+}
+
+func TestConfig_credentials_that_failed_a_moment_ago_are_not_taken_for_verified(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		m.configure(theApp, nil)
+		tok := m.token(theApp)
+		m.upstream.RemoveApp(theKey)
+		require.Equal(t, http.StatusBadRequest, m.do(logical.UpdateOperation, "refresh/myapp", nil).status)
+		before := m.snapshot()
+
+		got := m.write(theApp, map[string]any{"verify_connection": true, "leased": false})
+		require.Equal(t, http.StatusBadRequest, got.status)
+		require.ErrorContains(t, got.err, "nothing was stored")
+		require.ErrorContains(t, got.err, "invalidClientIdOrSecret")
+		require.Equal(t, before, m.snapshot())
+
+		got = m.do(logical.UpdateOperation, "refresh/myapp", nil)
+		require.Equal(t, http.StatusOK, got.status)
+		require.Len(t, got.Warnings, 1)
+		require.Contains(t, got.Warnings[0], "invalidClientIdOrSecret")
+		require.Equal(t, 2, m.calls())
+		require.Equal(t, tok, m.token(theApp))
 	})
 }
 

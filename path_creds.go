@@ -51,7 +51,7 @@ func (b *backend) pathCreds() *framework.Path {
 				Default: inSeconds(0),
 				Description: `The least life left that the token must have: one with less is refreshed
 first. More than three quarters of the token's lifetime counts as three
-quarters, with a warning. 0s to 24h; by default 0s.`,
+quarters, with a warning. By default 0s.`,
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Minimum TTL"},
 			},
 		},
@@ -94,7 +94,7 @@ func (b *backend) secretAccessToken() *framework.Secret {
 
 // parseMinTTL returns 0 where min_ttl is not given.
 func parseMinTTL(raw map[string]any) (time.Duration, error) {
-	d, err := durationField(raw, fieldMinTTL, 0, maxExpireIn)
+	d, err := durationField(raw, fieldMinTTL, 0, longestDuration, "30m")
 	return valueOr(d, 0), err
 }
 
@@ -220,11 +220,9 @@ func (a *app) readAgainIn(t *token, now time.Time) time.Duration {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	next := left
+	var next time.Duration // at once, unless something stands against it
 	if at := a.nextAttempt(now); !at.IsZero() {
 		next = at.Sub(now)
-	} else if a.flight != nil {
-		next = 0
 	}
 	return max(time.Second, min(next, left-leastServed))
 }

@@ -12,7 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
+	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,6 +38,9 @@ const (
 
 	// sweepEvery is how often stored tokens that no config owns are removed.
 	sweepEvery = time.Hour
+
+	// sweepWithin bounds that, since the next pass waits for it.
+	sweepWithin = time.Minute
 
 	// endWithin bounds the wait for goroutines at the end: Vault calls the clean-up under its locks.
 	endWithin = 50 * time.Millisecond
@@ -258,9 +264,11 @@ func (r *registry) acquire(ctx context.Context, s logical.Storage, name string, 
 	if err != nil {
 		return nil, outcome{}, err
 	}
-	if t, good := a.serves(time.Now(), n); good {
+	now := time.Now()
+	if t, good := a.serves(now, n); good {
 		return a, outcome{token: t}, nil
 	}
+	a.touch(now, false) // also where there is no token to be had: what the app failed with is to outlive the wait
 	ctx, cancel := context.WithTimeout(ctx, a.settings.Load().requestTimeout+waitGrace)
 	defer cancel()
 	for {
@@ -341,7 +349,8 @@ func (r *registry) storeToken(a *app, s logical.Storage, t *token) error {
 // verify fetches the first token of a new generation, before anything of it is stored. Back-off does not stand against it,
 // since the operator may have mended something; a ban and DingTalk's own Retry-After do.
 func (r *registry) verify(ctx context.Context, name string, next *appEntry) (t *token, calls int, err error) {
-	for _, key := range []pauseKey{{baseURL: next.BaseURL}, {next.BaseURL, next.AppKey}} {
+	host := hostOf(next.BaseURL)
+	for _, key := range []pauseKey{{host: host}, {host, next.AppKey}} {
 		if p, on := r.pauses.get(key, time.Now()); on {
 			return nil, 0, &fetchError{app: name, baseURL: next.BaseURL, cause: p.err, nextAttempt: p.until}
 		}
@@ -360,7 +369,7 @@ func (r *registry) verify(ctx context.Context, name string, next *appEntry) (t *
 	}
 	if uerr != nil {
 		r.log.Debug("verifying credentials failed", "app", name, "class", string(uerr.class), "code", uerr.code, "request_id", uerr.requestID, "cause", uerr.cause)
-		until := r.pause(next.BaseURL, next.AppKey, uerr, time.Now())
+		until := r.pause(host, next.AppKey, uerr, time.Now())
 		return nil, calls, &fetchError{app: name, baseURL: next.BaseURL, cause: uerr, nextAttempt: until}
 	}
 	return t, calls, nil
@@ -434,7 +443,9 @@ func (r *registry) background(s logical.Storage) {
 		r.refreshAhead(s)
 		if now := time.Now(); now.Sub(r.lastSweep) >= sweepEvery {
 			r.lastSweep = now
-			r.sweep(r.life.ctx, s)
+			ctx, cancel := context.WithTimeout(r.life.ctx, sweepWithin)
+			defer cancel()
+			r.sweep(ctx, s)
 		}
 	})
 	if !started {
@@ -516,15 +527,28 @@ func (r *registry) removeOrphan(ctx context.Context, s logical.Storage, name str
 	return s.Delete(ctx, tokenPrefix+name)
 }
 
-// pauses are what DingTalk has asked for that outlasts one app's generation: by base URL a ban of Vault's egress IP, which
-// concerns every app there, and by base URL and app key a Retry-After, which concerns whoever uses that key.
+// pauses are what DingTalk has asked for that outlasts one app's generation: by host a ban of Vault's egress IP, which
+// concerns every app there, and by host and app key a Retry-After, which concerns whoever uses that key.
 type pauses struct {
 	mu  sync.Mutex
 	end map[pauseKey]pause
 }
 
 // pauseKey has no appKey where it stands for all apps of the host.
-type pauseKey struct{ baseURL, appKey string }
+type pauseKey struct{ host, appKey string }
+
+// hostOf is what base URLs of the same host have in common: https://host and https://host:443 are one.
+func hostOf(baseURL string) string {
+	u, err := url.Parse(baseURL)
+	if err != nil {
+		return baseURL // which no stored one is
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}
 
 type pause struct {
 	err   *upstreamError
@@ -551,14 +575,14 @@ func (p *pauses) get(key pauseKey, now time.Time) (pause, bool) {
 }
 
 // pause notes what DingTalk asks for with an error, and returns when it ends; zero where it asks for nothing.
-func (r *registry) pause(baseURL, appKey string, uerr *upstreamError, now time.Time) (until time.Time) {
+func (r *registry) pause(host, appKey string, uerr *upstreamError, now time.Time) (until time.Time) {
 	switch {
 	case uerr.class == classBanned:
 		until = now.Add(bannedFor)
-		r.pauses.add(pauseKey{baseURL: baseURL}, now, pause{err: uerr, until: until})
+		r.pauses.add(pauseKey{host: host}, now, pause{err: uerr, until: until})
 	case uerr.retryAfter > 0:
 		until = now.Add(uerr.retryAfter)
-		r.pauses.add(pauseKey{baseURL, appKey}, now, pause{err: uerr, until: until})
+		r.pauses.add(pauseKey{host, appKey}, now, pause{err: uerr, until: until})
 	}
 	return until
 }

@@ -50,6 +50,9 @@ const (
 	// outlive a short-lived token.
 	leastIdle = time.Minute
 
+	// usualLifetime is what DingTalk's tokens live, as its documentation says.
+	usualLifetime = 2 * time.Hour
+
 	// refusedBackOff is the wait after DingTalk refused credentials, request or IP: only a person can mend that.
 	refusedBackOff = time.Minute
 )
@@ -111,6 +114,7 @@ func (t *token) servable(now time.Time) bool { return t.left(now) >= leastServed
 // settings are what an app's readers need of its entry: everything but the secret.
 type settings struct {
 	baseURL        string
+	host           string // of baseURL, as hostOf has it
 	appKey         string
 	refreshBefore  time.Duration
 	requestTimeout time.Duration
@@ -118,7 +122,10 @@ type settings struct {
 }
 
 func (e *appEntry) settings() *settings {
-	return &settings{baseURL: e.BaseURL, appKey: e.AppKey, refreshBefore: e.RefreshBefore, requestTimeout: e.RequestTimeout, leased: e.Leased}
+	return &settings{
+		baseURL: e.BaseURL, host: hostOf(e.BaseURL), appKey: e.AppKey,
+		refreshBefore: e.RefreshBefore, requestTimeout: e.RequestTimeout, leased: e.Leased,
+	}
 }
 
 // app is one app's one generation in memory: its settings, its token, its flight, its back-off.
@@ -257,7 +264,7 @@ const (
 
 // hold is why no attempt may be made now.
 type hold struct {
-	// err is the failure that is being waited out; nil where the last forced refresh was too short a while ago.
+	// err is what the last fetch failed with; nil where it worked, and is just too short a while ago.
 	err   *fetchError
 	until time.Time
 }
@@ -319,6 +326,9 @@ func (a *app) held(now time.Time, why purpose, state tokenState) *hold {
 		return a.holdFor(t.err, t.nextAttempt)
 	}
 	if again := a.forcedAt.Add(forceInterval); why.forces(state) && !a.forcedAt.IsZero() && again.After(now) {
+		if t != nil {
+			return a.holdFor(t.err, again)
+		}
 		return &hold{until: again}
 	}
 	return nil
@@ -326,7 +336,7 @@ func (a *app) held(now time.Time, why purpose, state tokenState) *hold {
 
 // ban is the ban of Vault's egress IP by the app's host, if one is on.
 func (a *app) ban(now time.Time) (pause, bool) {
-	return a.registry.pauses.get(pauseKey{baseURL: a.settings.Load().baseURL}, now)
+	return a.registry.pauses.get(pauseKey{host: a.settings.Load().host}, now)
 }
 
 func (a *app) holdFor(err *upstreamError, until time.Time) *hold {
@@ -481,7 +491,7 @@ func (a *app) fail(uerr *upstreamError) *fetchError {
 		wait = refusedBackOff
 	}
 	s := a.settings.Load()
-	t.paused = a.registry.pause(s.baseURL, s.appKey, uerr, now)
+	t.paused = a.registry.pause(s.host, s.appKey, uerr, now)
 	t.nextAttempt = later(now.Add(wait), t.paused)
 	a.trouble = t
 
@@ -550,11 +560,11 @@ func (a *app) wantsAhead(now time.Time, within time.Duration) bool {
 
 // evict retires the app if nobody has used it for a full lifetime of its token and nothing is under way or being waited out.
 func (a *app) evict(now time.Time) bool {
-	idle := now.Sub(time.Unix(a.usedAt.Load(), 0))
-	if idle < leastIdle {
-		return false
+	lifetime := usualLifetime
+	if t := a.token.Load(); t != nil {
+		lifetime = t.lifetime
 	}
-	if t := a.token.Load(); t != nil && idle < t.lifetime {
+	if now.Sub(time.Unix(a.usedAt.Load(), 0)) < max(lifetime, leastIdle) {
 		return false
 	}
 	a.mu.Lock()

@@ -323,10 +323,23 @@ func TestCreds_min_ttl_counts_as_three_quarters_at_most_and_forces_once_in_ten_s
 	})
 }
 
+func TestCreds_min_ttl_has_no_upper_limit(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		m.configure(theApp, nil)
+		for _, long := range []any{"25h", "2562047h", 9_223_372_036} {
+			got := m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": long})
+			require.NoError(t, got.err)
+			require.Len(t, got.Warnings, 1)
+			require.Contains(t, got.Warnings[0], "counts as 1h30m")
+		}
+		require.Equal(t, 1, m.calls())
+	})
+}
+
 func TestCreds_min_ttl_must_be_a_sensible_duration(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
-		for _, bad := range []any{"", "-1s", "500ms", "soon", "25h", true, nil, []any{"1s", "2s"}} {
+		for _, bad := range []any{"", "-1s", "500ms", "soon", "3000000h", "36028797018963968", 1e30, true, nil, []any{"1s", "2s"}} {
 			got := m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": bad})
 			require.Equal(t, http.StatusBadRequest, got.status, "%v", bad)
 			require.Contains(t, got.err.Error(), "min_ttl")
@@ -421,6 +434,7 @@ func TestBan_pauses_every_app_of_the_host_for_five_minutes(t *testing.T) {
 		m.configure(theApp, nil)
 		m.configure("other", other)
 		m.configure("elsewhere", map[string]any{"app_key": "otherkey", "app_secret": "othersecret", "base_url": "http://localhost"})
+		m.configure("portless", map[string]any{"app_key": "otherkey", "app_secret": "othersecret", "base_url": "http://127.0.0.1"})
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultBanned, Status: http.StatusServiceUnavailable})
 		end := time.Now().Add(5 * time.Minute)
 
@@ -431,7 +445,7 @@ func TestBan_pauses_every_app_of_the_host_for_five_minutes(t *testing.T) {
 		require.Equal(t, 1, m.calls(), "a ban is not tried again")
 		m.upstream.ClearFaults()
 
-		for _, app := range []string{theApp, "other"} {
+		for _, app := range []string{theApp, "other", "portless"} {
 			got = m.read(app)
 			require.Equal(t, http.StatusBadGateway, got.status)
 			require.Contains(t, got.err.Error(), "banned")
@@ -555,6 +569,22 @@ func TestUnleased_ttl_ends_before_the_token_does_where_nothing_is_refreshed_ahea
 		require.EqualValues(t, 7198, m.read(theApp).Data["ttl"])
 		require.NoError(t, m.do(logical.PatchOperation, "config/myapp", map[string]any{"refresh_before": 3}).err)
 		require.EqualValues(t, 7197, m.read(theApp).Data["ttl"])
+	})
+}
+
+func TestUnleased_ttl_is_short_where_nothing_stands_against_another_attempt(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		storage := &faultyStorage{inner: m.storage}
+		m.storage = storage
+		m.start()
+		m.configure(theApp, map[string]any{"leased": false})
+		m.token(theApp)
+		time.Sleep(7001 * time.Second)
+		storage.plan(func(int, string, string) faultMode { return faultBefore })
+		got := m.read(theApp)
+		require.Len(t, got.Warnings, 1, "storage did not give the secret")
+		require.EqualValues(t, 1, got.Data["ttl"])
+		require.Equal(t, 1, m.calls())
 	})
 }
 
@@ -688,6 +718,33 @@ func TestBackground_drops_idle_apps_from_memory_and_their_token_is_not_lost(t *t
 	})
 }
 
+func TestBackground_keeps_an_app_that_is_read_in_vain(t *testing.T) {
+	for every, attempts := range map[time.Duration]int{20 * time.Second: 40, 5 * time.Minute: 12} {
+		t.Run(every.String(), func(t *testing.T) {
+			inVirtualTime(t, func(t *testing.T, m *mount) {
+				m.configure(theApp, nil)
+				m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultTruncated})
+				for begin := time.Now(); time.Since(begin) < time.Hour; time.Sleep(every) {
+					m.tick()
+					m.read(theApp)
+				}
+				m.tick()
+				require.Equal(t, 1, strings.Count(m.log.String(), "[WARN]"), "fetches have failed all the time")
+				state := m.state(theApp)
+				require.NotEmpty(t, state["last_error"])
+				require.EqualValues(t, m.calls(), state["upstream_calls"])
+				require.GreaterOrEqual(t, m.calls(), attempts)
+				require.LessOrEqual(t, m.calls(), 62, "at most one in a minute, after the first")
+
+				m.upstream.ClearFaults()
+				time.Sleep(time.Until(m.engine.apps.inMemory(theApp).trouble.nextAttempt))
+				m.token(theApp)
+				require.Equal(t, 1, strings.Count(m.log.String(), "[INFO]"), "and work again")
+			})
+		})
+	}
+}
+
 func TestBackground_keeps_an_idle_app_whose_back_off_is_not_over(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.upstream.SetTokenLifetime(30 * time.Second)
@@ -703,6 +760,38 @@ func TestBackground_keeps_an_idle_app_whose_back_off_is_not_over(t *testing.T) {
 		m.tick()
 		require.Nil(t, m.engine.apps.inMemory(theApp))
 	})
+}
+
+func TestBackground_goes_on_when_storage_hangs(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		m.configure(theApp, nil)
+		m.token(theApp)
+		listing := make(chan struct{})
+		m.storage = &hangingList{Storage: m.storage, reached: listing}
+		time.Sleep(time.Hour)
+		m.tick()
+		<-listing
+		for range 55 {
+			time.Sleep(time.Minute)
+			m.token(theApp)
+			m.tick()
+		}
+		require.Equal(t, 2, m.calls(), "refreshed ahead")
+		require.Contains(t, m.log.String(), "looking for tokens without a config failed")
+	})
+}
+
+// hangingList is a storage whose lists come to no end.
+type hangingList struct {
+	logical.Storage
+	reached chan struct{}
+	once    sync.Once
+}
+
+func (s *hangingList) List(ctx context.Context, _ string) ([]string, error) {
+	s.once.Do(func() { close(s.reached) })
+	<-ctx.Done()
+	return nil, ctx.Err()
 }
 
 func TestBackground_removes_tokens_without_a_config_once_an_hour(t *testing.T) {

@@ -177,10 +177,25 @@ func ofTheEngineAlone() map[string]provocation {
 
 		`looking for tokens without a config failed: the next try is in an hour`: anHourLater(failsAt("list token/")),
 		`removing a token without a config failed: the next try is in an hour`:   anHourLater(failsAt("delete token/orphan")),
+		`app "…" was tried a moment ago, without success: try again at …`: func(t *testing.T) string {
+			e := newBareEngine(t, known(t).url)
+			reads := 0
+			e.storage.before = func(call string) error {
+				if call == "get config/myapp" {
+					reads++
+				}
+				if reads == 2 { // by the refresh itself, after the app was loaded
+					return errors.New("no space left on device")
+				}
+				return nil
+			}
+			e.does(t.Context(), logical.UpdateOperation, "refresh/myapp", nil)
+			return e.does(t.Context(), logical.UpdateOperation, "config/myapp", map[string]any{"verify_connection": true})
+		},
 		`no answer in time`: func(t *testing.T) string {
 			dt := known(t)
 			dt.SetFault("dingstored", simulator.Fault{Kind: simulator.FaultHang})
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			return newBareEngine(t, dt.url).read(ctx)
 		},
@@ -191,18 +206,18 @@ func ofTheEngineAlone() map[string]provocation {
 			var said string
 			var reading sync.WaitGroup
 			reading.Go(func() { said = e.read(t.Context()) })
-			waitFor(t, 5*time.Second, "the call upstream hangs", func() bool { return dt.Requests("dingstored") > 0 })
+			waitFor(t, 10*time.Second, "the call upstream hangs", func() bool { return dt.Requests("dingstored") > 0 })
 			e.Cleanup(t.Context())
 			reading.Wait()
 			return said
 		},
 		`the token expired while it was being handed out: try again`: func(t *testing.T) string {
 			dt := known(t)
-			dt.SetTokenLifetime(3 * time.Second)
+			dt.SetTokenLifetime(5 * time.Second)
 			e := newBareEngine(t, dt.url)
 			e.storage.before = func(call string) error {
 				if call == "put token/myapp" {
-					time.Sleep(1500 * time.Millisecond) // then less than two seconds are left
+					time.Sleep(3500 * time.Millisecond) // then less than two seconds are left
 				}
 				return nil
 			}
@@ -220,7 +235,7 @@ func ofTheEngineAlone() map[string]provocation {
 			var first sync.WaitGroup
 			first.Go(func() { e.read(t.Context()) })
 			<-reached
-			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 			defer cancel()
 			said := e.read(ctx)
 			close(release)

@@ -238,6 +238,10 @@ func ofRequests(m *mount) map[string]provocation {
 	return map[string]provocation{
 		`app "…" is not configured: write its app_key and app_secret to config/… first`: read("creds/nobody"),
 		`app: the name has … characters; allowed are at most 128`:                       read("creds/" + strings.Repeat("n", 129)),
+		`app: the name "…" has two dots in a row, which Vault's storage refuses; allowed are single ones`: func(t *testing.T) string {
+			_, err := m.v.root.Logical().Write(m.path+"/config/a..b", fields{"app_key": "k", "app_secret": "s"})
+			return words(t, err)
+		},
 		`app "…" is not configured: nothing to patch`: func(t *testing.T) string {
 			_, err := m.v.root.Logical().JSONMergePatch(t.Context(), m.path+"/config/nobody", fields{"leased": false})
 			return words(t, err)
@@ -263,26 +267,17 @@ func ofRequests(m *mount) map[string]provocation {
 		`nothing was stored: the configuration of app "…" changed while this request was under way; read it and try again`: func(t *testing.T) string {
 			dt := startDingTalk(t, fullLifetime)
 			a := m.newApp(t, dt, nil)
-			dt.SetFault(a.key, simulator.Fault{Delay: 2 * time.Second})
+			dt.SetFault(a.key, simulator.Fault{Delay: 4 * time.Second})
 			var first error
 			var writing sync.WaitGroup
 			writing.Go(func() {
 				_, first = m.v.client(t).Logical().Write(a.configPath(), fields{"leased": false, "verify_connection": true})
 			})
-			waitFor(t, 2*time.Second, "the first write verifies", func() bool { return a.calls() == 1 })
+			waitFor(t, 10*time.Second, "the first write verifies", func() bool { return a.calls() == 1 })
 			a.update(t, fields{"refresh_before": "5m"})
 			writing.Wait()
 			noteSecret(dt.LastToken(a.key), "an access token")
 			return words(t, first)
-		},
-		`app "…" was tried a moment ago, without success: try again at …`: func(t *testing.T) string {
-			dt := startDingTalk(t, fullLifetime)
-			a := m.newApp(t, dt, nil)
-			dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultUnavailableEmpty})
-			_, err := m.v.root.Logical().Write(a.refreshPath(), nil)
-			refused(t, err, http.StatusBadGateway)
-			_, err = m.v.root.Logical().Write(a.configPath(), fields{"leased": false, "verify_connection": true})
-			return words(t, err)
 		},
 	}
 }
@@ -419,7 +414,7 @@ func ofTheLog(m *mount) map[string]provocation {
 func (v *vaultServer) logged(t *testing.T, name, text string) string {
 	t.Helper()
 	var line string
-	waitFor(t, 5*time.Second, "a line in the log: "+text, func() bool {
+	waitFor(t, 15*time.Second, "a line in the log: "+text, func() bool {
 		for each := range strings.Lines(fileText(t, v.logPath())) {
 			if strings.Contains(each, "app="+name) && strings.Contains(each, text) {
 				line = each
@@ -544,7 +539,7 @@ func ofVault(m *mount, own *vaultServer) map[string]provocation {
 			second := "1s"
 			require.NoError(t, own.root.Sys().TuneMountAllowNil(mounted.path, api.TuneMountConfigInput{DefaultLeaseTTL: &second, MaxLeaseTTL: &second}))
 			var err error
-			waitFor(t, 5*time.Second, "the lease is older than the mount allows", func() bool {
+			waitFor(t, 15*time.Second, "the lease is older than the mount allows", func() bool {
 				_, err = own.root.Sys().Renew(lease, 0)
 				return err != nil
 			})
@@ -554,7 +549,7 @@ func ofVault(m *mount, own *vaultServer) map[string]provocation {
 			mounted := own.enable(t)
 			_, err := own.root.Logical().Write("sys/quotas/rate-limit/"+mounted.path, map[string]any{"path": mounted.path + "/", "rate": 1})
 			require.NoError(t, err)
-			waitFor(t, 5*time.Second, "the quota is used up", func() bool {
+			waitFor(t, 15*time.Second, "the quota is used up", func() bool {
 				_, err = own.root.Logical().List(mounted.path + "/config")
 				return err != nil
 			})
