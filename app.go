@@ -259,7 +259,7 @@ func checkCredential(field, value string) error {
 }
 
 // longestDuration is the longest that there is in whole seconds: 292 years.
-const longestDuration = math.MaxInt64 / time.Second * time.Second
+const longestDuration = math.MaxInt64 - math.MaxInt64%time.Second
 
 // durationField reads a duration of whole seconds: a number, or a string as Vault takes them everywhere (200, 200s, 5m).
 func durationField(raw map[string]any, field string, least, most time.Duration, example string) (*time.Duration, error) {
@@ -267,7 +267,11 @@ func durationField(raw map[string]any, field string, least, most time.Duration, 
 	if !given {
 		return nil, nil //nolint:nilnil // not given is not an error
 	}
-	allowed := fmt.Sprintf("allowed is a duration of whole seconds from %s to %s, such as %q", short(least), short(most), example)
+	end := "to " + short(most)
+	if most == longestDuration {
+		end = "on"
+	}
+	allowed := fmt.Sprintf("allowed is a duration of whole seconds from %s %s, such as %q", short(least), end, example)
 	var shown string
 	switch v := v.(type) {
 	case nil, bool, []any, []string, map[string]any:
