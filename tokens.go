@@ -114,7 +114,6 @@ func (t *token) servable(now time.Time) bool { return t.left(now) >= leastServed
 // settings are what an app's readers need of its entry: everything but the secret.
 type settings struct {
 	baseURL        string
-	host           string // of baseURL, as hostOf has it
 	appKey         string
 	refreshBefore  time.Duration
 	requestTimeout time.Duration
@@ -122,10 +121,7 @@ type settings struct {
 }
 
 func (e *appEntry) settings() *settings {
-	return &settings{
-		baseURL: e.BaseURL, host: hostOf(e.BaseURL), appKey: e.AppKey,
-		refreshBefore: e.RefreshBefore, requestTimeout: e.RequestTimeout, leased: e.Leased,
-	}
+	return &settings{baseURL: e.BaseURL, appKey: e.AppKey, refreshBefore: e.RefreshBefore, requestTimeout: e.RequestTimeout, leased: e.Leased}
 }
 
 // app is one app's one generation in memory: its settings, its token, its flight, its back-off.
@@ -336,7 +332,7 @@ func (a *app) held(now time.Time, why purpose, state tokenState) *hold {
 
 // ban is the ban of Vault's egress IP by the app's host, if one is on.
 func (a *app) ban(now time.Time) (pause, bool) {
-	return a.registry.pauses.get(pauseKey{host: a.settings.Load().host}, now)
+	return a.registry.pauses.get(pauseKey{host: hostOf(a.settings.Load().baseURL)}, now)
 }
 
 func (a *app) holdFor(err *upstreamError, until time.Time) *hold {
@@ -491,7 +487,7 @@ func (a *app) fail(uerr *upstreamError) *fetchError {
 		wait = refusedBackOff
 	}
 	s := a.settings.Load()
-	t.paused = a.registry.pause(s.host, s.appKey, uerr, now)
+	t.paused = a.registry.pause(hostOf(s.baseURL), s.appKey, uerr, now)
 	t.nextAttempt = later(now.Add(wait), t.paused)
 	a.trouble = t
 
