@@ -556,11 +556,15 @@ func (a *app) wantsAhead(now time.Time, within time.Duration) bool {
 
 // evict retires the app if nobody has used it for a full lifetime of its token and nothing is under way or being waited out.
 func (a *app) evict(now time.Time) bool {
+	idle := now.Sub(time.Unix(a.usedAt.Load(), 0))
+	if idle < leastIdle {
+		return false
+	}
 	lifetime := usualLifetime
 	if t := a.token.Load(); t != nil {
 		lifetime = t.lifetime
 	}
-	if now.Sub(time.Unix(a.usedAt.Load(), 0)) < max(lifetime, leastIdle) {
+	if idle < lifetime {
 		return false
 	}
 	a.mu.Lock()
