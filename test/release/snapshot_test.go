@@ -16,9 +16,13 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"path"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -97,22 +101,24 @@ func TestSnapshot_checksums_are_those_of_every_file_of_the_release(t *testing.T)
 	require.Equal(t, want, checksums(t))
 }
 
-func TestSnapshot_archives_hold_the_program_and_what_belongs_to_it(t *testing.T) {
+func TestSnapshot_archives_hold_the_program_the_pages_and_the_examples(t *testing.T) {
 	t.Parallel()
-	want := []string{"LICENSE", "CHANGELOG.md"}
-	readmes, err := filepath.Glob(root + "/README*.md")
-	require.NoError(t, err)
-	for _, readme := range readmes {
-		want = append(want, filepath.Base(readme))
-	}
+	want := strings.Fields(run(t, root, os.Environ(), "git", "ls-files", "LICENSE", ":(glob)*.md", "docs", "examples"))
+	require.Greater(t, len(want), 45)
 	for _, s := range systems {
 		t.Run(s.name(), func(t *testing.T) {
 			t.Parallel()
 			files := s.unpack(t)
-			require.Len(t, files, len(want)+1)
+			require.ElementsMatch(t, append([]string{plugin + s.exe()}, want...), slices.Collect(maps.Keys(files)))
 			for _, name := range want {
 				require.Equal(t, read(t, name), string(files[name].content), name)
-				require.Equal(t, fs.FileMode(0o644), files[name].mode, name)
+				info, err := os.Stat(filepath.Join(root, name))
+				require.NoError(t, err)
+				mode := fs.FileMode(0o644)
+				if info.Mode()&0o100 != 0 {
+					mode = 0o755
+				}
+				require.Equal(t, mode, files[name].mode, name)
 			}
 			require.Equal(t, fs.FileMode(0o755), files[plugin+s.exe()].mode)
 			for name, file := range files {
@@ -120,6 +126,27 @@ func TestSnapshot_archives_hold_the_program_and_what_belongs_to_it(t *testing.T)
 			}
 		})
 	}
+}
+
+// Whoever has but the archive reads its pages there.
+func TestSnapshot_links_of_the_archived_pages_lead_to_archived_files(t *testing.T) {
+	t.Parallel()
+	files := systems[0].unpack(t)
+	count := 0
+	for page, file := range files {
+		if path.Ext(page) != ".md" {
+			continue
+		}
+		for _, link := range regexp.MustCompile(`\]\(([^)#]+)[^)]*\)`).FindAllStringSubmatch(string(file.content), -1) {
+			if strings.HasPrefix(link[1], "https://") {
+				continue
+			}
+			count++
+			_, there := files[path.Join(path.Dir(page), link[1])]
+			require.True(t, there, "%s links to %s", page, link[1])
+		}
+	}
+	require.Greater(t, count, 50)
 }
 
 // Not in parallel: each build takes all the cores.
@@ -163,6 +190,7 @@ func TestSnapshot_bills_of_materials_name_every_module_in_the_program(t *testing
 			require.True(t, strings.HasSuffix(bill.Namespace, "-"+digest([]byte(read(t, "dist/"+s.archive())))), bill.Namespace)
 			named := map[string]string{}
 			for _, p := range bill.Packages {
+				require.NotContains(t, named, p.Name, "once from the program, and once from an example, which is no part of it")
 				named[p.Name] = p.Version
 			}
 			require.Equal(t, dingtalk.Version, named[s.archive()])
