@@ -50,8 +50,8 @@ the same request.`,
 				Type:    framework.TypeDurationSecond,
 				Default: inSeconds(defaultRefreshBefore),
 				Description: `A token with this much life left, or less, is due for a refresh. 0s to
-1h; by default, when an app is created, 200s. For a short-lived token it
-counts as a quarter of the token's lifetime at most.`,
+1h; by default, when an app is created, 200s. It counts as a quarter of
+the token's lifetime at most: 30 minutes of DingTalk's usual two hours.`,
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Refresh before"},
 			},
 			fieldRequestTimeout: {

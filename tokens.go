@@ -90,7 +90,7 @@ func (t *token) left(now time.Time) time.Duration {
 	return max(0, left.Truncate(time.Second))
 }
 
-// window is the life left at which the token becomes due: refreshBefore, but for a short-lived token a quarter of its lifetime.
+// window is the life left at which the token becomes due: refreshBefore, but at most a quarter of its lifetime.
 func (t *token) window(refreshBefore time.Duration) time.Duration {
 	return min(refreshBefore, t.lifetime/4)
 }

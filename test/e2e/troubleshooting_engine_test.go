@@ -215,6 +215,7 @@ func ofTheEngineAlone() map[string]provocation {
 			dt := known(t)
 			dt.SetTokenLifetime(5 * time.Second)
 			e := newBareEngine(t, dt.url)
+			e.does(t.Context(), logical.UpdateOperation, "config/myapp", map[string]any{"request_timeout": "10s"}) // so that the reader waits
 			e.storage.before = func(call string) error {
 				if call == "put token/myapp" {
 					time.Sleep(3500 * time.Millisecond) // then less than two seconds are left
