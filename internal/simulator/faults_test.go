@@ -309,12 +309,12 @@ func TestFault_hang_ends_with_Close(t *testing.T) {
 	require.Error(t, <-failed)
 }
 
-// requireEnds fails the test if do takes longer than a second, and waits for it in any case.
+// requireEnds fails the test if do takes long, and waits for it in any case.
 func requireEnds(t *testing.T, do func()) {
 	t.Helper()
 	begin := time.Now()
 	do()
-	assert.Less(t, time.Since(begin), time.Second)
+	assert.Less(t, time.Since(begin), 5*time.Second)
 }
 
 func TestFault_trickle_sends_one_byte_a_second(t *testing.T) {

@@ -85,8 +85,9 @@ func TestAgent_file_holds_a_live_token_for_two_minutes_at_two_calls_a_lifetime(t
 			t.Parallel()
 			dt := startDingTalk(t, lifetime)
 			a := newMount(t).newApp(t, dt, fields{"leased": leased})
+			calls := &callLog{a: a, last: time.Now()}
 			g := startAgent(t, prepareAgent(t, a.m.v, []string{a.credsPath()}, commandLog), "command.hcl", a)
-			files, calls := []*rendered{g.rendered}, &callLog{a: a}
+			files := []*rendered{g.rendered}
 			pass := func(d time.Duration) {
 				t.Helper()
 				end := time.Now().Add(d)
@@ -96,7 +97,10 @@ func TestAgent_file_holds_a_live_token_for_two_minutes_at_two_calls_a_lifetime(t
 				})
 			}
 
-			watchFiles(t, 30*time.Second, "the Agent renders the token", files, func() bool { return g.holds(a) })
+			watchFiles(t, 30*time.Second, "the Agent renders the token", files, func() bool {
+				calls.look()
+				return g.holds(a)
+			})
 			info, err := os.Stat(g.file)
 			require.NoError(t, err)
 			require.Equal(t, os.FileMode(0o600), info.Mode(), "mode of the file")

@@ -317,7 +317,7 @@ func (v *vaultServer) killPlugin(t *testing.T) {
 	pid := v.pluginPID(t)
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 	exited := regexp.MustCompile(fmt.Sprintf(`plugin process exited:.* id=%d\b`, pid))
-	waitFor(t, 10*time.Second, "Vault sees the end of the plugin's process", func() bool {
+	waitFor(t, 20*time.Second, "Vault sees the end of the plugin's process", func() bool {
 		log, err := os.ReadFile(v.logPath())
 		require.NoError(t, err)
 		return exited.Match(log)

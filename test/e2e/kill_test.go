@@ -25,11 +25,11 @@ import (
 // pluginDead are the errors with which Vault itself answers requests that were under way in the plugin's process when that
 // died, or that come before Vault knows of its end. A request after that waits until Vault has started another process.
 var pluginDead = []knownError{
-	{"the plugin died over the request", http.StatusInternalServerError, unavailable(`error reading from server: EOF`)},
-	{"the plugin died over the request: reset", http.StatusInternalServerError, unavailable(`error reading from server: read unix @->\S+: read: connection reset by peer`)},
-	{"the plugin had just died", http.StatusInternalServerError, unavailable(`connection error: desc = "transport: error while dialing: dial unix \S+: connect: connection refused"`)},
-	{"the plugin is known to be dead", http.StatusInternalServerError, regexp.MustCompile(`^1 error occurred:\n\t\* plugin is shut down$`)},
-	{"the plugin died over the handshake", http.StatusInternalServerError, unavailable(`connection error: desc = "transport: authentication handshake failed: (EOF|(read|write) unix @?->\S+: (read|write): (connection reset by peer|broken pipe))"`)},
+	{kind: "the plugin died over the request", status: http.StatusInternalServerError, text: unavailable(`error reading from server: EOF`)},
+	{kind: "the plugin died over the request: reset", status: http.StatusInternalServerError, text: unavailable(`error reading from server: read unix @->\S+: read: connection reset by peer`)},
+	{kind: "the plugin had just died", status: http.StatusInternalServerError, text: unavailable(`connection error: desc = "transport: error while dialing: dial unix \S+: connect: connection refused"`)},
+	{kind: "the plugin is known to be dead", status: http.StatusInternalServerError, text: regexp.MustCompile(`^1 error occurred:\n\t\* plugin is shut down$`)},
+	{kind: "the plugin died over the handshake", status: http.StatusInternalServerError, text: unavailable(`connection error: desc = "transport: authentication handshake failed: (EOF|(read|write) unix @?->\S+: (read|write): (connection reset by peer|broken pipe))"`)},
 }
 
 // unavailable is how Vault words an error of its connection to a plugin.

@@ -443,7 +443,7 @@ func (r *leakRun) ageUnderFault(t *testing.T, status int) {
 	decodeJSON(t, r.ask(t, "GET", a.credsPath(), "", "").body, &lease)
 	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultEchoSecret, Status: status})
 	warned := map[string]bool{}
-	waitFor(t, 15*time.Second, "the token has expired", func() bool {
+	waitFor(t, 30*time.Second, "the token has expired", func() bool {
 		read := r.ask(t, "GET", a.credsPath(), "", "")
 		renewal := r.ask(t, "POST", "sys/leases/renew", "", jsonOf(t, fields{"lease_id": lease.ID}))
 		r.ask(t, "GET", a.statusPath(), "", "")
@@ -615,12 +615,12 @@ func (r *leakRun) breakThePlugin(t *testing.T) {
 		dt.ClearFaults() // Vault asks the new process once more
 		require.NoError(t, syscall.Kill(pid, signal))
 		waiting.Wait()
-		waitFor(t, 10*time.Second, "Vault sees the end of the plugin's process", func() bool {
+		waitFor(t, 20*time.Second, "Vault sees the end of the plugin's process", func() bool {
 			log, err := os.ReadFile(r.v.logPath())
 			require.NoError(t, err)
 			return bytes.Contains(log, fmt.Appendf(nil, " id=%d", pid)) && !processLives(pid)
 		})
-		waitFor(t, 10*time.Second, "the plugin runs again", func() bool {
+		waitFor(t, 20*time.Second, "the plugin runs again", func() bool {
 			return r.ask(t, "GET", a.configPath(), "", "").status == http.StatusOK
 		})
 	}

@@ -24,12 +24,21 @@ const day = 24 * time.Hour
 // renew renews a lease as `vault lease renew` does, and answers what Vault answered.
 func (a *app) renew(t *testing.T, lease string, increment time.Duration) *api.Secret {
 	t.Helper()
+	secret, _ := a.timedRenew(t, lease, increment)
+	return secret
+}
+
+// timedRenew is renew, and says how long that took.
+func (a *app) timedRenew(t *testing.T, lease string, increment time.Duration) (secret *api.Secret, took time.Duration) {
+	t.Helper()
+	began := time.Now()
 	secret, err := a.m.v.root.Sys().Renew(lease, int(increment/time.Second))
+	took = time.Since(began)
 	require.NoError(t, err, "renew the lease")
 	require.NotNil(t, secret)
 	require.Equal(t, lease, secret.LeaseID)
 	require.Empty(t, tokenIn(secret), "a renewal repeats no token")
-	return secret
+	return secret, took
 }
 
 // leaseEnd is when Vault will end a lease.
@@ -42,14 +51,15 @@ func (a *app) leaseEnd(t *testing.T, lease string) time.Time {
 	return end
 }
 
-// requireWithinTokenLife checks that a lease ends no later than its token does.
-func (a *app) requireWithinTokenLife(t *testing.T, lease, token string) {
+// requireWithinTokenLife checks that a lease ends no later than its token does. Vault counts the TTL from when it gets the plugin's
+// answer, which is later than the plugin does by a part of what the renewal took.
+func (a *app) requireWithinTokenLife(t *testing.T, lease, token string, took time.Duration) {
 	t.Helper()
 	end := a.leaseEnd(t, lease)
 	left := a.dt.left(token)
 	tokenEnd := time.Now().Add(left)
 	require.Positive(t, left, "the token lives")
-	require.False(t, end.After(tokenEnd), "the lease ends at %s, the token at %s", end, tokenEnd)
+	require.False(t, end.After(tokenEnd.Add(took)), "the lease ends at %s, the token at %s; the renewal took %s", end, tokenEnd, took)
 }
 
 // requireEnds checks that a renewed lease is on its way out: a TTL of a second, a warning, and soon no lease.
@@ -57,10 +67,16 @@ func (a *app) requireEnds(t *testing.T, renewal *api.Secret) {
 	t.Helper()
 	require.Equal(t, time.Second, leaseTTL(renewal), "TTL of a lease whose token is no more")
 	require.NotEmpty(t, renewal.Warnings, "the holder is told to read again")
-	waitFor(t, 3*time.Second, "the lease is gone", func() bool {
+	waitFor(t, 10*time.Second, "the lease is gone", func() bool {
 		_, err := a.m.v.root.Sys().Lookup(renewal.LeaseID)
 		return err != nil
 	})
+}
+
+// requireTTL checks that a lease's TTL is what is left of the token's life, of which some passed while the answer was on its way.
+func requireTTL(t *testing.T, lease *api.Secret, left, took time.Duration) {
+	t.Helper()
+	require.InDelta(t, left.Seconds(), leaseTTL(lease).Seconds(), (leaseSlack + took).Seconds(), "the lease lives as long as the token")
 }
 
 func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
@@ -82,26 +98,32 @@ func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
 		time.Sleep(rand.N(250 * time.Millisecond)) // moments within a second are what this is about
 		lease := leases[i%holders]
 		increment := []time.Duration{0, day}[i%2]
-		renewal := a.renew(t, lease, increment)
+		renewal, took := a.timedRenew(t, lease, increment)
+		left := dt.left(token)
 		if increment == 0 {
 			require.Empty(t, renewal.Warnings, "a plain renewal never warns")
 		}
-		require.InDelta(t, dt.left(token).Seconds(), leaseTTL(renewal).Seconds(), leaseSlack.Seconds())
-		a.requireWithinTokenLife(t, lease, token)
+		requireTTL(t, renewal, left, took)
+		a.requireWithinTokenLife(t, lease, token, took)
 	}
 	require.Equal(t, 1, a.calls(), "early renewals cost no upstream call")
 
 	dt.waitForAge(t, token, lifetime/2-time.Second)
-	renewals := make([]*api.Secret, holders)
+	type renewed struct {
+		*api.Secret
+		took, left time.Duration // of the renewal, and of the token when it came
+	}
+	renewals := make([]renewed, holders)
 	start := make(chan struct{})
 	var all sync.WaitGroup
 	for i, lease := range leases {
 		client := a.m.v.client(t)
 		all.Go(func() {
 			<-start
+			began := time.Now()
 			renewal, err := client.Sys().Renew(lease, 0)
 			if assert.NoError(t, err) {
-				renewals[i] = renewal
+				renewals[i] = renewed{renewal, time.Since(began), dt.left(token)}
 			}
 		})
 	}
@@ -111,17 +133,17 @@ func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
 	require.False(t, t.Failed())
 	require.Equal(t, 2, a.calls(), "all holders together cost one more call")
 	requireSameToken(t, dt.LastToken(a.key), token) // the token is the same
-	require.Greater(t, dt.left(token), lifetime-3*time.Second, "DingTalk gave it a full life")
 	for i, renewal := range renewals {
+		require.Greater(t, renewal.left+renewal.took, lifetime-3*time.Second, "DingTalk gave it a full life")
 		require.Empty(t, renewal.Warnings, "a plain renewal never warns")
-		require.InDelta(t, dt.left(token).Seconds(), leaseTTL(renewal).Seconds(), leaseSlack.Seconds())
-		a.requireWithinTokenLife(t, leases[i], token)
+		requireTTL(t, renewal.Secret, renewal.left, renewal.took)
+		a.requireWithinTokenLife(t, leases[i], token, renewal.took)
 	}
 
 	for _, increment := range []time.Duration{time.Second, day} {
-		renewal := a.renew(t, leases[0], increment)
+		renewal, took := a.timedRenew(t, leases[0], increment)
 		require.LessOrEqual(t, leaseTTL(renewal), increment)
-		a.requireWithinTokenLife(t, leases[0], token)
+		a.requireWithinTokenLife(t, leases[0], token, took)
 	}
 	requireSameToken(t, a.token(t), token)
 	require.Equal(t, 2, a.calls())
@@ -137,13 +159,13 @@ func TestRenew_answers_with_the_life_left_when_DingTalk_is_down(t *testing.T) {
 
 	dt.waitForAge(t, token, lifetime/2-time.Second)
 	dt.Close()
-	renewal := a.renew(t, secret.LeaseID, 0)
-	require.InDelta(t, dt.left(token).Seconds(), leaseTTL(renewal).Seconds(), leaseSlack.Seconds())
-	a.requireWithinTokenLife(t, secret.LeaseID, token)
+	renewal, took := a.timedRenew(t, secret.LeaseID, 0)
+	requireTTL(t, renewal, dt.left(token), took)
+	a.requireWithinTokenLife(t, secret.LeaseID, token, took)
 
-	renewal = a.renew(t, secret.LeaseID, day)
-	require.LessOrEqual(t, leaseTTL(renewal), dt.left(token)+time.Second)
-	a.requireWithinTokenLife(t, secret.LeaseID, token)
+	renewal, took = a.timedRenew(t, secret.LeaseID, day)
+	require.LessOrEqual(t, leaseTTL(renewal), dt.left(token)+took+time.Second)
+	a.requireWithinTokenLife(t, secret.LeaseID, token, took)
 	requireSameToken(t, a.token(t), token) // the token in hand still serves
 }
 
@@ -258,14 +280,16 @@ func TestWrap_lives_no_longer_than_the_token(t *testing.T) {
 
 			for wrapFor, atMost := range map[string]time.Duration{"1h": lifetime, "10s": 10 * time.Second} {
 				client.SetWrappingLookupFunc(func(string, string) string { return wrapFor })
+				began := time.Now()
 				wrapped, err := client.Logical().Read(a.credsPath())
+				took := time.Since(began)
 				require.NoError(t, err)
 				require.NotNil(t, wrapped.WrapInfo)
 				require.Empty(t, wrapped.Data)
 				token := dt.LastToken(a.key)
 				noteSecret(token, "an access token")
 				ttl := time.Duration(wrapped.WrapInfo.TTL) * time.Second
-				require.LessOrEqual(t, ttl, min(atMost, dt.left(token)+time.Second))
+				require.LessOrEqual(t, ttl, min(atMost, dt.left(token)+took+time.Second))
 				require.Greater(t, ttl, atMost-5*time.Second, "cut to the token's life, not shorter")
 
 				client.SetWrappingLookupFunc(nil)
@@ -300,7 +324,7 @@ func TestLeases_are_revoked_by_prefix_at_once(t *testing.T) {
 
 	result := m.v.cli(t, "lease", "revoke", "-sync", "-prefix", m.path+"/")
 	result.succeeded(t)
-	require.Less(t, result.took, 3*time.Second)
+	require.Less(t, result.took, 6*time.Second)
 	require.Empty(t, m.list(t, "sys/leases/lookup/"+m.path+"/creds"))
 }
 
@@ -312,7 +336,7 @@ func TestMount_with_leases_is_disabled_at_once(t *testing.T) {
 
 	result := v.cli(t, "secrets", "disable", m.path)
 	result.succeeded(t)
-	require.Less(t, result.took, 3*time.Second)
+	require.Less(t, result.took, 6*time.Second)
 	mounts, err := v.root.Sys().ListMounts()
 	require.NoError(t, err)
 	require.NotContains(t, mounts, m.path+"/")

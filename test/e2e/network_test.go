@@ -284,7 +284,7 @@ func TestTLS_only_a_trusted_certificate_of_the_right_name_and_time_gets_the_secr
 		requireSameToken(t, a.token(t), token)
 
 		upstream.present(good)
-		waitFor(t, 15*time.Second, "refresh/ goes upstream again, which it does once in ten seconds", func() bool {
+		waitFor(t, 30*time.Second, "refresh/ goes upstream again, which it does once in ten seconds", func() bool {
 			return len(a.refreshNow(t).Warnings) == 0
 		})
 		require.Equal(t, 2, a.calls())

@@ -27,8 +27,8 @@ const (
 	proxiedLifetime = 30 * time.Second
 
 	// renewedWithin is when Proxy has renewed a lease of this lifetime at the latest, if the token was extended as the lease was
-	// made or last renewed: at two thirds of it, and up to a fifteenth for spreading.
-	renewedWithin = proxiedLifetime*11/15 + time.Second
+	// made or last renewed: at two thirds of it, and up to a fifteenth for spreading. The rest is for a busy machine.
+	renewedWithin = proxiedLifetime*11/15 + 6*time.Second
 
 	// leastLeft is what a cached answer's token has left: Proxy gives up a lease in the last tenth.
 	leastLeft = proxiedLifetime / 10
@@ -122,8 +122,8 @@ type proxyReaders struct {
 	answers int
 	cached  int
 	leases  map[string]bool
-	tokens  map[string]time.Time // when each was last given
-	dead    []time.Time          // when an answer had a token that DingTalk refuses
+	tokens  map[string]time.Time // when the last read began that was given it
+	dead    []time.Time          // when reads began that were given a token that DingTalk refuses
 	errors  []readError
 	least   time.Duration // the least life left of a token that was given
 }
@@ -144,11 +144,11 @@ func startProxyReaders(t *testing.T, p *cachingProxy) *proxyReaders {
 func (r *proxyReaders) readOnce() {
 	from := time.Now()
 	got, err := r.p.read()
-	now, left := time.Now(), r.p.a.dt.left(got.token)
+	to, left := time.Now(), r.p.a.dt.left(got.token)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil {
-		r.errors = append(r.errors, readError{from, now, err.Error()})
+		r.errors = append(r.errors, readError{from, to, err.Error()})
 		return
 	}
 	r.answers++
@@ -156,14 +156,16 @@ func (r *proxyReaders) readOnce() {
 		r.cached++
 	}
 	r.leases[got.lease] = true
-	r.tokens[got.token] = now
+	if from.After(r.tokens[got.token]) {
+		r.tokens[got.token] = from
+	}
 	r.least = min(r.least, left)
 	if left <= 0 {
-		r.dead = append(r.dead, now)
+		r.dead = append(r.dead, from)
 	}
 }
 
-// gotSince tells whether an answer since then had the token.
+// gotSince tells whether a read that began since then was given the token.
 func (r *proxyReaders) gotSince(since time.Time, token string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -182,7 +184,7 @@ func (r *proxyReaders) requireNoneDead(t *testing.T) {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	require.Empty(t, r.dead, "when answers had a token that DingTalk refuses")
+	require.Empty(t, r.dead, "when reads began that were given a token that DingTalk refuses")
 }
 
 // requireErrorsWithin checks that no read failed but for those that overlap a span of time.
@@ -305,7 +307,7 @@ func TestVaultProxy_gives_no_dead_token_while_Vault_is_away(t *testing.T) {
 	p := startCachingProxy(t, a)
 	token := p.mustRead(t).token
 	r := startProxyReaders(t, p)
-	waitFor(t, 10*time.Second, "the Proxy has begun to renew the lease", func() bool { return strings.Contains(p.logged(t), "secret renewed") })
+	waitFor(t, 20*time.Second, "the Proxy has begun to renew the lease", func() bool { return strings.Contains(p.logged(t), "secret renewed") })
 
 	// The copy goes on being served, and is dropped before its token ends.
 	down := time.Now()
@@ -315,14 +317,14 @@ func TestVaultProxy_gives_no_dead_token_while_Vault_is_away(t *testing.T) {
 		defer r.mu.Unlock()
 		return r.tokens[token]
 	}
-	waitFor(t, 10*time.Second, "readers get answers while Vault is down", func() bool { return lastGot().Sub(down) > 5*time.Second })
+	waitFor(t, 20*time.Second, "readers get answers while Vault is down", func() bool { return lastGot().Sub(down) > 5*time.Second })
 	waitFor(t, lifetime+5*time.Second, "the token ends", func() bool { return dt.left(token) <= 0 })
 	r.requireNoneDead(t)
 	t.Logf("Vault stopped, the copy was served for another %s", lastGot().Sub(down).Round(time.Second))
 
 	v.bootAgain(t)
 	up := time.Now()
-	r.awaitToken(t, 10*time.Second, token)
+	r.awaitToken(t, 20*time.Second, token)
 	r.end()
 	r.requireNoneDead(t)
 	r.requireErrorsWithin(t, down, up.Add(5*time.Second))
@@ -342,16 +344,16 @@ func TestVaultProxy_a_token_that_DingTalk_ended_is_replaced_at_the_next_renewal(
 	dead := dt.LastToken(a.key)
 	dt.ExpireTokens(a.key)
 	ended := time.Now()
-	waitFor(t, 5*time.Second, "the copy goes on being served", func() bool { return r.gotSince(ended.Add(2*time.Second), dead) })
+	waitFor(t, 10*time.Second, "the copy goes on being served", func() bool { return r.gotSince(ended.Add(2*time.Second), dead) })
 	// The Proxy renews at two thirds of the lease. Where the background has had the token extended since, that is one renewal later,
 	// but never beyond nine tenths of the token's life as the engine knows it.
 	r.awaitToken(t, proxiedLifetime*9/10, dead)
 	t.Logf("a token that DingTalk ended was replaced after %s", time.Since(ended).Round(time.Second))
 	replaced := time.Now()
-	waitFor(t, 5*time.Second, "readers go on", func() bool { return r.gotSince(replaced.Add(time.Second), dt.LastToken(a.key)) })
+	waitFor(t, 10*time.Second, "readers go on", func() bool { return r.gotSince(replaced.Add(time.Second), dt.LastToken(a.key)) })
 	r.end()
 	for _, at := range r.dead {
-		require.False(t, at.After(replaced.Add(500*time.Millisecond)), "a dead token after the new one")
+		require.False(t, at.After(replaced), "a dead token after the new one")
 	}
 }
 
@@ -369,7 +371,7 @@ func TestVaultProxy_reader_that_refreshes_and_revokes_gets_another_token_at_once
 			// Where Vault answers before it has revoked the lease, the Proxy takes no notice.
 			p.revoke(t, refused.lease, false)
 			asked := time.Now()
-			waitFor(t, 5*time.Second, "the copy goes on being served", func() bool { return r.gotSince(asked.Add(time.Second), refused.token) })
+			waitFor(t, 10*time.Second, "the copy goes on being served", func() bool { return r.gotSince(asked.Add(time.Second), refused.token) })
 			p.revoke(t, refused.lease, true)
 		}},
 		{"clearing the cache", func(proxied) {
@@ -379,18 +381,19 @@ func TestVaultProxy_reader_that_refreshes_and_revokes_gets_another_token_at_once
 		refused := p.mustRead(t)
 		dt.ExpireTokens(a.key)
 		// First the refresh: were the copy dropped before, the next reader would have the engine's dead token cached again.
-		waitFor(t, 15*time.Second, "the engine has another token", func() bool {
+		waitFor(t, 20*time.Second, "the engine has another token", func() bool {
 			p.refresh(t) // at most once in 10 s
 			return dt.LastToken(a.key) != refused.token
 		})
 		requireSameToken(t, p.mustRead(t).token, refused.token) // still the copy
 		evict.do(refused)
-		waitFor(t, time.Second, "the next reads give the new token, after "+evict.by, func() bool {
+		// Sooner than by the next renewal, which would end the copy too.
+		waitFor(t, 5*time.Second, "the next reads give the new token, after "+evict.by, func() bool {
 			return p.mustRead(t).token == dt.LastToken(a.key)
 		})
 		evicted := time.Now()
-		waitFor(t, 5*time.Second, "readers go on", func() bool { return r.gotSince(evicted.Add(time.Second), dt.LastToken(a.key)) })
-		require.False(t, r.gotSince(evicted.Add(200*time.Millisecond), refused.token), "everybody has the new token")
+		waitFor(t, 10*time.Second, "readers go on", func() bool { return r.gotSince(evicted.Add(time.Second), dt.LastToken(a.key)) })
+		require.False(t, r.gotSince(evicted, refused.token), "everybody has the new token")
 	}
 	r.end()
 	r.requireErrorsWithin(t, time.Time{}, time.Time{})
@@ -415,7 +418,7 @@ func TestVaultProxy_reader_that_revokes_before_it_refreshes_may_get_the_dead_tok
 	dt.ExpireTokens(a.key)
 	p.revoke(t, refused.lease, true)
 	// Another reader comes first, and what it gets is a copy again.
-	waitFor(t, time.Second, "another reader's lease", func() bool { return p.mustRead(t).lease != refused.lease })
+	waitFor(t, 10*time.Second, "another reader's lease", func() bool { return p.mustRead(t).lease != refused.lease })
 	p.refresh(t)
 	got := p.mustRead(t)
 	requireSameToken(t, got.token, refused.token)

@@ -44,15 +44,15 @@ const (
 
 // upstreamErrors are the engine's errors for an app that has no token, by what DingTalk did.
 var upstreamErrors = []knownError{
-	{"credentials rejected", http.StatusBadRequest, regexp.MustCompile(`DingTalk rejected the credentials of app "`)},
-	{"IP not allowed", http.StatusBadRequest, regexp.MustCompile(`DingTalk does not allow Vault's IP address for app "`)},
-	{"request rejected", http.StatusBadRequest, regexp.MustCompile(`DingTalk rejected the request for a token of app "`)},
-	{"throttled", http.StatusBadGateway, regexp.MustCompile(`DingTalk throttles the requests for a token of app "`)},
-	{"unavailable", http.StatusBadGateway, regexp.MustCompile(`DingTalk could not serve the request for a token of app "`)},
-	{"unreachable or too slow", http.StatusBadGateway, regexp.MustCompile(`no token of app ".*" could be had from`)},
-	{"redirected", http.StatusBadGateway, regexp.MustCompile(`answered the request for a token of app ".*" with a redirect`)},
-	{"malformed answer", http.StatusBadGateway, regexp.MustCompile(`answered the request for a token of app ".*" with something that is not a token`)},
-	{"ran out on the way", http.StatusServiceUnavailable, regexp.MustCompile(`the token expired while it was being handed out`)},
+	{kind: "credentials rejected", status: http.StatusBadRequest, text: regexp.MustCompile(`DingTalk rejected the credentials of app "`)},
+	{kind: "IP not allowed", status: http.StatusBadRequest, text: regexp.MustCompile(`DingTalk does not allow Vault's IP address for app "`)},
+	{kind: "request rejected", status: http.StatusBadRequest, text: regexp.MustCompile(`DingTalk rejected the request for a token of app "`)},
+	{kind: "throttled", status: http.StatusBadGateway, text: regexp.MustCompile(`DingTalk throttles the requests for a token of app "`)},
+	{kind: "unavailable", status: http.StatusBadGateway, text: regexp.MustCompile(`DingTalk could not serve the request for a token of app "`)},
+	{kind: "unreachable or too slow", status: http.StatusBadGateway, text: regexp.MustCompile(`no token of app ".*" could be had from`)},
+	{kind: "redirected", status: http.StatusBadGateway, text: regexp.MustCompile(`answered the request for a token of app ".*" with a redirect`)},
+	{kind: "malformed answer", status: http.StatusBadGateway, text: regexp.MustCompile(`answered the request for a token of app ".*" with something that is not a token`)},
+	{kind: "ran out on the way", status: http.StatusServiceUnavailable, text: regexp.MustCompile(`the token expired while it was being handed out`)},
 }
 
 func TestSoak_holds_its_promises_under_load_and_takes_no_more_over_time(t *testing.T) {
