@@ -324,7 +324,7 @@ start_vault() {
 
 	local port tries
 	for ((tries = 0; tries < 5; tries++)); do
-		port=$((20000 + RANDOM % 12000)) # below the ports that outgoing connections use
+		port=$((20000 + RANDOM % 5000)) # below the ports that outgoing connections use
 		launch vault "vault server -dev -dev-no-store-token -config=vault.hcl -dev-listen-address=127.0.0.1:$port"
 		await "Vault did not start" vault_settled
 		if running; then

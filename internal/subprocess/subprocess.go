@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -145,16 +146,28 @@ func Status(pid int, field string) (int64, error) {
 	return 0, fmt.Errorf("no %s in /proc/%d/status", field, pid)
 }
 
-// FreePort picks a port of 127.0.0.1 below the range that outgoing connections use, so that a server that is stopped finds it
-// free again.
+// The ports that FreePort picks from are below those that outgoing connections use, and above those that scripts/demo takes, so
+// that a server that is stopped finds its port free again.
+const (
+	firstPort = 26000
+	lastPort  = 31999
+)
+
+// given are the ports that FreePort has picked, each of which may belong to a server that is stopped just now.
+var given sync.Map
+
+// FreePort picks a port of 127.0.0.1 that nobody listens on, and that it has not picked before in this process.
 func FreePort() (int, error) {
-	for range 100 {
-		port := 20000 + rand.IntN(12000)
+	for range 1000 {
+		port := firstPort + rand.IntN(lastPort-firstPort+1)
+		if _, before := given.LoadOrStore(port, true); before {
+			continue
+		}
 		listener, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
 		if err != nil {
 			continue
 		}
 		return port, listener.Close()
 	}
-	return 0, errors.New("no free port between 20000 and 32000")
+	return 0, fmt.Errorf("no free port between %d and %d", firstPort, lastPort)
 }

@@ -119,3 +119,13 @@ func TestFreePort_can_be_listened_on(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, listener.Close())
 }
+
+func TestFreePort_is_another_each_time(t *testing.T) {
+	seen := map[int]bool{}
+	for range 300 {
+		port, err := subprocess.FreePort()
+		require.NoError(t, err)
+		require.False(t, seen[port], "port %d", port)
+		seen[port] = true
+	}
+}

@@ -8,9 +8,11 @@ package e2e
 // readers get meanwhile: the right token, an error that is Vault's own and expected, or something that must not be.
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/url"
 	"os"
 	"regexp"
@@ -154,6 +156,14 @@ func (c *cluster) revive(t *testing.T, v *vaultServer) {
 	require.NoError(t, v.start(), "start %s again", v.opts.name)
 	_, err := v.root.Sys().Unseal(v.unsealKey)
 	require.NoError(t, err, "unseal %s again", v.opts.name)
+	// Without this port Vault goes on, and never serves.
+	waitFor(t, 30*time.Second, v.opts.name+" listens at "+v.cluster+", unless another program has taken that port", func() bool {
+		connection, err := (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", v.cluster)
+		if err != nil {
+			return false
+		}
+		return connection.Close() == nil
+	})
 	c.waitUntilServing(t, v)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -163,9 +173,17 @@ func (c *cluster) revive(t *testing.T, v *vaultServer) {
 // waitUntilServing waits until a node answers requests, by itself or by the leader.
 func (c *cluster) waitUntilServing(t *testing.T, v *vaultServer) {
 	t.Helper()
+	var last error
+	defer func() {
+		if t.Failed() {
+			t.Logf("%s answered: %v", v.opts.name, last)
+		}
+	}()
 	waitFor(t, time.Minute, v.opts.name+" serves", func() bool {
-		_, err := v.root.Auth().Token().LookupSelf()
-		return err == nil
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // one that hangs must not take the whole minute
+		defer cancel()
+		_, last = v.root.Auth().Token().LookupSelfWithContext(ctx)
+		return last == nil
 	})
 }
 

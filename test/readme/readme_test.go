@@ -188,9 +188,9 @@ func checkOut(t *testing.T, to string) {
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	for range 100 {
-		port, err := rand.Int(rand.Reader, big.NewInt(12000))
+		port, err := rand.Int(rand.Reader, big.NewInt(5000))
 		require.NoError(t, err)
-		// Below the ports that outgoing connections use.
+		// Below the ports that outgoing connections use, and those that other tests do.
 		address := fmt.Sprintf("127.0.0.1:%d", 20000+port.Int64())
 		if listener, err := net.Listen("tcp", address); err == nil {
 			require.NoError(t, listener.Close())
