@@ -199,10 +199,10 @@ func parseChange(raw map[string]any) (*appChange, error) {
 		}
 		c.baseURL = &base
 	}
-	if c.refreshBefore, err = durationField(raw, fieldRefreshBefore, 0, maxRefreshBefore, short(maxRefreshBefore)); err != nil {
+	if c.refreshBefore, err = durationField(raw, fieldRefreshBefore, 0, maxRefreshBefore); err != nil {
 		return nil, err
 	}
-	if c.requestTimeout, err = durationField(raw, fieldRequestTimeout, minRequestTimeout, maxRequestTimeout, short(maxRequestTimeout)); err != nil {
+	if c.requestTimeout, err = durationField(raw, fieldRequestTimeout, minRequestTimeout, maxRequestTimeout); err != nil {
 		return nil, err
 	}
 	if c.leased, err = boolField(raw, fieldLeased); err != nil {
@@ -262,14 +262,14 @@ func checkCredential(field, value string) error {
 const longestDuration = math.MaxInt64 - math.MaxInt64%time.Second
 
 // durationField reads a duration of whole seconds: a number, or a string as Vault takes them everywhere (200, 200s, 5m).
-func durationField(raw map[string]any, field string, least, most time.Duration, example string) (*time.Duration, error) {
+func durationField(raw map[string]any, field string, least, most time.Duration) (*time.Duration, error) {
 	v, given := raw[field]
 	if !given {
 		return nil, nil //nolint:nilnil // not given is not an error
 	}
-	end := "to " + short(most)
+	end, example := "to "+short(most), short(most)
 	if most == longestDuration {
-		end = "on"
+		end, example = "on", "30m"
 	}
 	allowed := fmt.Sprintf("allowed is a duration of whole seconds from %s %s, such as %q", short(least), end, example)
 	var shown string

@@ -94,7 +94,7 @@ func (b *backend) secretAccessToken() *framework.Secret {
 
 // parseMinTTL returns 0 where min_ttl is not given.
 func parseMinTTL(raw map[string]any) (time.Duration, error) {
-	d, err := durationField(raw, fieldMinTTL, 0, longestDuration, "30m")
+	d, err := durationField(raw, fieldMinTTL, 0, longestDuration)
 	return valueOr(d, 0), err
 }
 
