@@ -17,9 +17,9 @@ import (
 	"sync"
 	"time"
 
-	"vault-plugin-secrets-dingtalk/internal/subprocess"
-
 	"github.com/hashicorp/vault/api"
+
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
 const (

@@ -90,11 +90,11 @@ func startServer(ctx context.Context, env *environment, storage string, programs
 }
 
 func (s *server) start(ctx context.Context, env *environment, storage string, programs map[string]string) error {
-	port, err := subprocess.FreePort()
+	port, err := subprocess.ServerPorts.Free()
 	if err != nil {
 		return err
 	}
-	clusterPort, err := subprocess.FreePort()
+	clusterPort, err := subprocess.ServerPorts.Free()
 	if err != nil {
 		return err
 	}
@@ -191,7 +191,7 @@ func (s *server) register(ctx context.Context, name, program, pluginDir string) 
 	if err := os.WriteFile(p.path, binary, 0o755); err != nil {
 		return err
 	}
-	port, err := subprocess.FreePort()
+	port, err := subprocess.ServerPorts.Free()
 	if err != nil {
 		return err
 	}
@@ -314,7 +314,7 @@ type proxy struct {
 }
 
 func (s *server) startProxy(env *environment) (*proxy, error) {
-	port, err := subprocess.FreePort()
+	port, err := subprocess.ServerPorts.Free()
 	if err != nil {
 		return nil, err
 	}

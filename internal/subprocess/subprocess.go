@@ -146,20 +146,24 @@ func Status(pid int, field string) (int64, error) {
 	return 0, fmt.Errorf("no %s in /proc/%d/status", field, pid)
 }
 
-// The ports that FreePort picks from are below those that outgoing connections use, and above those that scripts/demo takes, so
-// that a server that is stopped finds its port free again.
-const (
-	firstPort = 26000
-	lastPort  = 31999
+// Ports are a range of TCP ports. All are below those that outgoing connections use, and no two programs that run at once pick
+// from the same, so that a server that is stopped finds its port free again.
+type Ports struct{ first, last int }
+
+var (
+	// DemoPorts are what scripts/demo picks from, and the test that runs it and the pages.
+	DemoPorts = Ports{20000, 24999}
+	// ServerPorts are for the end-to-end tests and the benchmarks.
+	ServerPorts = Ports{26000, 31999}
 )
 
-// given are the ports that FreePort has picked, each of which may belong to a server that is stopped just now.
+// given are the ports that have been picked, each of which may belong to a server that is stopped just now.
 var given sync.Map
 
-// FreePort picks a port of 127.0.0.1 that nobody listens on, and that it has not picked before in this process.
-func FreePort() (int, error) {
+// Free picks a port of 127.0.0.1 that nobody listens on, and that was not picked before in this process.
+func (p Ports) Free() (int, error) {
 	for range 1000 {
-		port := firstPort + rand.IntN(lastPort-firstPort+1)
+		port := p.first + rand.IntN(p.last-p.first+1)
 		if _, before := given.LoadOrStore(port, true); before {
 			continue
 		}
@@ -169,5 +173,5 @@ func FreePort() (int, error) {
 		}
 		return port, listener.Close()
 	}
-	return 0, fmt.Errorf("no free port between %d and %d", firstPort, lastPort)
+	return 0, fmt.Errorf("no free port between %d and %d", p.first, p.last)
 }

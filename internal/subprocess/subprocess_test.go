@@ -112,18 +112,18 @@ func TestStatus_reads_a_number_of_a_process(t *testing.T) {
 	require.ErrorContains(t, err, "NoSuchField")
 }
 
-func TestFreePort_can_be_listened_on(t *testing.T) {
-	port, err := subprocess.FreePort()
+func TestPorts_a_free_one_can_be_listened_on(t *testing.T) {
+	port, err := subprocess.ServerPorts.Free()
 	require.NoError(t, err)
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:"+strconv.Itoa(port))
 	require.NoError(t, err)
 	require.NoError(t, listener.Close())
 }
 
-func TestFreePort_is_another_each_time(t *testing.T) {
+func TestPorts_a_free_one_is_another_each_time(t *testing.T) {
 	seen := map[int]bool{}
 	for range 300 {
-		port, err := subprocess.FreePort()
+		port, err := subprocess.ServerPorts.Free()
 		require.NoError(t, err)
 		require.False(t, seen[port], "port %d", port)
 		seen[port] = true

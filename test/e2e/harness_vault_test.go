@@ -27,10 +27,10 @@ import (
 	"testing"
 	"time"
 
-	"vault-plugin-secrets-dingtalk/internal/subprocess"
-
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
 // The storages a test may ask for. Only inmem forgets everything when Vault stops.
@@ -149,11 +149,11 @@ func (v *vaultServer) startOnce() error {
 }
 
 func (v *vaultServer) configure() error {
-	port, err := subprocess.FreePort()
+	port, err := subprocess.ServerPorts.Free()
 	if err != nil {
 		return err
 	}
-	clusterPort, err := subprocess.FreePort()
+	clusterPort, err := subprocess.ServerPorts.Free()
 	if err != nil {
 		return err
 	}

@@ -19,10 +19,10 @@ import (
 	"testing"
 	"time"
 
-	"vault-plugin-secrets-dingtalk/internal/subprocess"
-
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
 // The programs that are the plugin.

@@ -48,7 +48,7 @@ func startCachingProxy(t *testing.T, a *app) *cachingProxy {
 	v.newRole(t, dir, runnableExample(t, "proxy/policy.hcl", map[string]string{
 		exampleCreds: a.credsPath(), "dingtalk/refresh/myapp": a.refreshPath(),
 	}))
-	port, err := subprocess.FreePort()
+	port, err := subprocess.ServerPorts.Free()
 	require.NoError(t, err)
 	p := &cachingProxy{a: a, address: "127.0.0.1:" + strconv.Itoa(port)}
 	p.vaultClient = startVaultClient(t, "proxy", dir, runnableExample(t, "proxy/proxy.hcl", map[string]string{

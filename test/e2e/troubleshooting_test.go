@@ -485,7 +485,7 @@ func ofTheCatalog(v *vaultServer) map[string]provocation {
 // startDevVault starts a Vault whose configuration names no plugin directory.
 func startDevVault(t *testing.T) *api.Client {
 	t.Helper()
-	port, err := subprocess.FreePort()
+	port, err := subprocess.ServerPorts.Free()
 	require.NoError(t, err)
 	v := &vaultServer{opts: vaultOptions{name: "dev"}, dir: t.TempDir(), addr: "http://127.0.0.1:" + strconv.Itoa(port), rootToken: "root-" + randomHex(12)}
 	noteSecret(v.rootToken, "a root token")

@@ -13,11 +13,10 @@ import (
 	"go/format"
 	"io"
 	"io/fs"
-	"math/big"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,6 +31,7 @@ import (
 
 	dingtalk "vault-plugin-secrets-dingtalk"
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
 const (
@@ -187,18 +187,9 @@ func checkOut(t *testing.T, to string) {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	for range 100 {
-		port, err := rand.Int(rand.Reader, big.NewInt(5000))
-		require.NoError(t, err)
-		// Below the ports that outgoing connections use, and those that other tests do.
-		address := fmt.Sprintf("127.0.0.1:%d", 20000+port.Int64())
-		if listener, err := net.Listen("tcp", address); err == nil {
-			require.NoError(t, listener.Close())
-			return address
-		}
-	}
-	require.FailNow(t, "no free port")
-	return ""
+	port, err := subprocess.DemoPorts.Free()
+	require.NoError(t, err)
+	return "127.0.0.1:" + strconv.Itoa(port)
 }
 
 // read does what the page says.
