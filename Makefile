@@ -93,7 +93,7 @@ simulation: ## 30 days of 200 apps under faults, in virtual time; test-unit does
 
 .PHONY: fuzz
 fuzz: ## look for new failing inputs, a minute for each fuzz target
-	@for f in ReadAnswer BaseURL ConfigWrite AppName Operations; do \
+	@for f in ReadResponse ShownText BaseURL ConfigWrite AppName Operations; do \
 		go test -run '^$$' -fuzz "^Fuzz$$f\$$" -fuzztime 60s -fuzzminimizetime 10x -parallel 2 . || exit 1; done
 
 .PHONY: soak

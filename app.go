@@ -2,532 +2,669 @@
 
 package dingtalk
 
-// This file holds what is stored for an app: its fields with their defaults and limits, how a write changes them, when a
-// write starts a new generation, and the form in storage.
+// This file is one app in memory. Its token is in one of four states (tokenState); app.get is the one
+// place that decides what a caller gets in each, app.fetchAndStore the one that fetches and stores,
+// app.finishFetch the one that publishes. What holds the apps together is in registry.go.
 
 import (
 	"context"
-	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
-	"net"
-	"net/url"
-	"slices"
-	"strconv"
+	"runtime/debug"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/go-secure-stdlib/parseutil"
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// The fields of config/<app>.
+// tokenState says what may be done with a token.
+type tokenState string
+
 const (
-	fieldAppKey           = "app_key"
-	fieldAppSecret        = "app_secret"
-	fieldBaseURL          = "base_url"
-	fieldRefreshBefore    = "refresh_before"
-	fieldRequestTimeout   = "request_timeout"
-	fieldLeased           = "leased"
-	fieldVerifyConnection = "verify_connection"
+	// stateAbsent: there is none; a reader waits for one.
+	stateAbsent tokenState = "absent"
+	// stateFresh: it is served at once.
+	stateFresh tokenState = "fresh"
+	// stateDue: it is good, but a reader makes the engine refresh it.
+	stateDue tokenState = "due"
+	// stateExpired: it is never served; a reader waits for another.
+	stateExpired tokenState = "expired"
 )
 
 const (
-	defaultBaseURL        = "https://api.dingtalk.io"
-	defaultRefreshBefore  = 200 * time.Second // 7,200 s minus the 7,000 s that DingTalk advises to cache a token for
-	defaultRequestTimeout = 10 * time.Second
+	tokenPrefix = "token/"
 
-	maxRefreshBefore  = time.Hour
-	minRequestTimeout = time.Second
-	maxRequestTimeout = 30 * time.Second
+	// minServed is the least remaining TTL of a token that is served, since a TTL of 0 means 32 days
+	// to Vault.
+	minServed = 2 * time.Second
 
-	maxNameLength       = 128
-	maxCredentialLength = 512
+	// forceInterval is how often at most a token that is not due is refreshed all the same.
+	forceInterval = 10 * time.Second
 
-	configPrefix = "config/"
+	// storeBudget bounds the wait for storage to take a token or a configuration.
+	storeBudget = 5 * time.Second
 
-	// entryVersion is the form of stored entries that this release writes.
-	entryVersion = 1
+	// waitGrace is what a reader waits longer than request_timeout, so that the fetch can say itself
+	// why it failed.
+	waitGrace = 500 * time.Millisecond
+
+	// refreshAhead is how long before a token becomes due the background refreshes it: two passes of
+	// the periodic function, which Vault calls once a minute.
+	refreshAhead = 2 * time.Minute
+
+	// minIdle is how long an app stays in memory unused at the least, so that the limits on how often
+	// DingTalk is called outlive a short-lived token.
+	minIdle = time.Minute
+
+	// usualLifetime is what DingTalk's tokens live, as its documentation says.
+	usualLifetime = 2 * time.Hour
+
+	// rejectedBackOff is the wait after DingTalk rejected credentials, request or IP: only a person
+	// can fix that.
+	rejectedBackOff = time.Minute
 )
 
-// sensitive holds an app secret or a token. However it is printed, logged or encoded, also inside another value, its text does
-// not come out; reveal is the only way.
-type sensitive struct{ text *string }
-
-func newSensitive(s string) sensitive { return sensitive{text: &s} }
-
-func (s sensitive) reveal() string {
-	if s.text == nil {
-		return ""
-	}
-	return *s.text
+// backOff is the wait after the first, second, … failed fetch in a row, before the jitter; the last
+// one repeats. Vault's client repeats a 502 twice, the second time up to 4.5 s after the first
+// response: that must meet the remembered error.
+var backOff = []time.Duration{
+	5 * time.Second, 10 * time.Second, 20 * time.Second, 40 * time.Second, 60 * time.Second,
 }
 
-// Format implements fmt.Formatter for every verb.
-func (sensitive) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[redacted]") }
+// token is an access token and its life. It never changes.
+type token struct {
+	Value  sensitive
+	digest string // stands for the token in a lease
 
-// MarshalText implements encoding.TextMarshaler, which a JSON log would use.
-func (sensitive) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
+	fetchedAt time.Time     // when the request for it was sent
+	expiresAt time.Time     // fetchedAt + expireIn, with a reading of this process's monotonic clock
+	lifetime  time.Duration // whole seconds
 
-// redact replaces the sensitive text in s, also where it is escaped as in a URL or in JSON.
-func (s sensitive) redact(in string) string {
-	text := s.reveal()
-	if text == "" {
-		return in
-	}
-	quoted := strconv.Quote(text)
-	for _, form := range []string{text, url.QueryEscape(text), url.PathEscape(text), quoted[1 : len(quoted)-1]} {
-		in = replaceFold(in, form, "[redacted]") // since %2f and %2F are the same
-	}
-	return in
+	// fromTheFuture says that it was stored with a later fetchedAt than the clock showed on reading
+	// it: one of the clocks is wrong, so its expiresAt is not to be relied on for long.
+	fromTheFuture bool
 }
 
-// replaceFold is strings.ReplaceAll without regard to the case of ASCII letters. Its time grows with the length of the texts,
-// not with their product, since both may be an answer's.
-func replaceFold(in, from, to string) string {
-	lowerIn, lowerFrom := asciiLower(in), asciiLower(from)
-	var out strings.Builder
-	for {
-		at := strings.Index(lowerIn, lowerFrom)
-		if at < 0 {
-			out.WriteString(in)
-			return out.String()
-		}
-		out.WriteString(in[:at])
-		out.WriteString(to)
-		in, lowerIn = in[at+len(from):], lowerIn[at+len(from):]
+// newToken is a token that was fetched by this process.
+func newToken(value sensitive, sent time.Time, expireIn time.Duration) *token {
+	return &token{
+		Value: value, digest: digestOf(value),
+		fetchedAt: sent, expiresAt: sent.Add(expireIn), lifetime: expireIn,
 	}
 }
 
-// asciiLower keeps every byte in its place, which strings.ToLower does not.
-func asciiLower(s string) string {
-	lower := []byte(s)
-	for i, c := range lower {
-		if 'A' <= c && c <= 'Z' {
-			lower[i] = c + ('a' - 'A')
-		}
-	}
-	return string(lower)
+// digestOf stands for a token where the token itself must not be.
+func digestOf(value sensitive) string {
+	sum := sha256.Sum256([]byte(value.reveal()))
+	return hex.EncodeToString(sum[:])
 }
 
-// appEntry is an app as an operator configured it.
-type appEntry struct {
-	// Generation stands for one set of credentials: it changes with app_key, app_secret and base_url. It is random, since a
-	// counter would start over when an app is deleted and made again.
-	Generation string
-	AppKey     string
-	AppSecret  sensitive
-	BaseURL    string
-
-	RefreshBefore  time.Duration
-	RequestTimeout time.Duration
-	Leased         bool
+// remaining is the remaining TTL in whole seconds, by the wall clock or the monotonic one, whichever
+// says less: the monotonic clock stops while a machine sleeps, the wall clock can be set back.
+func (t *token) remaining(now time.Time) time.Duration {
+	if t == nil {
+		return 0
+	}
+	remaining := min(t.expiresAt.Sub(now), t.expiresAt.Round(0).Sub(now.Round(0)), t.lifetime)
+	return max(0, remaining.Truncate(time.Second))
 }
 
-func (e *appEntry) credentials() credentials {
-	return credentials{BaseURL: e.BaseURL, AppKey: e.AppKey, AppSecret: e.AppSecret}
+// window is the remaining TTL at which the token becomes due: refreshBefore, but at most a quarter
+// of its lifetime.
+func (t *token) window(refreshBefore time.Duration) time.Duration {
+	return min(refreshBefore, t.lifetime/4)
 }
 
-// equal tells whether two entries, either of which may be nil for none, are the same.
-func (e *appEntry) equal(other *appEntry) bool {
-	if e == nil || other == nil {
-		return e == other
-	}
-	a, b := *e, *other
-	secretsMatch := a.AppSecret.reveal() == b.AppSecret.reveal()
-	a.AppSecret, b.AppSecret = sensitive{}, sensitive{}
-	return secretsMatch && a == b
-}
-
-// appChange is what one write to config/<app> asks for; nil is a field that it does not name.
-type appChange struct {
-	appKey         *string
-	appSecret      *sensitive
-	baseURL        *string
-	refreshBefore  *time.Duration
-	requestTimeout *time.Duration
-	leased         *bool
-
-	// verify is of the request only.
-	verify *bool
-}
-
-// inputError is a request that cannot be met as it stands. Its text names what is wrong and what is allowed, never a secret.
-type inputError struct{ text string }
-
-func (e *inputError) Error() string { return e.text }
-
-func badInput(format string, args ...any) error {
-	return &inputError{text: fmt.Sprintf(format, args...)}
-}
-
-// parseChange reads the fields of a write to config/<app>. It works on the request's raw data, since the framework's own
-// conversion takes "" and 500ms for 0 and repeats in its error what it cannot convert.
-func parseChange(raw map[string]any) (*appChange, error) {
-	c := &appChange{}
-	// A secret that is not a string must be refused before anything can repeat it.
-	secret, given, err := stringField(raw, fieldAppSecret)
-	if err != nil {
-		return nil, err
-	}
-	if given {
-		secret = strings.TrimSuffix(strings.TrimSuffix(secret, "\n"), "\r")
-		if err := checkCredential(fieldAppSecret, secret); err != nil {
-			return nil, err
-		}
-		s := newSensitive(secret)
-		c.appSecret = &s
-	}
-	if key, given, err := stringField(raw, fieldAppKey); err != nil {
-		return nil, err
-	} else if given {
-		if err := checkCredential(fieldAppKey, key); err != nil {
-			return nil, err
-		}
-		c.appKey = &key
-	}
-	if base, given, err := stringField(raw, fieldBaseURL); err != nil {
-		return nil, err
-	} else if given {
-		base, err := parseBaseURL(base)
-		if err != nil {
-			return nil, err
-		}
-		c.baseURL = &base
-	}
-	if c.refreshBefore, err = durationField(raw, fieldRefreshBefore, 0, maxRefreshBefore); err != nil {
-		return nil, err
-	}
-	if c.requestTimeout, err = durationField(raw, fieldRequestTimeout, minRequestTimeout, maxRequestTimeout); err != nil {
-		return nil, err
-	}
-	if c.leased, err = boolField(raw, fieldLeased); err != nil {
-		return nil, err
-	}
-	if c.verify, err = boolField(raw, fieldVerifyConnection); err != nil {
-		return nil, err
-	}
-	return c, nil
-}
-
-// stringField never repeats the value in its error: what is not a string may be a secret in the wrong place.
-func stringField(raw map[string]any, field string) (value string, given bool, err error) {
-	v, given := raw[field]
-	if !given {
-		return "", false, nil
-	}
-	value, ok := v.(string)
-	if !ok {
-		return "", false, badInput("%s: expected one string, got %s", field, kindOf(v))
-	}
-	return value, true, nil
-}
-
-func kindOf(v any) string {
-	switch v.(type) {
-	case nil:
-		return "null"
-	case bool:
-		return "a boolean"
-	case []any, []string:
-		return "a list (is the field given more than once?)"
-	case map[string]any:
-		return "an object"
+func (t *token) state(now time.Time, refreshBefore time.Duration) tokenState {
+	switch remaining := t.remaining(now); {
+	case t == nil:
+		return stateAbsent
+	case remaining < minServed:
+		return stateExpired
+	case remaining <= t.window(refreshBefore), t.fromTheFuture:
+		return stateDue
 	default:
-		return "a number"
+		return stateFresh
 	}
 }
 
-func checkCredential(field, value string) error {
-	const allowed = "allowed are 1 to 512 printable ASCII characters without spaces"
-	switch {
-	case value == "":
-		return badInput("%s: empty; %s", field, allowed)
-	case len(value) > maxCredentialLength:
-		return badInput("%s: %d bytes long; %s", field, len(value), allowed)
-	}
-	for i := range len(value) {
-		if value[i] <= ' ' || value[i] > '~' {
-			return badInput("%s: the byte at position %d is a space, a control character or not ASCII; %s", field, i+1, allowed)
-		}
-	}
-	return nil
+// servable reports whether the token may be handed out.
+func (t *token) servable(now time.Time) bool { return t.remaining(now) >= minServed }
+
+// tokenRecord is token/<app> in storage.
+type tokenRecord struct {
+	Version     int       `json:"version"`
+	Generation  string    `json:"generation"`
+	AccessToken string    `json:"access_token"`
+	ExpiresAt   time.Time `json:"expires_at"`
+	FetchedAt   time.Time `json:"fetched_at"`
 }
 
-// longestDuration is the longest that there is in whole seconds: 292 years.
-const longestDuration = math.MaxInt64 - math.MaxInt64%time.Second
-
-// durationField reads a duration of whole seconds: a number, or a string as Vault takes them everywhere (200, 200s, 5m).
-func durationField(raw map[string]any, field string, least, most time.Duration) (*time.Duration, error) {
-	v, given := raw[field]
-	if !given {
-		return nil, nil //nolint:nilnil // not given is not an error
-	}
-	end, example := "to "+short(most), short(most)
-	if most == longestDuration {
-		end, example = "on", "30m"
-	}
-	allowed := fmt.Sprintf("allowed is a duration of whole seconds from %s %s, such as %q", short(least), end, example)
-	var shown string
-	switch v := v.(type) {
-	case nil, bool, []any, []string, map[string]any:
-		return nil, badInput("%s: got %s; %s", field, kindOf(v), allowed)
-	case float64: // what a JSON number is on its way through Vault
-		shown = strconv.FormatFloat(v, 'f', -1, 64)
-	default:
-		shown = fmt.Sprint(v)
-	}
-	d, err := parseutil.ParseDurationSecond(shown)
-	if n, nan := strconv.ParseFloat(shown, 64); nan == nil && math.Abs(n) > longestDuration.Seconds() {
-		err = strconv.ErrRange // which the library multiplies without a look
-	}
-	if shown == "" || err != nil || d%time.Second != 0 || d < least || d > most {
-		return nil, badInput("%s: %s given; %s", field, refused(raw, shown), allowed)
-	}
-	return &d, nil
-}
-
-// short prints a duration without its zero parts: 1h, not 1h0m0s.
-func short(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
-}
-
-// refused is a value as the error that refuses it shows it. What is as long as a secret may be one in the wrong field, and
-// Vault writes errors in clear to its audit log.
-func refused(raw map[string]any, value string) string {
-	const longest = 24
-	secret, _ := raw[fieldAppSecret].(string)
-	if len(value) > longest || value != "" && strings.TrimSpace(value) == strings.TrimSpace(secret) {
-		return fmt.Sprintf("a value of %d bytes", len(value))
-	}
-	return strconv.Quote(value)
-}
-
-func boolField(raw map[string]any, field string) (*bool, error) {
-	v, given := raw[field]
-	if !given {
-		return nil, nil //nolint:nilnil // not given is not an error
-	}
-	const allowed = "allowed are true and false"
-	switch v := v.(type) {
-	case bool:
-		return &v, nil
-	case string, json.Number, float64, int:
-		shown := fmt.Sprint(v)
-		b, err := strconv.ParseBool(shown)
-		if err != nil {
-			return nil, badInput("%s: %s given; %s", field, refused(raw, shown), allowed)
-		}
-		return &b, nil
-	default:
-		return nil, badInput("%s: got %s; %s", field, kindOf(v), allowed)
-	}
-}
-
-// parseBaseURL returns the URL in the form in which it is stored: scheme and host in lower case, no path.
-func parseBaseURL(given string) (string, error) {
-	const allowed = "allowed is https://host[:port] without a path, user info, query or fragment; http:// only for localhost, 127.0.0.0/8 and [::1]"
-	refuse := func(why string) (string, error) {
-		shown := strconv.Quote(given)
-		switch end := strings.IndexAny(given, "?#"); {
-		case given != "" && !strings.Contains(given, "://"), strings.Contains(given, "@"):
-			shown = "a value that may hold a secret"
-		case end >= 0:
-			shown = strconv.Quote(given[:end] + "…")
-		}
-		if len(shown) > maxShownText {
-			shown = fmt.Sprintf("a value of %d bytes", len(given))
-		}
-		return "", badInput("%s: %s given: %s; %s", fieldBaseURL, shown, why, allowed)
-	}
-	switch {
-	case given == "":
-		return refuse("it is empty")
-	case len(given) > maxCredentialLength:
-		return refuse(fmt.Sprintf("it is longer than %d bytes", maxCredentialLength))
-	case strings.ContainsFunc(given, func(r rune) bool { return r <= ' ' || r > '~' }):
-		return refuse("it has a space, a control character or a character that is not ASCII")
-	case strings.ContainsAny(given, `\%?#@`):
-		return refuse(`it has one of the characters \ % ? # @`)
-	}
-	u, err := url.Parse(given)
+// readToken reads the app's stored token; nil without an error is that there is none, or none that
+// can be used.
+func (a *app) readToken(ctx context.Context, s logical.Storage) (*token, error) {
+	stored, err := s.Get(ctx, tokenPrefix+a.name)
 	if err != nil {
-		return refuse("it is not a URL")
-	}
-	host := u.Hostname()
-	switch {
-	case u.Opaque != "" || host == "":
-		return refuse("it has no host")
-	case strings.Contains(host, ":") != strings.HasPrefix(u.Host, "["):
-		return refuse("an IPv6 address needs brackets")
-	case u.Path != "" && u.Path != "/":
-		return refuse("it has a path")
-	case u.Scheme != "https" && u.Scheme != "http":
-		return refuse("its scheme is not https")
-	case u.Scheme == "http" && !isLoopback(host):
-		return refuse("http:// would send the secret in clear text")
-	case strings.Contains(host, ":") && net.ParseIP(host) == nil, !strings.Contains(host, ":") && !isHostName(host):
-		return refuse("its host is not a name or an address")
-	}
-	authority := strings.ToLower(u.Host)
-	if port := u.Port(); port != "" {
-		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
-			return refuse("its port is not one of 1 to 65535")
-		}
-	} else {
-		authority = strings.TrimSuffix(authority, ":")
-	}
-	return u.Scheme + "://" + authority, nil
-}
-
-func isLoopback(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	ip := net.ParseIP(host)
-	if strings.Contains(host, ":") {
-		return ip.Equal(net.IPv6loopback) // not an IPv4 address written as IPv6
-	}
-	return ip.IsLoopback()
-}
-
-// isHostName allows letters, digits, dots, hyphens and underscores.
-func isHostName(host string) bool {
-	return len(host) <= 253 && !strings.HasPrefix(host, ".") && !strings.Contains(host, "..") &&
-		!strings.ContainsFunc(host, func(r rune) bool {
-			return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '.' || r == '-' || r == '_')
-		})
-}
-
-// apply returns the entry that the change makes of the present one, nil for a new app, and whether it starts a new generation.
-func (c *appChange) apply(name string, present *appEntry) (entry *appEntry, newGeneration bool, err error) {
-	next := appEntry{
-		BaseURL:        defaultBaseURL,
-		RefreshBefore:  defaultRefreshBefore,
-		RequestTimeout: defaultRequestTimeout,
-		Leased:         true,
-	}
-	if present != nil {
-		next = *present
-	} else if c.appKey == nil || c.appSecret == nil {
-		return nil, false, badInput("app %q does not exist yet: to create it, %s and %s are required", name, fieldAppKey, fieldAppSecret)
-	}
-	set(&next.AppKey, c.appKey)
-	set(&next.AppSecret, c.appSecret)
-	set(&next.BaseURL, c.baseURL)
-	set(&next.RefreshBefore, c.refreshBefore)
-	set(&next.RequestTimeout, c.requestTimeout)
-	set(&next.Leased, c.leased)
-
-	if present != nil {
-		moved := next.BaseURL != present.BaseURL || next.AppKey != present.AppKey
-		if moved && c.appSecret == nil {
-			// Else whoever may write config/ could have the stored secret sent to a host of theirs.
-			return nil, false, badInput("app %q: changing %s or %s requires %s in the same request", name, fieldBaseURL, fieldAppKey, fieldAppSecret)
-		}
-		if !moved && next.AppSecret.reveal() == present.AppSecret.reveal() {
-			return &next, false, nil
-		}
-	}
-	next.Generation, err = newGeneration128()
-	return &next, true, err
-}
-
-func set[T any](field, value *T) {
-	if value != nil {
-		*field = *value
-	}
-}
-
-func newGeneration128() (string, error) {
-	id := make([]byte, 16)
-	if _, err := rand.Read(id); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(id), nil
-}
-
-// configRecord is config/<app> in storage. Durations are whole seconds.
-type configRecord struct {
-	Version        int    `json:"version"`
-	Generation     string `json:"generation"`
-	AppKey         string `json:"app_key"`
-	AppSecret      string `json:"app_secret"`
-	BaseURL        string `json:"base_url"`
-	RefreshBefore  int64  `json:"refresh_before"`
-	RequestTimeout int64  `json:"request_timeout"`
-	Leased         bool   `json:"leased"`
-}
-
-// readConfig reads an app's entry; nil without an error is an app that does not exist.
-func readConfig(ctx context.Context, s logical.Storage, name string) (*appEntry, error) {
-	stored, err := s.Get(ctx, configPrefix+name)
-	if err != nil {
-		return nil, fmt.Errorf("reading config/%s from storage: %w", name, err)
+		return nil, fmt.Errorf("app %q: reading its token from storage: %w", a.name, err)
 	}
 	if stored == nil {
 		return nil, nil //nolint:nilnil // documented above
 	}
-	var r configRecord
-	if err := decodeRecord(stored, &r, &r.Version); err != nil {
-		return nil, fmt.Errorf("config/%s in storage: %w", name, err)
+	var rec tokenRecord
+	if err := decodeRecord(stored, &rec, &rec.Version); err != nil {
+		a.registry.log.Warn("the stored token is not used: another will be fetched", "app", a.name, "error", err)
+		return nil, nil //nolint:nilnil // documented above
 	}
-	return &appEntry{
-		Generation:     r.Generation,
-		AppKey:         r.AppKey,
-		AppSecret:      newSensitive(r.AppSecret),
-		BaseURL:        r.BaseURL,
-		RefreshBefore:  time.Duration(r.RefreshBefore) * time.Second,
-		RequestTimeout: time.Duration(r.RequestTimeout) * time.Second,
-		Leased:         r.Leased,
-	}, nil
+	if rec.Generation != a.generation || !isToken(rec.AccessToken) {
+		return nil, nil //nolint:nilnil // documented above
+	}
+	now := time.Now()
+	lifetime := min(rec.ExpiresAt.Sub(rec.FetchedAt), maxExpireIn).Truncate(time.Second)
+	t := newToken(newSensitive(rec.AccessToken), rec.FetchedAt, lifetime)
+	// Expressed as now plus the rest by the wall clock, the end gets a reading of this process's
+	// monotonic clock.
+	t.expiresAt = now.Add(t.expiresAt.Sub(now.Round(0)))
+	t.fromTheFuture = rec.FetchedAt.After(now)
+	return t, nil
 }
 
-func writeConfig(ctx context.Context, s logical.Storage, name string, e *appEntry) error {
-	return putRecord(ctx, s, configPrefix+name, configRecord{
-		Version:        entryVersion,
-		Generation:     e.Generation,
-		AppKey:         e.AppKey,
-		AppSecret:      e.AppSecret.reveal(),
-		BaseURL:        e.BaseURL,
-		RefreshBefore:  int64(e.RefreshBefore / time.Second),
-		RequestTimeout: int64(e.RequestTimeout / time.Second),
-		Leased:         e.Leased,
+func (a *app) writeToken(ctx context.Context, s logical.Storage, t *token) error {
+	return putRecord(ctx, s, tokenPrefix+a.name, tokenRecord{
+		Version:     entryVersion,
+		Generation:  a.generation,
+		AccessToken: t.Value.reveal(),
+		ExpiresAt:   t.expiresAt.UTC(),
+		FetchedAt:   t.fetchedAt.UTC(),
 	})
 }
 
-// knownVersions are the forms of stored entries that this release reads.
-var knownVersions = []int{1}
+// settings are what an app's readers need of its configuration: everything but the secret.
+type settings struct {
+	baseURL        string
+	appKey         string
+	refreshBefore  time.Duration
+	requestTimeout time.Duration
+	leased         bool
+}
 
-// decodeRecord reads a stored record. Its errors hold nothing of the content.
-func decodeRecord(stored *logical.StorageEntry, into any, version *int) error {
-	if err := json.Unmarshal(stored.Value, into); err != nil {
-		return errors.New("the entry is not readable: it is not what this engine writes")
+func (c *appConfig) settings() *settings {
+	return &settings{
+		baseURL: c.BaseURL, appKey: c.AppKey,
+		refreshBefore: c.RefreshBefore, requestTimeout: c.RequestTimeout, leased: c.Leased,
 	}
-	if !slices.Contains(knownVersions, *version) {
-		return fmt.Errorf("the entry has version %d, this release reads %v: it was written by a later release, or not by this engine", *version, knownVersions)
+}
+
+// app is one app's one generation in memory: its settings, its token, its flight, its back-off.
+type app struct {
+	// What a read and the background look at comes first, so that it lies in one line of the
+	// processor's cache.
+
+	settings atomic.Pointer[settings]
+	token    atomic.Pointer[token]
+
+	// usedAt is when the app was last asked for, in Unix seconds.
+	usedAt           atomic.Int64
+	servedSinceFetch atomic.Bool
+
+	name       string
+	generation string
+	registry   *registry
+
+	mu          sync.Mutex // over what follows; never held over storage, a call upstream or the log
+	gone        bool       // dropped from memory: no flight may start, what one brings is not published
+	flight      *flight    // nil while none is under way
+	lastFailure *failedFetch
+	failing     bool      // the log has said that fetches fail, and not yet that they work again
+	forcedAt    time.Time // when a token that was not due was last refreshed all the same
+	calls       uint64    // calls upstream, retries included, and how many of them failed
+	failures    uint64
+}
+
+// flight is one fetch, detached from those who wait for it.
+type flight struct {
+	timeout time.Duration
+	cancel  context.CancelFunc
+	done    chan struct{}
+
+	// fetched is the token as soon as DingTalk gave it, before it is stored.
+	fetched atomic.Pointer[token]
+
+	// err is why there is no token; to be read once done is closed. It is errGone where the app left
+	// memory meanwhile.
+	err error
+}
+
+// failedFetch is what the last fetch failed with, until one works.
+type failedFetch struct {
+	err         *fetchError
+	at          time.Time
+	inARow      int
+	nextAttempt time.Time
+}
+
+// want is what a caller asks of an app's token. The zero value asks for one that is good.
+type want struct {
+	// remaining is the least remaining TTL that will do: a token with less is refreshed first. It
+	// counts as so many quarters of the token's lifetime at most.
+	remaining time.Duration
+	quarters  int64
+
+	// ahead asks for a refresh before the token is due, so that no reader has to wait.
+	ahead bool
+
+	// force asks for a fetch now, whatever the cache says: an operator may have fixed something.
+	force bool
+
+	// timeout is the least budget of that fetch; otherwise it is the app's request_timeout.
+	timeout time.Duration
+}
+
+const forever = time.Duration(math.MaxInt64)
+
+// atLeast is the least remaining TTL that will do.
+func (w want) atLeast(t *token) time.Duration {
+	return min(w.remaining, t.lifetime*time.Duration(w.quarters)/4)
+}
+
+// tokenError is why no token was fetched, for a caller: with the app's name and the time of the next
+// attempt.
+type tokenError struct {
+	*fetchError
+	app, baseURL string
+	nextAttempt  time.Time
+}
+
+func (e *tokenError) Error() string {
+	text := e.describe(e.app, e.baseURL)
+	switch {
+	case e.nextAttempt.IsZero():
+		return text
+	case e.class == classBanned:
+		return text + "; the ban is expected to end, and the next attempt to be made, at " + timestamp(e.nextAttempt)
+	default:
+		return text + "; the next attempt is due at " + timestamp(e.nextAttempt)
+	}
+}
+
+// tooSoonError is that a token which was refreshed a moment ago is not refreshed again.
+type tooSoonError struct{ until time.Time }
+
+func (e *tooSoonError) Error() string {
+	return fmt.Sprintf("the token was refreshed less than %s ago; try again at %s", short(forceInterval), timestamp(e.until))
+}
+
+var (
+	// errGone: the app left memory while its caller waited; the caller starts over with what is there
+	// now.
+	errGone = errors.New("the app's configuration changed")
+
+	// errNoResponse: request_timeout is over.
+	errNoResponse = errors.New("no response in time")
+
+	errShuttingDown = errors.New("the secrets engine is being unloaded: try again")
+)
+
+// timestamp prints a time the way every response and error does.
+func timestamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// meets reports whether the token is what the caller wants. It takes no lock.
+func (a *app) meets(t *token, now time.Time, w want) bool {
+	switch {
+	case w.force:
+		return false
+	case w.ahead:
+		return !a.wantsRefreshAhead(now)
+	default:
+		return t.state(now, a.settings.Load().refreshBefore) == stateFresh && t.remaining(now) >= w.atLeast(t)
+	}
+}
+
+// get brings the app's token to what the caller wants, as far as that may be done now, and waits for
+// that no longer than the context allows. With a token, the warning says why it is not as wanted: a
+// *tokenError or a *tooSoonError. The error is errGone where the caller has to start over with what
+// is in memory now.
+func (a *app) get(ctx context.Context, s logical.Storage, w want) (t *token, warning, err error) {
+	f, warning, err := a.join(ctx, s, w)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case f == nil:
+		return w.result(a.token.Load(), warning)
+	}
+	err = a.await(ctx, f)
+	var failed *tokenError
+	switch fetched := f.fetched.Load(); {
+	case errors.As(err, &failed) && fetched != nil && a.registry.holds(a):
+		return fetched, nil, nil // which storage is slow to take
+	case errors.As(err, &failed) && !w.force:
+		return w.result(a.token.Load(), failed)
+	case err != nil:
+		return nil, nil, err
+	default:
+		return w.result(a.token.Load(), nil)
+	}
+}
+
+// result is what a caller gets that waits for no fetch, or no longer: the token with what is wrong
+// with it, or why there is none. Who forces a fetch is content to know why none was made.
+func (w want) result(current *token, warned error) (t *token, warning, err error) {
+	switch {
+	case current.servable(time.Now()), w.force:
+		return current, warned, nil
+	case warned != nil:
+		return nil, nil, warned
+	default:
+		return nil, nil, errExpired
+	}
+}
+
+// errExpired: the token ran out between the decision and its use, on a machine that slept perhaps.
+var errExpired = errors.New("the token expired while it was being handed out: try again")
+
+// join returns the flight to wait for; nil where the current token is to be served, with what stands
+// against a fetch where one is wanted.
+func (a *app) join(ctx context.Context, s logical.Storage, w want) (f *flight, warning, err error) {
+	for {
+		f, warning, err = a.decide(ctx, s, w)
+		if f == nil || f.timeout >= w.timeout {
+			return f, warning, err
+		}
+		// One under way has less time than this caller wants for it: it is not joined, but awaited.
+		err = a.await(ctx, f)
+		if ctx.Err() != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// decide says what a caller gets in each state of the token, and starts a flight where that is one.
+func (a *app) decide(ctx context.Context, s logical.Storage, w want) (f *flight, warning, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now, t := time.Now(), a.token.Load()
+	state := t.state(now, a.settings.Load().refreshBefore)
+	forced := w.force || state == stateFresh && !w.ahead
+	switch {
+	case ctx.Err() != nil:
+		return nil, nil, ctx.Err()
+	case a.gone:
+		return nil, nil, errGone
+	case a.meets(t, now, w):
+		return nil, nil, nil
+	case a.flight != nil && state == stateDue && t.remaining(now) >= w.atLeast(t) && !w.force && !w.ahead:
+		return nil, nil, nil
+	case a.flight != nil:
+		return a.flight, nil, nil
+	}
+	if warning := a.heldBack(now, w, forced); warning != nil {
+		return nil, warning, nil
+	}
+	if forced {
+		a.forcedAt = now
+	}
+	return a.startFetch(s, max(w.timeout, a.settings.Load().requestTimeout)), nil, nil
+}
+
+// heldBack is why no fetch may be made now; nil where one may. It is called with a.mu held.
+func (a *app) heldBack(now time.Time, w want, forced bool) error {
+	last := a.lastFailure
+	cooldown := a.cooldown(now)
+	switch again := a.forcedAt.Add(forceInterval); {
+	case cooldown != nil && w.force:
+		return a.tokenError(cooldown, cooldown.cooldown)
+	case cooldown != nil:
+		return a.tokenError(cooldown, a.nextAttempt(now))
+	case last != nil && last.nextAttempt.After(now) && !w.force:
+		return a.tokenError(last.err, last.nextAttempt)
+	case !forced || !again.After(now):
+		return nil
+	case last != nil:
+		return a.tokenError(last.err, again)
+	default:
+		return &tooSoonError{until: again}
+	}
+}
+
+// cooldown is what DingTalk asked for that stands against a call for this app; nil if nothing does.
+func (a *app) cooldown(now time.Time) *fetchError {
+	s := a.settings.Load()
+	return a.registry.client.cooldown(s.baseURL, s.appKey, now)
+}
+
+// nextAttempt is when the next fetch may be made, while something stands against it; zero otherwise.
+// It is called with a.mu held.
+func (a *app) nextAttempt(now time.Time) time.Time {
+	var next time.Time
+	if cooldown := a.cooldown(now); cooldown != nil {
+		next = cooldown.cooldown
+	}
+	if last := a.lastFailure; last != nil && last.nextAttempt.After(now) {
+		next = later(next, last.nextAttempt)
+	}
+	return next
+}
+
+func (a *app) tokenError(f *fetchError, next time.Time) *tokenError {
+	return &tokenError{fetchError: f, app: a.name, baseURL: a.settings.Load().baseURL, nextAttempt: next}
+}
+
+// await waits for the end of a flight, and returns what it failed with. If the caller goes away
+// before, that is the context's error.
+func (a *app) await(ctx context.Context, f *flight) error {
+	select {
+	case <-f.done:
+		if f.err == nil && !a.registry.holds(a) {
+			return errGone
+		}
+		return f.err
+	case <-ctx.Done():
+		if errors.Is(context.Cause(ctx), errNoResponse) {
+			return a.tokenError(&fetchError{class: classUnreachable, cause: errNoResponse.Error()}, time.Time{})
+		}
+		return ctx.Err()
+	}
+}
+
+// startFetch starts a flight. It is called with a.mu held and no flight under way.
+func (a *app) startFetch(s logical.Storage, timeout time.Duration) *flight {
+	ctx, cancel := context.WithTimeout(a.registry.life.ctx, timeout)
+	f := &flight{timeout: timeout, cancel: cancel, done: make(chan struct{})}
+	a.flight = f
+	if !a.registry.life.run(func() { a.runFetch(ctx, f, s) }) {
+		cancel()
+		a.flight, f.err = nil, errShuttingDown
+		close(f.done)
+	}
+	return f
+}
+
+// runFetch fetches a token, has it stored and finishes the flight, whatever happens.
+func (a *app) runFetch(ctx context.Context, f *flight, s logical.Storage) {
+	defer close(f.done)
+	defer f.cancel()
+	a.finishFetch(f, a.fetchAndStore(ctx, f, s))
+}
+
+// fetchAndStore leaves the token in the flight. A panic in it is an error of this flight alone.
+func (a *app) fetchAndStore(ctx context.Context, f *flight, s logical.Storage) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.registry.log.Error("panic while fetching a token: please report this",
+				"app", a.name, "stack", string(debug.Stack()))
+			err = &fetchError{class: classInternal}
+		}
+	}()
+
+	config, err := readConfig(ctx, s, a.name)
+	switch {
+	case a.registry.life.ctx.Err() != nil:
+		return errShuttingDown
+	case err != nil:
+		cause := strings.TrimPrefix(err.Error(), fmt.Sprintf("app %q: ", a.name)) // which the whole text begins with
+		return &fetchError{class: classStorage, cause: cut(visible(cause), maxShownText)}
+	case config == nil || config.Generation != a.generation:
+		a.registry.drop(a) // another node changed the configuration
+		return errGone
+	}
+	t, calls, failure := a.registry.client.fetch(ctx, config.credentials(), a.knownTokens()...)
+	a.count(calls, failure)
+	switch {
+	case failure == nil:
+		f.fetched.Store(t)
+		return a.registry.storeToken(a, s, t)
+	case a.registry.life.ctx.Err() != nil:
+		return errShuttingDown
+	default:
+		return failure
+	}
+}
+
+// knownTokens are the tokens that a text of upstream's could repeat.
+func (a *app) knownTokens() []sensitive {
+	if t := a.token.Load(); t != nil {
+		return []sensitive{t.Value}
 	}
 	return nil
 }
 
-func putRecord(ctx context.Context, s logical.Storage, key string, record any) error {
-	value, err := json.Marshal(record)
-	if err != nil {
-		return fmt.Errorf("encoding %s: %w", key, err)
+// count counts the calls of one fetch.
+func (a *app) count(calls int, failure *fetchError) {
+	failures := calls
+	if failure == nil {
+		failures--
 	}
-	if err := s.Put(ctx, &logical.StorageEntry{Key: key, Value: value, SealWrap: true}); err != nil {
-		return fmt.Errorf("writing %s to storage: %w", key, err)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls += uint64(calls)       //nolint:gosec // never negative
+	a.failures += uint64(failures) //nolint:gosec // a fetch that works has made a call
+}
+
+// finishFetch ends a flight: it publishes the token, or remembers what went wrong.
+func (a *app) finishFetch(f *flight, err error) {
+	a.mu.Lock()
+	a.flight = nil
+	log := func() {}
+	var failure *fetchError
+	switch {
+	case a.gone:
+		f.err = errGone
+	case err == nil:
+		log = a.publish(f.fetched.Load())
+	case errors.As(err, &failure):
+		log, f.err = a.fail(failure)
+	default:
+		f.err = err
 	}
-	return nil
+	a.mu.Unlock()
+	log()
+}
+
+// publish makes the token the app's. It is called with a.mu held, or before anybody else knows the
+// app, and returns what is to be logged.
+func (a *app) publish(t *token) (log func()) {
+	wasFailing := a.failing
+	a.token.Store(t)
+	a.servedSinceFetch.Store(false)
+	a.lastFailure, a.failing = nil, false
+	return func() {
+		if wasFailing {
+			a.registry.log.Info("fetching tokens works again", "app", a.name)
+		}
+		a.registry.log.Debug("fetched a token", "app", a.name, "lifetime", t.lifetime.String())
+	}
+}
+
+// fail remembers a failed fetch and says when the next is due. It is called with a.mu held, and
+// returns what is to be logged.
+func (a *app) fail(f *fetchError) (log func(), err error) {
+	now := time.Now()
+	last := &failedFetch{err: f, at: now, inARow: 1}
+	if a.lastFailure != nil {
+		last.inARow += a.lastFailure.inARow
+	}
+	wait := jitter(backOff[min(last.inARow, len(backOff))-1])
+	if f.rejected() {
+		wait = rejectedBackOff
+	}
+	last.nextAttempt = later(now.Add(wait), f.cooldown)
+	write := a.registry.log.Debug
+	if !a.failing {
+		write = a.registry.log.Warn
+	}
+	a.lastFailure, a.failing = last, true
+	log = func() {
+		write("fetching a token failed", "app", a.name, "class", string(f.class), "code", f.code, "message", f.message,
+			"request_id", f.requestID, "cause", f.cause, "next_attempt", timestamp(last.nextAttempt))
+	}
+	return log, a.tokenError(f, last.nextAttempt)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// retire takes the app out of use: its flight is called off, and what that brings is not published.
+// It reports whether the app's fetches were failing.
+func (a *app) retire() (failing bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.gone = true
+	if a.flight != nil {
+		a.flight.cancel()
+	}
+	return a.failing
+}
+
+// touch notes that the app is in use, and with served that its token was handed out. It writes only
+// where something changes, since all readers share the memory.
+func (a *app) touch(now time.Time, served bool) {
+	if t := now.Unix(); a.usedAt.Load() != t {
+		a.usedAt.Store(t)
+	}
+	if served && !a.servedSinceFetch.Load() {
+		a.servedSinceFetch.Store(true)
+	}
+}
+
+// wantsRefreshAhead reports whether the background should refresh the token: it is in use, good, and
+// due soon.
+func (a *app) wantsRefreshAhead(now time.Time) bool {
+	if !a.servedSinceFetch.Load() {
+		return false
+	}
+	t := a.token.Load()
+	remaining := t.remaining(now)
+	return remaining >= minServed && remaining < t.lifetime/2 &&
+		remaining-t.window(a.settings.Load().refreshBefore) <= refreshAhead
+}
+
+// evict retires the app if nobody has used it for a full lifetime of its token and nothing is under
+// way or being waited out.
+func (a *app) evict(now time.Time) bool {
+	idle := now.Sub(time.Unix(a.usedAt.Load(), 0))
+	if idle < minIdle {
+		return false
+	}
+	lifetime := usualLifetime
+	if t := a.token.Load(); t != nil {
+		lifetime = t.lifetime
+	}
+	if idle < lifetime {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.flight != nil || !a.nextAttempt(now).IsZero() {
+		return false
+	}
+	a.gone = true
+	return true
 }

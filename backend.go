@@ -66,7 +66,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, transport http
 	if logger == nil {
 		logger = hclog.NewNullLogger()
 	}
-	b := &backend{apps: newRegistry(newClient(transport), logger)}
+	b := &backend{apps: newRegistry(newClient(transport, logger), logger)}
 	b.Backend = &framework.Backend{
 		BackendType:    logical.TypeLogical,
 		RunningVersion: Version,
@@ -101,16 +101,17 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, transport http
 // even a secret, and maps the engine's errors to HTTP statuses.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
 	if err := checkFields(req); err != nil {
-		return nil, coded(err)
+		return nil, coded(err, req.MountPoint)
 	}
-	if len(req.Data) > 0 && strings.HasPrefix(req.Path, configPrefix) && (req.Operation == logical.ReadOperation || req.Operation == logical.DeleteOperation) {
-		bare := *req // these take no fields: what a query has is not for the framework to convert, and to repeat if it cannot
+	takesNoFields := req.Operation == logical.ReadOperation || req.Operation == logical.DeleteOperation
+	if takesNoFields && len(req.Data) > 0 && strings.HasPrefix(req.Path, configPrefix) {
+		bare := *req // what a query has is not for the framework to convert, and to repeat if it cannot
 		bare.Data = nil
 		req = &bare
 	}
 	resp, err := b.Backend.HandleRequest(ctx, req)
 	if err != nil {
-		return resp, coded(err)
+		return resp, coded(err, req.MountPoint)
 	}
 	if req.Operation == logical.HelpOperation {
 		inlineSchemas(resp)
@@ -193,19 +194,22 @@ func checkFields(req *logical.Request) error {
 	return err
 }
 
-// coded gives an error its HTTP status. The coded error is returned as it is: wrapped, it would reach Vault as a 500.
-func coded(err error) error {
+// coded gives an error its HTTP status. The coded error is returned as it is: wrapped, it would reach
+// Vault as a 500.
+func coded(err error, mountPoint string) error {
 	var (
 		input   *inputError
 		unknown *unknownAppError
-		fetch   *fetchError
+		fetch   *tokenError
 	)
 	switch {
-	case errors.As(err, &input), errors.As(err, &unknown):
+	case errors.As(err, &input):
 		return logical.CodedError(http.StatusBadRequest, err.Error())
+	case errors.As(err, &unknown):
+		return logical.CodedError(http.StatusBadRequest, unknown.at(mountPoint))
 	case errors.As(err, &fetch):
 		return logical.CodedError(fetch.status(), err.Error())
-	case errors.Is(err, errShuttingDown):
+	case errors.Is(err, errShuttingDown), errors.Is(err, errExpired):
 		return logical.CodedError(http.StatusServiceUnavailable, err.Error())
 	default:
 		return err
@@ -218,7 +222,7 @@ func (b *backend) periodic(_ context.Context, req *logical.Request) error {
 	if b.System().ReplicationState().HasState(consts.ReplicationPerformanceStandby|consts.ReplicationDRSecondary) || b.System().Tainted() {
 		return nil
 	}
-	b.apps.background(req.Storage)
+	b.apps.tick(req.Storage)
 	return nil
 }
 
@@ -233,8 +237,7 @@ func (b *backend) invalidate(_ context.Context, key string) {
 
 // clean is called by Vault when the mount goes, under locks that other mounts wait for. It may be called twice.
 func (b *backend) clean(context.Context) {
-	b.apps.life.end()
-	b.apps.client.end()
+	b.apps.life.close()
 }
 
 // systemView keeps the replication state for a second: the framework asks for it at every request, over gRPC, which is a

@@ -138,7 +138,7 @@ func BenchmarkCache(b *testing.B) {
 	engine, storage := benchMount(b, 1, true)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, out, err := engine.apps.acquire(context.Background(), storage, "app0", needRead); err != nil || out.token == nil {
+		if _, t, _, err := engine.apps.get(context.Background(), storage, "app0", want{}); err != nil || t == nil {
 			b.Fatal(err)
 		}
 	}
@@ -156,7 +156,7 @@ func BenchmarkBackgroundPass(b *testing.B) {
 					}
 				}
 				for b.Loop() {
-					engine.apps.refreshAhead(storage)
+					engine.apps.pass(storage)
 				}
 			})
 		}

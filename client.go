@@ -2,8 +2,9 @@
 
 package dingtalk
 
-// This file is the engine's only way to DingTalk: one call for a token, what its answer means, and what went
-// wrong in words for the person on call. It knows nothing of Vault, caches or leases.
+// This file is the engine's only way to DingTalk: one fetch of a token, what the response means, how
+// long DingTalk is then to be left alone, and what went wrong in words for the person on call. It
+// knows nothing of Vault, caches or leases.
 
 import (
 	"bytes"
@@ -13,41 +14,54 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"mime"
 	"net"
 	"net/http"
 	"net/url"
-	"regexp"
+	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/hashicorp/go-cleanhttp"
+	"github.com/hashicorp/go-hclog"
 )
 
 const (
+	// chinaBaseURL is the other edition's host, beside defaultBaseURL.
+	chinaBaseURL = "https://api.dingtalk.com"
+
 	// tokenPath is the token operation of both editions' hosts.
 	tokenPath = "/v1.0/oauth2/accessToken"
 
-	// maxAnswer bounds what is read of an answer, after decompression. A real one has some 100 bytes.
-	maxAnswer = 64 << 10
+	// maxResponse bounds what is read of a response. A real one has some 100 bytes.
+	maxResponse = 64 << 10
 
-	// maxAttempts bounds the calls of one fetch. Only connection errors and 5xx answers are tried again.
+	// maxAttempts bounds the calls of one fetch. Only connection errors and 5xx responses are tried
+	// again.
 	maxAttempts = 3
 
-	// maxShownText bounds each text of DingTalk's that is shown, in bytes.
-	maxShownText = 256
+	// maxTokenLength bounds an access token, in bytes. DingTalk's have 32.
+	maxTokenLength = 2048
 
-	// maxExpireIn is the longest life a token is believed to have. DingTalk's documentation says 7,200 s.
+	// maxExpireIn is the longest life a token is believed to have. DingTalk's documentation says
+	// 7,200 s.
 	maxExpireIn = 86400 * time.Second
 
-	// maxRetryAfter bounds how long a Retry-After is honoured.
+	// maxRetryAfter bounds how long a Retry-After is honored.
 	maxRetryAfter = 10 * time.Minute
+
+	// banDuration is how long DingTalk bans an egress IP.
+	banDuration = 5 * time.Minute
+
+	// maxCooldowns bounds what is kept of them for each host of DingTalk's, and for all other hosts
+	// together, so that a host of a stranger's cannot fill memory, nor take the place of DingTalk's.
+	maxCooldowns = 1000
 )
 
 // errorClass says what kind of failure a fetch ended with. The values appear in the log.
@@ -59,34 +73,42 @@ const (
 	classRejectedRequest     errorClass = "rejected_request"
 	classThrottled           errorClass = "throttled"
 	classBanned              errorClass = "banned"
-	classUnavailable         errorClass = "unavailable" // a 5xx answer
-	classUnreachable         errorClass = "unreachable" // no answer, or no whole one
+	classUnavailable         errorClass = "unavailable" // a 5xx response
+	classUnreachable         errorClass = "unreachable" // no response, or no whole one
 	classRedirect            errorClass = "redirect"
-	classMalformed           errorClass = "malformed" // an answer that makes no sense
+	classMalformed           errorClass = "malformed" // a response that makes no sense
+	classStorage             errorClass = "storage"   // Vault's, which has the app's secret
+	classInternal            errorClass = "internal"  // a panic
 )
 
-// upstreamError is a fetch that DingTalk, or the way to it, made fail. Its texts are clean: they hold no secret, no token and
-// no control character.
-type upstreamError struct {
+// fetchError is why a fetch brought no token. Its texts are clean: they hold no secret, no token
+// and no control character. It does not change once it is returned.
+type fetchError struct {
 	class     errorClass
-	code      string // DingTalk's code, message and request id, where the answer had them
+	code      string // DingTalk's code, message and request id, where the response had them
 	message   string
 	requestID string
 	cause     string // what happened, in a few words, where DingTalk's own words do not say it
+	attempts  int    // the calls that were made, of which this is the first failure that counts
 
 	// retryAfter is how long DingTalk asked to be left alone; 0 where it did not.
 	retryAfter time.Duration
 
-	// final says that another attempt within the same fetch cannot help, such as after an untrusted certificate.
+	// cooldown is until when DingTalk is not to be called; zero where nothing of the kind is known.
+	cooldown time.Time
+
+	// final says that another attempt within the same fetch cannot help, such as after an untrusted
+	// certificate.
 	final bool
 }
 
 // Error is for code that passes it on as an error; what a person reads is describe's.
-func (e *upstreamError) Error() string { return joinNonEmpty(": ", string(e.class), e.said()) }
+func (f *fetchError) Error() string { return joinNonEmpty(": ", string(f.class), f.said()) }
 
-// rejected tells whether DingTalk understood the request and refused it: trying again changes nothing until somebody acts.
-func (e *upstreamError) rejected() bool {
-	switch e.class {
+// rejected reports whether DingTalk understood the request and refused it: trying again changes
+// nothing until somebody acts.
+func (f *fetchError) rejected() bool {
+	switch f.class {
 	case classRejectedCredentials, classForbiddenIP, classRejectedRequest:
 		return true
 	default:
@@ -94,18 +116,31 @@ func (e *upstreamError) rejected() bool {
 	}
 }
 
-// repeatable tells whether another attempt within the same fetch may help.
-func (e *upstreamError) repeatable() bool {
-	return !e.final && e.retryAfter == 0 && (e.class == classUnavailable || e.class == classUnreachable)
+// status is the HTTP status that tells Vault's client whose turn it is.
+func (f *fetchError) status() int {
+	switch {
+	case f.rejected():
+		return http.StatusBadRequest
+	case f.class == classStorage, f.class == classInternal:
+		return http.StatusInternalServerError
+	default:
+		return http.StatusBadGateway
+	}
+}
+
+// repeatable reports whether another attempt within the same fetch may help.
+func (f *fetchError) repeatable() bool {
+	return !f.final && f.retryAfter == 0 && (f.class == classUnavailable || f.class == classUnreachable)
 }
 
 // describe tells the person on call what happened to the app, what DingTalk said and what to do next.
-func (e *upstreamError) describe(app, baseURL string) string {
+func (f *fetchError) describe(app, baseURL string) string {
 	var what, hint string
-	switch e.class {
+	switch f.class {
 	case classRejectedCredentials:
 		what = fmt.Sprintf("DingTalk rejected the credentials of app %q", app)
-		hint = fmt.Sprintf("check app_key and app_secret, that base_url (%s) is the app's edition, and that the app's version is published", baseURL)
+		hint = fmt.Sprintf("check app_key and app_secret, that base_url (%s) is the app's edition, "+
+			"and that the app's version is published", baseURL)
 	case classForbiddenIP:
 		what = fmt.Sprintf("DingTalk does not allow Vault's IP address for app %q", app)
 		hint = "add Vault's egress IP to the app's allow-list in DingTalk's console"
@@ -115,35 +150,51 @@ func (e *upstreamError) describe(app, baseURL string) string {
 	case classThrottled:
 		what = fmt.Sprintf("DingTalk throttles the requests for a token of app %q", app)
 	case classBanned:
-		what = fmt.Sprintf("DingTalk has banned Vault's egress IP, which app %q shares with all other apps at %s", app, baseURL)
+		what = fmt.Sprintf("DingTalk has banned Vault's egress IP, which app %q shares with all other apps at %s",
+			app, baseURL)
 		hint = "find what makes more than 10,000 calls in 20 seconds from this IP"
 	case classUnavailable:
 		what = fmt.Sprintf("DingTalk could not serve the request for a token of app %q", app)
 	case classUnreachable:
-		what = fmt.Sprintf("no token of app %q could be had from %s", app, baseURL)
+		what = fmt.Sprintf("could not get a token for app %q from %s", app, baseURL)
 	case classRedirect:
-		what = fmt.Sprintf("%s answered the request for a token of app %q with a redirect, which is never followed", baseURL, app)
+		what = fmt.Sprintf("%s answered the request for a token of app %q with a redirect, which is never followed",
+			baseURL, app)
 		hint = "check base_url and any proxy on the way"
 	case classMalformed:
-		what = fmt.Sprintf("%s answered the request for a token of app %q with something that is not a token", baseURL, app)
+		what = fmt.Sprintf("%s answered the request for a token of app %q with something that is not a token",
+			baseURL, app)
 		hint = "check base_url and any proxy on the way"
+	case classStorage:
+		what = fmt.Sprintf("could not get a token for app %q, since Vault's storage failed", app)
+		hint = "check Vault's storage"
+	case classInternal:
+		what = fmt.Sprintf("internal error while fetching a token of app %q", app)
+		hint = "please report this with the stack in Vault's log"
 	}
-	return joinNonEmpty("; ", joinNonEmpty(": ", what, e.said()), hint)
+	return joinNonEmpty("; ", joinNonEmpty(": ", what, f.said()), hint)
 }
 
 // said is the cause and DingTalk's own words, as far as there are any.
-func (e *upstreamError) said() string {
-	var code, message, requestID string
-	if e.code != "" {
-		code = "code " + e.code
+func (f *fetchError) said() string {
+	var attempts, code, message, requestID string
+	if f.attempts > 1 {
+		attempts = fmt.Sprintf("%d attempts", f.attempts)
 	}
-	if e.message != "" {
-		message = fmt.Sprintf("message %q", e.message)
+	if f.code != "" {
+		code = "code " + f.code
 	}
-	if e.requestID != "" {
-		requestID = "request id " + e.requestID
+	switch f.message {
+	case "":
+	case withheld:
+		message = "message " + withheld
+	default:
+		message = fmt.Sprintf("message %q", f.message)
 	}
-	return joinNonEmpty(", ", e.cause, code, message, requestID)
+	if f.requestID != "" {
+		requestID = "request id " + f.requestID
+	}
+	return joinNonEmpty(", ", f.cause, attempts, code, message, requestID)
 }
 
 func joinNonEmpty(separator string, parts ...string) string {
@@ -165,31 +216,36 @@ type credentials struct {
 
 // client calls DingTalk's token operation.
 //
-// It uses the transport itself, not an http.Client, since that is what follows redirects: a 307 would repeat the secret to
-// another host.
+// It uses the transport itself, not an http.Client, since that is what follows redirects: a 307
+// would repeat the secret to another host.
 type client struct {
 	transport http.RoundTripper
+	log       hclog.Logger
 	userAgent string
+	cooldowns cooldowns
 }
 
-func newClient(transport http.RoundTripper) *client {
-	return &client{transport: transport, userAgent: "vault-plugin-secrets-dingtalk/" + strings.TrimPrefix(Version, "v")}
-}
-
-// end closes the connections that are kept for later calls.
-func (c *client) end() {
-	if t, ok := c.transport.(interface{ CloseIdleConnections() }); ok {
-		t.CloseIdleConnections()
+func newClient(transport http.RoundTripper, log hclog.Logger) *client {
+	return &client{
+		transport: transport,
+		log:       log,
+		userAgent: "vault-plugin-secrets-dingtalk/" + strings.TrimPrefix(Version, "v"),
 	}
 }
 
-// newTransport returns the transport for the real network: TLS 1.2 and up, certificates verified, the process's proxy
-// environment honoured.
+// newTransport returns the transport for the real network: TLS 1.2 and up, certificates verified,
+// the process's proxy environment honored. A few calls a day need no more than HTTP/1.1 and a
+// connection for each, and what is not there can't be turned against the engine: HTTP/2's hidden
+// retries, connections that are kept, decompression.
 func newTransport() *http.Transport {
-	t := cleanhttp.DefaultPooledTransport()
+	t := cleanhttp.DefaultTransport() // which keeps no connections
+	t.Protocols = &http.Protocols{}
+	t.Protocols.SetHTTP1(true)
+	t.ForceAttemptHTTP2 = false
+	t.DisableCompression = true
 	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-	t.MaxResponseHeaderBytes = maxAnswer
-	// Without this the error would be whatever text the proxy put in its status line.
+	t.MaxResponseHeaderBytes = maxResponse
+	// Otherwise the error would be whatever text the proxy put in its status line.
 	t.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
 		if resp.StatusCode != http.StatusOK {
 			return proxyError(resp.StatusCode)
@@ -206,22 +262,39 @@ func (p proxyError) Error() string {
 	return fmt.Sprintf("the proxy refused to connect with HTTP status %d", int(p))
 }
 
-// fetch gets a token. The context bounds it, retries included. It returns how many calls it made, whatever their outcome;
-// tokens known to the caller are kept out of the error's texts.
-func (c *client) fetch(ctx context.Context, creds credentials, known ...sensitive) (*token, int, *upstreamError) {
+// fetch gets a token, unless a cooldown stands against it. The context bounds it, retries included,
+// whatever the transport does. It returns how many calls it made, whatever their outcome; tokens
+// known to the caller are kept out of the failure's texts.
+func (c *client) fetch(ctx context.Context, creds credentials, known ...sensitive) (*token, int, *fetchError) {
+	if cooldown := c.cooldown(creds.BaseURL, creds.AppKey, time.Now()); cooldown != nil {
+		return nil, 0, cooldown
+	}
 	secrets := append([]sensitive{creds.AppSecret}, known...)
+	var failure *fetchError
 	for attempt := 1; ; attempt++ {
 		tok, err := c.call(ctx, creds, secrets)
 		if err == nil {
 			return tok, attempt, nil
 		}
+		if failure == nil || !err.repeatable() {
+			failure = err // the first cause, not what cut the last attempt short
+		}
 		if !err.repeatable() || attempt == maxAttempts || !beforeRepeat(ctx, attempt) {
-			return nil, attempt, err
+			failure.attempts = attempt
+			c.cooldowns.start(creds.BaseURL, creds.AppKey, failure, time.Now())
+			return nil, attempt, failure
 		}
 	}
 }
 
-// beforeRepeat waits before the next attempt: about 100 ms, then about 300. It tells whether the context still lives.
+// cooldown says whether a call to this host with this key may be made now: it returns what stands
+// against one, with its end, or nil. Every call is preceded by it.
+func (c *client) cooldown(baseURL, appKey string, now time.Time) *fetchError {
+	return c.cooldowns.inForce(baseURL, appKey, now)
+}
+
+// beforeRepeat waits before the next attempt: about 100 ms, then about 300. It reports whether the
+// context still lives.
 func beforeRepeat(ctx context.Context, attempt int) bool {
 	wait := time.Duration(2*attempt-1) * 100 * time.Millisecond
 	timer := time.NewTimer(jitter(wait))
@@ -234,56 +307,104 @@ func beforeRepeat(ctx context.Context, attempt int) bool {
 	}
 }
 
-// jitter lengthens d by up to 20 %, so that those who wait do not all come back at once. It never shortens it.
+// jitter lengthens d by up to 20 %, so that those who wait do not all come back at once. It never
+// shortens it.
 func jitter(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (1 + 0.2*rand.Float64())) //nolint:gosec // spreads load, guards nothing
 }
 
-// call makes one call.
-func (c *client) call(ctx context.Context, creds credentials, secrets []sensitive) (*token, *upstreamError) {
-	body, err := json.Marshal(map[string]string{"appKey": creds.AppKey, "appSecret": creds.AppSecret.reveal()})
-	if err != nil {
-		return nil, &upstreamError{class: classUnreachable, cause: "the request cannot be encoded"}
+// exchanged is how one HTTP exchange ended.
+type exchanged struct {
+	status   int
+	header   http.Header
+	body     []byte
+	err      error
+	panicked bool
+}
+
+// call makes one call. It ends with the context: the exchange is made beside it, and left to itself
+// where the transport does not heed the context.
+func (c *client) call(ctx context.Context, creds credentials, secrets []sensitive) (*token, *fetchError) {
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false) // a secret is sent in as few spellings as can be
+	if err := encoder.Encode(map[string]string{
+		"appKey": creds.AppKey, "appSecret": creds.AppSecret.reveal(),
+	}); err != nil {
+		return nil, &fetchError{class: classUnreachable, cause: "the request cannot be encoded"}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, creds.BaseURL+tokenPath, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, creds.BaseURL+tokenPath, &body)
 	if err != nil {
-		return nil, &upstreamError{class: classUnreachable, cause: "base_url is not usable"}
+		return nil, &fetchError{class: classUnreachable, cause: "base_url is not usable"}
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", c.userAgent)
 
 	sent := time.Now()
-	resp, err := c.transport.RoundTrip(req)
-	if err != nil {
-		return nil, transportError(ctx, err, time.Since(sent))
+	ended := make(chan exchanged, 1)
+	go func() { ended <- c.exchange(req) }()
+	var e exchanged
+	select {
+	case e = <-ended:
+	case <-ctx.Done():
+		e.err = ctx.Err()
 	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	if err != nil && len(answer) <= maxAnswer {
-		return nil, transportError(ctx, err, time.Since(sent))
+	switch {
+	case e.panicked:
+		return nil, &fetchError{class: classInternal}
+	case e.err != nil:
+		return nil, transportFailure(ctx, e.err, time.Since(sent), secrets)
 	}
-
-	grant, uerr := readAnswer(resp.StatusCode, resp.Header, answer, secrets...)
-	if uerr != nil {
-		return nil, uerr
+	grant, failure := readResponse(e.status, e.header, e.body, secrets...)
+	if failure != nil {
+		return nil, failure
 	}
 	tok := newToken(grant.accessToken, sent, grant.expireIn)
 	if !tok.servable(time.Now()) {
-		return nil, &upstreamError{class: classMalformed, cause: fmt.Sprintf("the token had expired when it arrived (expireIn %d)", int64(grant.expireIn.Seconds()))}
+		cause := fmt.Sprintf("the token had expired when it arrived (expireIn %d)", int64(grant.expireIn.Seconds()))
+		return nil, &fetchError{class: classMalformed, cause: cause}
 	}
 	return tok, nil
 }
 
-// grant is a good answer.
+// exchange sends a request and reads the response, of which it keeps no connection. A panic in it
+// is this fetch's alone.
+func (c *client) exchange(req *http.Request) (e exchanged) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.log.Error("panic in the HTTP exchange: please report this", "stack", string(debug.Stack()))
+			e = exchanged{panicked: true}
+		}
+	}()
+	resp, err := c.transport.RoundTrip(req)
+	if err != nil {
+		return exchanged{err: err}
+	}
+	defer resp.Body.Close()
+	stop := context.AfterFunc(req.Context(), func() { _ = resp.Body.Close() })
+	defer stop()
+	e = exchanged{status: resp.StatusCode, header: resp.Header}
+	if e.status < http.StatusOK {
+		return e // after a 101 the body is the bare connection
+	}
+	e.body, err = io.ReadAll(io.LimitReader(resp.Body, maxResponse+1))
+	if len(e.body) <= maxResponse {
+		e.err = err
+	}
+	return e
+}
+
+// grant is a good response.
 type grant struct {
 	accessToken sensitive
 	expireIn    time.Duration
 }
 
-// wireAnswer is every field of an answer that the engine looks at. encoding/json matches names without regard to case, which
-// covers the gateway's spelling (Code, Message, requestId). Raw, since a field of an unexpected type must not hide the others.
-type wireAnswer struct {
+// wireResponse is every field of a response that the engine looks at. encoding/json matches names
+// without regard to case, which covers the gateway's spelling (Code, Message, requestId). Raw, since
+// a field of an unexpected type must not hide the others.
+type wireResponse struct {
 	AccessToken json.RawMessage `json:"accessToken"`
 	ExpireIn    json.RawMessage `json:"expireIn"`
 	Code        json.RawMessage `json:"code"`
@@ -295,38 +416,46 @@ type wireAnswer struct {
 	Punish      json.RawMessage `json:"punish"`
 }
 
-// readAnswer tells a grant from every kind of failure. A 403 means three different things, so the code decides wherever
-// there is a known one, then the status.
-func readAnswer(status int, header http.Header, body []byte, secrets ...sensitive) (grant, *upstreamError) {
-	var wire wireAnswer
-	isJSON := len(body) <= maxAnswer && json.Unmarshal(body, &wire) == nil
+// readResponse tells a grant from every kind of failure. A 403 means three different things, so the
+// code decides wherever there is a known one, then the status.
+func readResponse(status int, header http.Header, body []byte, secrets ...sensitive) (grant, *fetchError) {
+	var wire wireResponse
+	isJSON := len(body) <= maxResponse && json.Unmarshal(body, &wire) == nil
 	var accessToken string
 	if json.Unmarshal(wire.AccessToken, &accessToken) != nil {
 		accessToken = ""
 	}
 
-	secrets = append(secrets, newSensitive(accessToken))
 	code := text(wire.Code)
-	failure := &upstreamError{
-		code:       clean(code, secrets),
-		message:    cleanMessage(text(wire.Message), secrets),
-		requestID:  clean(text(wire.RequestID), secrets),
-		retryAfter: retryAfter(header, time.Now()),
-	}
-	fail := func(class errorClass, cause string) (grant, *upstreamError) {
-		failure.class, failure.cause = class, cause
-		return grant{}, failure
+	fail := func(class errorClass, cause string) (grant, *fetchError) {
+		secrets = append(secrets, newSensitive(accessToken))
+		f := &fetchError{
+			class: class, cause: cause,
+			code:       showIdentifier(code, secrets),
+			message:    showText(text(wire.Message), secrets),
+			requestID:  showIdentifier(text(wire.RequestID), secrets),
+			retryAfter: retryAfter(header, time.Now()),
+		}
+		switch {
+		case class == classMalformed && code == "": // as a wrong path is answered
+			f.code, f.message = showIdentifier(text(wire.ErrCode), secrets), showText(text(wire.ErrMsg), secrets)
+		case cause == "" && f.code == "":
+			f.cause = fmt.Sprintf("HTTP status %d", status)
+		}
+		return grant{}, f
 	}
 
 	httpStatus := fmt.Sprintf("HTTP status %d", status)
 	switch {
+	case status < http.StatusOK:
+		return fail(classMalformed, httpStatus)
 	case code == "" && accessToken == "" && (text(wire.Punish) == "deny" || text(wire.Status) == "1111"):
 		return fail(classBanned, "")
-	case status >= 400 && throttling(status, code):
-		return fail(classThrottled, "")
 	case status >= 500:
 		return fail(classUnavailable, httpStatus)
-	case status >= 400 && code == "invalidClientIdOrSecret":
+	case status >= 400 && throttling(status, code):
+		return fail(classThrottled, "")
+	case status >= 400 && rejectsCredentials(code):
 		return fail(classRejectedCredentials, "")
 	case status >= 400 && code == "Forbidden.AccessDenied.IpNotInWhiteList":
 		return fail(classForbiddenIP, "")
@@ -334,21 +463,22 @@ func readAnswer(status int, header http.Header, body []byte, secrets ...sensitiv
 		return fail(classRejectedRequest, "")
 	case status >= 300 && status < 400:
 		return fail(classRedirect, httpStatus)
-	case len(body) > maxAnswer:
-		return fail(classMalformed, fmt.Sprintf("%s, the answer is longer than %d bytes", httpStatus, maxAnswer))
+	case len(body) > maxResponse:
+		return fail(classMalformed, fmt.Sprintf("%s, the response is longer than %d bytes", httpStatus, maxResponse))
 	case status == http.StatusTooManyRequests && (isJSON || len(bytes.TrimSpace(body)) == 0):
 		return fail(classThrottled, httpStatus)
 	case !isJSON && isHTML(header, body):
-		return fail(classMalformed, httpStatus+", the answer is an HTML page, as a proxy or a ban of Vault's egress IP sends")
+		return fail(classMalformed,
+			httpStatus+", the response is an HTML page, as a proxy or a ban of Vault's egress IP sends")
 	case !isJSON:
-		return fail(classMalformed, httpStatus+", the answer is not a JSON object")
+		return fail(classMalformed, httpStatus+", the response is not a JSON object")
 	case accessToken == "":
-		if failure.code == "" {
-			failure.code, failure.message = clean(text(wire.ErrCode), secrets), cleanMessage(text(wire.ErrMsg), secrets)
-		}
-		return fail(classMalformed, httpStatus+", the answer has no accessToken")
+		return fail(classMalformed, httpStatus+", the response has no accessToken")
 	case status != http.StatusOK:
 		return fail(classMalformed, httpStatus)
+	case !isToken(accessToken):
+		return fail(classMalformed, fmt.Sprintf("%s, accessToken is not 1 to %d visible ASCII characters",
+			httpStatus, maxTokenLength))
 	}
 	expireIn, ok := seconds(wire.ExpireIn)
 	if !ok {
@@ -357,14 +487,28 @@ func readAnswer(status int, header http.Header, body []byte, secrets ...sensitiv
 	return grant{accessToken: newSensitive(accessToken), expireIn: expireIn}, nil
 }
 
-// throttling knows the codes of DingTalk's limits: QpsLimitForApi and its kin on a 403, system.busy on a 429.
+// isToken reports whether a token may be handed out. Tokens are rendered into environment files,
+// where a line break would begin another variable.
+func isToken(s string) bool {
+	return s != "" && len(s) <= maxTokenLength &&
+		!strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
+}
+
+// rejectsCredentials knows the codes for wrong credentials of both of DingTalk's token operations.
+func rejectsCredentials(code string) bool {
+	return code == "invalidClientIdOrSecret" || code == "invalid.client" || code == "unauthorized.client"
+}
+
+// throttling knows the codes of DingTalk's limits: QpsLimitForApi and its kin on a 403, system.busy
+// on a 429 or a 400.
 func throttling(status int, code string) bool {
 	if status == http.StatusTooManyRequests && code != "" {
 		return true
 	}
 	limit, denied := strings.CutPrefix(code, "Forbidden.AccessDenied.")
 	return code == "system.busy" || code == "systemBusy" ||
-		denied && (strings.HasPrefix(limit, "QpsLimit") || strings.HasPrefix(limit, "QpmLimit") || strings.HasPrefix(limit, "ApiCountLimit"))
+		denied && (strings.HasPrefix(limit, "QpsLimit") || strings.HasPrefix(limit, "QpmLimit") ||
+			strings.HasPrefix(limit, "ApiCountLimit"))
 }
 
 func isHTML(header http.Header, body []byte) bool {
@@ -385,7 +529,8 @@ func text(raw json.RawMessage) string {
 	return ""
 }
 
-// seconds reads expireIn: a positive JSON number of seconds, of which more than a day counts as a day.
+// seconds reads expireIn: a positive JSON number of seconds, of which more than a day counts as a
+// day.
 func seconds(raw json.RawMessage) (time.Duration, bool) {
 	if len(raw) == 0 || raw[0] == '"' {
 		return 0, false
@@ -397,7 +542,8 @@ func seconds(raw json.RawMessage) (time.Duration, bool) {
 	return time.Duration(min(n, maxExpireIn.Seconds())) * time.Second, true
 }
 
-// retryAfter reads the header of the same name, as seconds or as a date; 0 where there is none to honour.
+// retryAfter reads the header of the same name, as seconds or as a date; 0 where there is none to
+// honor.
 func retryAfter(header http.Header, now time.Time) time.Duration {
 	value := strings.TrimSpace(header.Get("Retry-After"))
 	if value == "" {
@@ -412,69 +558,10 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 	return max(0, min(wait, maxRetryAfter))
 }
 
-// clean makes a text of DingTalk's fit to be shown: no control or invisible characters, no secret, at most maxShownText bytes.
-// The order matters: a secret must not hide behind a stripped character, nor survive in halves at the cut.
-func clean(s string, secrets []sensitive) string {
-	return cut(redacted(visible(s), secrets))
-}
-
-// cleanMessage is clean for a text in which DingTalk says whatever it likes: it may repeat a token that never arrived here, and
-// so is not known.
-func cleanMessage(s string, secrets []sensitive) string {
-	return cut(longWord.ReplaceAllStringFunc(redacted(visible(s), secrets), func(word string) string {
-		if strings.ContainsAny(word, "0123456789") && strings.ContainsFunc(word, unicode.IsLetter) {
-			return "[redacted]"
-		}
-		return word
-	}))
-}
-
-// longWord is what a token looks like, of letters and digits. A request id has hyphens.
-var longWord = regexp.MustCompile(`[0-9A-Za-z]{32,}`)
-
-// redacted replaces what is known to be secret.
-func redacted(s string, secrets []sensitive) string {
-	if s == "" {
-		return "" // as in every good answer
-	}
-	for _, secret := range secrets {
-		s = secret.redact(s)
-	}
-	return s
-}
-
-// cut shortens a text to maxShownText bytes, at a rune.
-func cut(s string) string {
-	if len(s) > maxShownText {
-		end := maxShownText
-		for end > 0 && !utf8.RuneStart(s[end]) {
-			end--
-		}
-		s = s[:end]
-	}
-	return strings.TrimSpace(s)
-}
-
-// visible strips control and invisible characters.
-func visible(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == utf8.RuneError:
-			return -1
-		case unicode.Is(unicode.Zs, r):
-			return ' '
-		case unicode.IsPrint(r):
-			return r
-		default:
-			return -1
-		}
-	}, s)
-}
-
-// transportError puts a failed exchange in a few words. The library's own texts can quote what the other side sent, so they
-// are not repeated.
-func transportError(ctx context.Context, err error, took time.Duration) *upstreamError {
-	e := &upstreamError{class: classUnreachable}
+// transportFailure puts a failed exchange in a few words. The library's own texts can quote what the
+// other side sent, so they are not repeated, or as a stranger's.
+func transportFailure(ctx context.Context, err error, took time.Duration, secrets []sensitive) *fetchError {
+	f := &fetchError{class: classUnreachable}
 	var (
 		dns     *net.DNSError
 		cert    *tls.CertificateVerificationError
@@ -486,31 +573,31 @@ func transportError(ctx context.Context, err error, took time.Duration) *upstrea
 	)
 	switch {
 	case ctx.Err() != nil:
-		e.cause = fmt.Sprintf("no whole answer within %s", took.Round(10*time.Millisecond))
+		f.cause = fmt.Sprintf("no whole response within %s", took.Round(10*time.Millisecond))
 	case errors.As(err, &refusal):
-		e.cause = refusal.Error()
+		f.cause = refusal.Error()
 	case errors.As(err, &cert):
-		e.cause, e.final = "its certificate is not trusted: "+clean(cert.Err.Error(), nil), true
+		f.cause, f.final = "its certificate is not trusted: "+showText(cert.Err.Error(), secrets), true
 	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
-		e.cause, e.final = "it does not speak TLS", true
+		f.cause, f.final = "it does not speak TLS", true
 	case strings.HasPrefix(innermost(err).Error(), "tls: "): // crypto/tls words its errors itself
-		e.cause, e.final = "the TLS handshake failed: "+clean(innermost(err).Error(), nil), true
+		f.cause, f.final = "the TLS handshake failed: "+showText(innermost(err).Error(), secrets), true
 	case errors.As(err, &dns):
-		e.cause = fmt.Sprintf("the name %q cannot be resolved", clean(dns.Name, nil))
+		f.cause = fmt.Sprintf("the name %q cannot be resolved", showText(dns.Name, secrets))
 	case errors.Is(err, syscall.ECONNREFUSED):
-		e.cause = "connection refused"
+		f.cause = "connection refused"
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		e.cause = "connection reset"
+		f.cause = "connection reset"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		e.cause = "the connection ended before the answer did"
+		f.cause = "the connection ended before the response did"
 	case errors.As(err, &op) && errors.As(err, &errno):
-		e.cause = fmt.Sprintf("%s: %s", op.Op, errno.Error())
+		f.cause = fmt.Sprintf("%s: %s", op.Op, errno.Error())
 	case errors.As(err, &timeout) && timeout.Timeout():
-		e.cause = "timed out"
+		f.cause = "timed out"
 	default:
-		e.cause = "the HTTP exchange failed, or what came is not HTTP"
+		f.cause = "the HTTP exchange failed, or what came is not HTTP"
 	}
-	return e
+	return f
 }
 
 func innermost(err error) error {
@@ -521,4 +608,69 @@ func innermost(err error) error {
 		}
 		err = inner
 	}
+}
+
+// cooldowns are what DingTalk has asked for that outlasts one app's generation: by host a ban of
+// Vault's egress IP, which concerns every app there, and by host and app key a Retry-After, which
+// concerns whoever uses that key.
+type cooldowns struct {
+	mu  sync.Mutex
+	all map[cooldownKey]*fetchError
+}
+
+// cooldownKey has no appKey where it stands for all apps of the host.
+type cooldownKey struct{ baseURL, appKey string }
+
+// start notes what DingTalk asks for with a failure, if it does, and puts its end into the failure.
+// A shorter cooldown never replaces a longer one. Those that are over are removed.
+func (c *cooldowns) start(baseURL, appKey string, f *fetchError, now time.Time) {
+	key := cooldownKey{baseURL: baseURL}
+	switch {
+	case f.class == classBanned:
+		f.cooldown = now.Add(banDuration)
+	case f.retryAfter > 0:
+		f.cooldown = now.Add(f.retryAfter)
+		key.appKey = appKey
+	default:
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.all, func(_ cooldownKey, old *fetchError) bool { return !old.cooldown.After(now) })
+	old := c.all[key]
+	if old != nil && old.cooldown.After(f.cooldown) || old == nil && c.full(baseURL) {
+		return
+	}
+	if c.all == nil {
+		c.all = map[cooldownKey]*fetchError{}
+	}
+	c.all[key] = f
+}
+
+// full is called with c.mu held.
+func (c *cooldowns) full(baseURL string) bool {
+	alike := 0
+	for key := range c.all {
+		if key.baseURL == baseURL || !isDingTalk(key.baseURL) && !isDingTalk(baseURL) {
+			alike++
+		}
+	}
+	return alike >= maxCooldowns
+}
+
+// isDingTalk reports whether a base_url is one of DingTalk's two.
+func isDingTalk(baseURL string) bool { return baseURL == defaultBaseURL || baseURL == chinaBaseURL }
+
+// inForce returns the cooldown that ends last; nil where there is none.
+func (c *cooldowns) inForce(baseURL, appKey string, now time.Time) *fetchError {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var last *fetchError
+	for _, key := range [...]cooldownKey{{baseURL: baseURL}, {baseURL, appKey}} {
+		f := c.all[key]
+		if f != nil && f.cooldown.After(now) && (last == nil || f.cooldown.After(last.cooldown)) {
+			last = f
+		}
+	}
+	return last
 }

@@ -43,7 +43,7 @@ func fuzzedBody(body []byte) []byte {
 	for name, secret := range map[string]string{
 		"$PLAIN": fuzzSecret, "$ODD": string(quoted[1 : len(quoted)-1]), "$TOKEN": fuzzToken,
 		"$QUERY": url.QueryEscape(fuzzOddSecret), "$PATH": url.PathEscape(fuzzOddSecret),
-		"$HUGE": strings.Repeat(" ", maxAnswer),
+		"$HUGE": strings.Repeat(" ", maxResponse),
 	} {
 		body = bytes.ReplaceAll(body, []byte(name), []byte(secret))
 	}
@@ -66,7 +66,7 @@ func fieldsLike(body []byte, name string) (values []any) {
 	return values
 }
 
-func FuzzReadAnswer(f *testing.F) {
+func FuzzReadResponse(f *testing.F) {
 	for _, seed := range []struct {
 		status                  int
 		contentType, retryAfter string
@@ -106,7 +106,7 @@ func FuzzReadAnswer(f *testing.F) {
 		body = fuzzedBody(body)
 		header := http.Header{"Content-Type": {contentType}, "Retry-After": {retry}}
 		secrets := []sensitive{newSensitive(fuzzSecret), newSensitive(fuzzOddSecret), newSensitive(fuzzToken)}
-		got, failure := readAnswer(status, header, body, secrets...)
+		got, failure := readResponse(status, header, body, secrets...)
 
 		if failure == nil {
 			value := got.accessToken.reveal()
@@ -169,19 +169,61 @@ func FuzzReadAnswer(f *testing.F) {
 
 func checkShownText(t *testing.T, text string, most int) {
 	t.Helper()
-	switch {
-	case !utf8.ValidString(text):
-		t.Fatalf("%q is not UTF-8", text)
-	case len(text) > most:
-		t.Fatalf("%q has %d bytes", text, len(text))
-	case strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == utf8.RuneError }):
-		t.Fatalf("%q has control characters", text)
-	}
+	checkPrintable(t, text, most)
 	quoted := strconv.Quote(fuzzOddSecret)
 	for _, secret := range []string{fuzzSecret, fuzzOddSecret, fuzzToken, url.QueryEscape(fuzzOddSecret), url.PathEscape(fuzzOddSecret), quoted[1 : len(quoted)-1]} {
 		if strings.Contains(text, secret) {
 			t.Fatalf("%q holds a secret", text)
 		}
+	}
+}
+
+// FuzzShownText: whatever the secret, the token and the text, what is shown keeps its bound and holds
+// no run of eight characters of them in any spelling.
+func FuzzShownText(f *testing.F) {
+	for name, spell := range spellings {
+		f.Add(fuzzOddSecret, fuzzToken, "the secret "+spell(fuzzOddSecret)+" is wrong")
+		f.Add(fuzzSecret, fuzzToken, name+": "+spell(fuzzToken[4:12])+spell(fuzzSecret[2:10]))
+	}
+	f.Add("e", "[", strings.Repeat("e[", 100))
+	f.Add("redacted", "withheld", "withheld: it repeats the request")
+	f.Fuzz(func(t *testing.T, secret, tok, given string) {
+		secrets := []sensitive{newSensitive(secret), newSensitive(tok)}
+		for _, shown := range []string{showText(given, secrets), showIdentifier(given, secrets)} {
+			checkPrintable(t, shown, maxShownText)
+			if shown == withheld || shown == "" {
+				continue
+			}
+			for _, hidden := range []string{secret, tok} {
+				if strings.ContainsFunc(hidden, func(r rune) bool { return r <= ' ' || r > '~' }) {
+					continue // neither a secret nor a token
+				}
+				for at := 0; at+8 <= len(hidden); at++ {
+					for name, spell := range spellings {
+						if strings.Contains(shown, spell(hidden[at:at+8])) {
+							t.Fatalf("%q holds %q, %s", shown, hidden[at:at+8], name)
+						}
+					}
+				}
+				if hidden != "" && strings.Contains(shown, hidden) {
+					t.Fatalf("%q holds %q", shown, hidden)
+				}
+			}
+		}
+	})
+}
+
+func checkPrintable(t *testing.T, text string, most int) {
+	t.Helper()
+	switch {
+	case !utf8.ValidString(text):
+		t.Fatalf("%q is not UTF-8", text)
+	case len(text) > most:
+		t.Fatalf("%q has %d bytes", text, len(text))
+	case strings.ContainsFunc(text, func(r rune) bool {
+		return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == utf8.RuneError
+	}):
+		t.Fatalf("%q has control characters", text)
 	}
 }
 
@@ -225,7 +267,7 @@ func FuzzBaseURL(f *testing.F) {
 		switch {
 		case err != nil:
 			t.Fatalf("%q is stored as %q: %v", given, stored, err)
-		case !strings.EqualFold(u.Hostname(), asked.Hostname()) || u.Port() != asked.Port() || u.Scheme != asked.Scheme:
+		case !sameHost(u, asked) || u.Scheme != asked.Scheme:
 			t.Fatalf("%q is stored as %q, which is another host", given, stored)
 		case *u != url.URL{Scheme: u.Scheme, Host: u.Host} || u.Scheme+"://"+u.Host != stored:
 			t.Fatalf("%q is stored as %q, which is more than a scheme and a host", given, stored)
@@ -245,6 +287,24 @@ func FuzzBaseURL(f *testing.F) {
 			t.Fatalf("%q is stored as %q, where the secret would go in clear", given, stored)
 		}
 	})
+}
+
+// sameHost reports whether two URLs of one scheme reach the same port of the same host.
+func sameHost(a, b *url.URL) bool {
+	meant := func(u *url.URL) (host string, port int) {
+		host = strings.ToLower(u.Hostname())
+		if ip, err := netip.ParseAddr(host); err == nil {
+			host = ip.Unmap().String()
+		}
+		port, err := strconv.Atoi(u.Port())
+		if err != nil {
+			port = map[string]int{"https": 443, "http": 80}[u.Scheme]
+		}
+		return host, port
+	}
+	hostA, portA := meant(a)
+	hostB, portB := meant(b)
+	return hostA == hostB && portA == portB
 }
 
 // modelDuration is what a duration field means: whole seconds, as a number or in Go's notation, which Vault extends by days.

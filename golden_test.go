@@ -105,7 +105,7 @@ var goldenCases = []goldenCase{
 		fields:     map[string]any{"app_key": printableASCII(), "app_secret": strings.Repeat(`<&>"\/`, 85) + "!~"},
 		secret:     strings.Repeat(`<&>"\/`, 85) + "!~",
 		config:     map[string]any{"app_key": printableASCII(), "base_url": "https://api.dingtalk.io", "refresh_before": int64(200), "request_timeout": int64(10), "leased": true},
-		token:      `<t>&"\/ 令牌`,
+		token:      `<t>&"\/~!`,
 		fetchedAt:  "2026-03-01T08:00:00.5Z",
 		expireIn:   7200 * time.Second,
 		at:         7198*time.Second + 1, state: stateExpired, ttl: 1,
@@ -193,7 +193,7 @@ func TestGolden_entries_of_every_known_version_are_read_and_served(t *testing.T)
 					require.Equal(t, account{host: c.config["base_url"].(string), key: c.config["app_key"].(string), secret: c.secret}, calls[len(calls)-1].account)
 
 					// A write of what is there already keeps the generation.
-					require.Equal(t, http.StatusNoContent, m.do(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": c.secret, "request_timeout": 7}).status)
+					require.Equal(t, http.StatusNoContent, m.do(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": c.secret, "base_url": c.config["base_url"], "request_timeout": 7}).status)
 					require.Equal(t, c.generation, m.stored("config/myapp")["generation"])
 					require.Equal(t, c.generation, m.stored("token/myapp")["generation"])
 				})

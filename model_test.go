@@ -113,7 +113,7 @@ func (d *modelDingTalk) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		if c.refused = !slices.Contains(d.accepted[c.key], c.secret); !c.refused {
 			text = d.grant(c, number)
-			if time.Until(c.till) < leastServed {
+			if time.Until(c.till) < minServed {
 				c.granted = "" // what expired on its way is nobody's
 			}
 		}
@@ -411,7 +411,7 @@ func (md *model) checkCalls() {
 			}
 		}
 		if c.failed == moodBanning && c.ended.After(md.bannedAt[c.host]) && i >= md.seen {
-			md.bannedAt[c.host], md.bannedTill[c.host] = c.ended, c.ended.Add(bannedFor)
+			md.bannedAt[c.host], md.bannedTill[c.host] = c.ended, c.ended.Add(banDuration)
 		}
 	}
 	for md.seen < len(calls) && !calls[md.seen].ended.IsZero() {
@@ -432,7 +432,7 @@ func (md *model) upstreamIsWell(a *modelApp) bool {
 		case c.ended.IsZero():
 			return false
 		case c.failed == moodBanning && c.host == a.host:
-			wait = bannedFor
+			wait = banDuration
 		case c.key != a.key:
 		case c.failed == moodThrottling:
 			wait = moodRetryAfter + longestBackOff
@@ -631,7 +631,7 @@ func (md *model) checkRead(name string, e expectation, got answer, minTTL bool) 
 		if e.healthy {
 			md.fail("reading %s failed though all is well: %v", name, got.err)
 		}
-		if e.goodTill.Sub(now) >= leastServed {
+		if e.goodTill.Sub(now) >= minServed {
 			md.fail("reading %s failed though it has a token until %s: %v", name, e.goodTill, got.err)
 		}
 	}
@@ -645,7 +645,7 @@ func (md *model) checkRead(name string, e expectation, got answer, minTTL bool) 
 		case c.failed == moodThrottling:
 			a.deafTill = c.ended.Add(moodRetryAfter)
 		case c.refused:
-			a.quietTill = c.ended.Add(refusedBackOff)
+			a.quietTill = c.ended.Add(rejectedBackOff)
 		case !c.ended.IsZero():
 			a.quietTill = c.ended.Add(shortestBackOff)
 		}
@@ -664,7 +664,7 @@ func (md *model) checkToken(name string, a modelApp, value string, ttl time.Dura
 		md.fail("%s was served a token of other credentials: key %s at %s", name, t.key, t.host)
 	case t.lastCall <= a.since:
 		md.fail("%s was served a token of an earlier generation: of call %d, its own begin after %d", name, t.lastCall, a.since)
-	case left < leastServed:
+	case left < minServed:
 		md.fail("%s was served a token with %s left", name, left)
 	case ttl > left || ttl < 1:
 		md.fail("%s was served a token with %s left, said to be %s", name, left, ttl)
@@ -909,7 +909,7 @@ func (md *model) periodic() {
 		}
 	}
 	for _, a := range md.apps {
-		if time.Since(a.usedAt) >= leastIdle-time.Second {
+		if time.Since(a.usedAt) >= minIdle-time.Second {
 			a.forget() // it may have been dropped
 		}
 	}
@@ -952,9 +952,7 @@ func (md *model) recover() {
 			md.restart()
 		}
 	}
-	if slots := md.m.engine.apps.slots; len(slots) > 0 {
-		md.fail("%d locks were never given back", len(slots))
-	}
+	md.m.requireNoLock()
 	md.checkShown(md.m.log.String())
 }
 

@@ -95,7 +95,7 @@ var (
 	heldFields   = []string{"last_error", "last_error_at", "next_attempt_at"}
 
 	unleased      = map[string]any{"leased": false}
-	anotherSecret = map[string]any{"app_secret": "another-secret-000000000000"}
+	anotherSecret = map[string]any{"app_secret": "another-secret-000000000000", "base_url": theURL}
 	aWrongField   = map[string]any{"app_secrt": "not-a-secret"}
 	sameAsBefore  = map[string]any{"leased": true}
 	verified      = map[string]any{"verify_connection": true}
@@ -141,6 +141,7 @@ var varieties = []struct {
 	{"config of a long name", nothing, "read", "config/" + aLongName, nil, 400, nil, ""},
 	{"delete", configured, "delete", "config/myapp", nil, 204, nil, ""},
 	{"delete of nothing", nothing, "delete", "config/myapp", nil, 204, nil, ""},
+	{"delete when the engine has ended", after(configured, end), "delete", "config/myapp", nil, 503, nil, ""},
 	{"delete of a long name", nothing, "delete", "config/" + aLongName, nil, 400, nil, ""},
 
 	{"leased creds", configured, "read", "creds/myapp", nil, 200, leasedFields, ""},
@@ -192,6 +193,8 @@ func after(steps ...func(m *mount)) func(m *mount) {
 
 func read(m *mount)    { m.read(theApp) }
 func refresh(m *mount) { m.do("update", "refresh/myapp", nil) }
+
+func end(m *mount) { m.engine.Cleanup(m.t.Context()) }
 
 // wait lets virtual time pass.
 func wait(d time.Duration) func(*mount) { return func(*mount) { time.Sleep(d) } }

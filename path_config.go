@@ -6,6 +6,7 @@ package dingtalk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -101,8 +102,9 @@ another value, else false. Counts for this request alone.`,
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
 				Responses: map[int][]framework.Response{
-					http.StatusNoContent:  {{Description: "Deleted, or was not there"}},
-					http.StatusBadRequest: {{Description: "The app's name is too long"}},
+					http.StatusNoContent:          {{Description: "Deleted, or was not there"}},
+					http.StatusBadRequest:         {{Description: "The app's name is too long"}},
+					http.StatusServiceUnavailable: {{Description: "The engine was unloaded meanwhile: try again"}},
 				},
 			},
 		},
@@ -171,27 +173,35 @@ func (b *backend) pathConfigList() *framework.Path {
 	}
 }
 
-// configExists is Vault's question whether a write is a create or an update, which decides the policy that applies.
+// configExists is Vault's question whether a write is a create or an update, which decides the policy
+// that applies. Vault asks it before it looks at policies: like a read, it is one look at storage, for
+// which a caller without rights makes nobody wait.
 func (b *backend) configExists(ctx context.Context, req *logical.Request, data *framework.FieldData) (bool, error) {
 	name, err := appName(data)
 	if err != nil {
 		return false, nil //nolint:nilerr // the write itself says what is wrong with the name
 	}
-	entry, err := b.apps.readEntry(ctx, req.Storage, name)
-	return entry != nil, err
+	config, err := readConfig(ctx, req.Storage, name)
+	return config != nil, err
 }
 
-func (b *backend) updateConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+func (b *backend) updateConfig(
+	ctx context.Context, req *logical.Request, data *framework.FieldData,
+) (*logical.Response, error) {
 	return b.writeConfig(ctx, req, data, false)
 }
 
-func (b *backend) patchConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+func (b *backend) patchConfig(
+	ctx context.Context, req *logical.Request, data *framework.FieldData,
+) (*logical.Response, error) {
 	return b.writeConfig(ctx, req, data, true)
 }
 
-// writeConfig changes what the request names. The verification, which can take a while, is done without a lock; if the entry
-// changed meanwhile, nothing is stored.
-func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *framework.FieldData, patch bool) (*logical.Response, error) {
+// writeConfig changes what the request names. The verification, which can take a while, is done
+// without a lock; if the configuration changed meanwhile, nothing is stored.
+func (b *backend) writeConfig(
+	ctx context.Context, req *logical.Request, data *framework.FieldData, patch bool,
+) (*logical.Response, error) {
 	name, err := appName(data)
 	if err != nil {
 		return nil, err
@@ -200,7 +210,7 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 	if err != nil {
 		return nil, err
 	}
-	present, err := b.apps.readEntry(ctx, req.Storage, name)
+	present, err := readConfig(ctx, req.Storage, name)
 	if err != nil {
 		return nil, err
 	}
@@ -212,42 +222,43 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, data *f
 		return nil, err
 	}
 
-	resp := &logical.Response{}
 	var (
 		verified *token
 		calls    int
+		warning  string
 	)
 	switch verify := valueOr(change.verify, newGeneration); {
 	case verify && newGeneration:
 		verified, calls, err = b.apps.verify(ctx, name, next)
 	case verify:
-		err = b.verifyPresent(ctx, req, name, resp)
+		warning, err = b.verifyPresent(ctx, req, name, next)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("nothing was stored: %w", err)
 	}
 
-	g, err := b.apps.lock(ctx, name)
+	stored, err := b.apps.commit(ctx, name, func(toTheEnd context.Context) (warning string, err error) {
+		now, err := readConfig(ctx, req.Storage, name)
+		switch {
+		case err != nil:
+			return "", err
+		case !now.equal(present):
+			return "", badInput("nothing was stored: the configuration of app %q changed while this request was under way; "+
+				"read it and try again", name)
+		case next.equal(present):
+			b.apps.agree(name, present)
+			return "", nil
+		}
+		return b.apps.configure(toTheEnd, req.Storage, name, next, newGeneration, verified, calls)
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer g.unlock()
-	now, err := readConfig(ctx, req.Storage, name)
-	if err != nil {
-		return nil, err
-	}
-	if !now.equal(present) {
-		return nil, badInput("nothing was stored: the configuration of app %q changed while this request was under way; read it and try again", name)
-	}
-	if next.equal(present) {
-		return resp, nil
-	}
-	warning, err := g.configure(ctx, req.Storage, next, newGeneration, verified, calls)
-	if err != nil {
-		return nil, err
-	}
-	if warning != "" {
-		resp.AddWarning(warning)
+	resp := &logical.Response{}
+	for _, w := range []string{warning, stored} {
+		if w != "" {
+			resp.AddWarning(w)
+		}
 	}
 	return resp, nil
 }
@@ -259,53 +270,55 @@ func valueOr[T any](given *T, otherwise T) T {
 	return otherwise
 }
 
-// verifyPresent fetches a token with credentials that stay as they are: a refresh of the app's token.
-func (b *backend) verifyPresent(ctx context.Context, req *logical.Request, name string, resp *logical.Response) error {
-	_, out, err := b.apps.acquire(ctx, req.Storage, name, needRefresh)
+// verifyPresent fetches a token with credentials that stay as they are: a refresh of the app's token,
+// within the request_timeout that is to be stored.
+func (b *backend) verifyPresent(
+	ctx context.Context, req *logical.Request, name string, next *appConfig,
+) (warning string, err error) {
+	_, t, notFetched, err := b.apps.get(ctx, req.Storage, name, want{force: true, timeout: next.RequestTimeout})
+	var failed *tokenError
 	switch {
-	case err != nil:
-		return err
-	case out.err != nil:
-		return out.err
-	case out.held != nil && out.held.err != nil:
-		return out.held.err
-	case out.held != nil && !out.token.servable(time.Now()):
-		return badInput("app %q was tried a moment ago, without success: try again at %s", name, timestamp(out.held.until))
-	case out.held != nil:
-		resp.AddWarning("The credentials were not verified again, since a token was fetched with them less than 10 seconds ago.")
+	case err != nil || notFetched == nil:
+		return "", err
+	case errors.As(notFetched, &failed):
+		return "", failed
+	case !t.servable(time.Now()):
+		return "", badInput("app %q was tried a moment ago, without success: %s", name, notFetched)
 	}
-	return nil
+	return "The credentials were not verified again, since a token was fetched with them less than 10 seconds ago.", nil
 }
 
-func (b *backend) readConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+func (b *backend) readConfig(
+	ctx context.Context, req *logical.Request, data *framework.FieldData,
+) (*logical.Response, error) {
 	name, err := appName(data)
 	if err != nil {
 		return nil, err
 	}
-	entry, err := b.apps.readEntry(ctx, req.Storage, name)
-	if err != nil || entry == nil {
-		return nil, err // to Vault, neither answer nor error is a 404
+	config, err := readConfig(ctx, req.Storage, name)
+	if err != nil || config == nil {
+		return nil, err // to Vault, neither response nor error is a 404
 	}
 	return &logical.Response{Data: map[string]any{
-		fieldAppKey:         entry.AppKey,
-		fieldBaseURL:        entry.BaseURL,
-		fieldRefreshBefore:  int64(entry.RefreshBefore / time.Second),
-		fieldRequestTimeout: int64(entry.RequestTimeout / time.Second),
-		fieldLeased:         entry.Leased,
+		fieldAppKey:         config.AppKey,
+		fieldBaseURL:        config.BaseURL,
+		fieldRefreshBefore:  int64(config.RefreshBefore / time.Second),
+		fieldRequestTimeout: int64(config.RequestTimeout / time.Second),
+		fieldLeased:         config.Leased,
 	}}, nil
 }
 
-func (b *backend) deleteConfig(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+func (b *backend) deleteConfig(
+	ctx context.Context, req *logical.Request, data *framework.FieldData,
+) (*logical.Response, error) {
 	name, err := appName(data)
 	if err != nil {
 		return nil, err
 	}
-	g, err := b.apps.lock(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	defer g.unlock()
-	return nil, g.remove(ctx, req.Storage)
+	_, err = b.apps.commit(ctx, name, func(toTheEnd context.Context) (warning string, err error) {
+		return "", b.apps.remove(toTheEnd, req.Storage, name)
+	})
+	return nil, err
 }
 
 func (b *backend) listConfig(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {

@@ -376,10 +376,10 @@ func TestConfig_verification_is_the_default_where_a_generation_starts(t *testing
 		calls  int
 		starts bool
 	}{
-		{"another secret", map[string]any{"app_secret": secondSecret}, 1, true},
-		{"another key", map[string]any{"app_key": secondKey, "app_secret": secondSecret}, 1, true},
+		{"another secret", map[string]any{"app_secret": secondSecret, "base_url": theURL}, 1, true},
+		{"another key", map[string]any{"app_key": secondKey, "app_secret": secondSecret, "base_url": theURL}, 1, true},
 		{"another host", map[string]any{"base_url": "http://127.0.0.1:81", "app_secret": theSecret}, 1, true},
-		{"another secret, not verified", map[string]any{"app_secret": secondSecret, "verify_connection": false}, 0, true},
+		{"another secret, not verified", map[string]any{"app_secret": secondSecret, "base_url": theURL, "verify_connection": false}, 0, true},
 		{"the same values", theFields(nil), 0, false},
 		{"the same values, verified", theFields(map[string]any{"verify_connection": true}), 1, false},
 		{"tuning", map[string]any{"leased": false, "refresh_before": 60}, 0, false},
@@ -453,7 +453,7 @@ func TestConfig_a_rejected_secret_changes_nothing(t *testing.T) {
 		require.Equal(t, http.StatusNoContent, m.write(theApp, theFields(nil)).status)
 		tok, before, state := m.token(theApp), m.snapshot(), m.state(theApp)
 		for _, op := range []logical.Operation{logical.UpdateOperation, logical.PatchOperation} {
-			got := m.do(op, "config/myapp", map[string]any{"app_secret": secondSecret, "leased": false})
+			got := m.do(op, "config/myapp", map[string]any{"app_secret": secondSecret, "base_url": theURL, "leased": false})
 			require.Equal(t, http.StatusBadRequest, got.status)
 			require.ErrorContains(t, got.err, "invalidClientIdOrSecret")
 			require.NotContains(t, got.err.Error(), secondSecret)
@@ -475,7 +475,7 @@ func TestConfig_a_verification_that_fails_for_DingTalks_part_is_a_502_and_stores
 		{simulator.Fault{Kind: simulator.FaultUnavailableEmpty}, 502, "HTTP status 503", time.Second},
 		{simulator.Fault{Kind: simulator.FaultHang}, 502, "within 10s", 10 * time.Second},
 		{simulator.Fault{Kind: simulator.FaultTrickle}, 502, "within 10s", 10 * time.Second},
-		{simulator.Fault{Kind: simulator.FaultReset}, 502, "no token of app", time.Second},
+		{simulator.Fault{Kind: simulator.FaultReset}, 502, "could not get a token for app", time.Second},
 		{simulator.Fault{Kind: simulator.FaultThrottledQPS}, 502, "QpsLimitForAppkeyAndApi", 0},
 		{simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "30"}, 502, "the next attempt is due at 2000-01-01T00:00:30Z", 0},
 		{simulator.Fault{Kind: simulator.FaultBanned}, 502, "2000-01-01T00:05:00Z", 0},
@@ -490,7 +490,7 @@ func TestConfig_a_verification_that_fails_for_DingTalks_part_is_a_502_and_stores
 		{simulator.Fault{Kind: simulator.FaultIPNotAllowed}, 400, "allow-list", 0},
 		{simulator.Fault{Kind: simulator.FaultPermissionDenied}, 400, "AccessTokenPermissionDenied", 0},
 		{simulator.Fault{Kind: simulator.FaultMissingBody}, 400, "Missingbody", 0},
-		{simulator.Fault{Kind: simulator.FaultEchoSecret}, 400, "[redacted]", 0},
+		{simulator.Fault{Kind: simulator.FaultEchoSecret}, 400, "message withheld: it repeats the request", 0},
 	} {
 		t.Run(c.fault.Kind+c.fault.ExpireIn, func(t *testing.T) {
 			inVirtualTime(t, func(t *testing.T, m *mount) {
@@ -530,7 +530,7 @@ func TestConfig_a_verification_waits_out_a_ban_and_a_Retry_After_but_no_back_off
 		{simulator.Fault{Kind: simulator.FaultBanned}, 1},
 	} {
 		for name, fields := range map[string]map[string]any{
-			"another secret":          {"app_secret": secondSecret},
+			"another secret":          {"app_secret": secondSecret, "base_url": theURL},
 			"unchanged, as asked for": {"verify_connection": true},
 		} {
 			t.Run(c.fault.Kind+c.fault.RetryAfter+" "+name, func(t *testing.T) {
@@ -737,7 +737,7 @@ func TestConfig_a_write_meets_a_flight_that_is_storing_its_token(t *testing.T) {
 		go func() { done <- m.read(theApp) }()
 		synctest.Wait()
 		go func() {
-			done <- m.write(theApp, map[string]any{"app_key": secondKey, "app_secret": secondSecret, "verify_connection": false})
+			done <- m.write(theApp, map[string]any{"app_key": secondKey, "app_secret": secondSecret, "base_url": theURL, "verify_connection": false})
 		}()
 		synctest.Wait()
 		close(release)
@@ -760,7 +760,7 @@ func TestConfig_a_flight_that_meets_a_write_that_is_being_stored_does_not_store_
 		synctest.Wait()
 		m.spy().set(func(op, key string) error {
 			if op == "put" && key == "config/myapp" {
-				time.Sleep(5 * time.Second) // the flight has its token, and waits for the app's lock
+				time.Sleep(4 * time.Second) // the flight has its token, and waits for the app's lock
 			}
 			return nil
 		})
@@ -846,7 +846,9 @@ func TestConfig_a_verification_holds_up_no_reader(t *testing.T) {
 		m.upstream.SetApp(secondKey, secondSecret)
 		m.upstream.SetFault(secondKey, simulator.Fault{Delay: 3 * time.Second})
 		verifying := make(chan answer, 1)
-		go func() { verifying <- m.write(theApp, map[string]any{"app_key": secondKey, "app_secret": secondSecret}) }()
+		go func() {
+			verifying <- m.write(theApp, map[string]any{"app_key": secondKey, "app_secret": secondSecret, "base_url": theURL})
+		}()
 		synctest.Wait()
 		began := time.Now()
 		require.Equal(t, tok, m.token(theApp))
@@ -997,7 +999,7 @@ func (s *brittleStorage) List(ctx context.Context, prefix string) (keys []string
 // that something went wrong, and what is served afterwards is the token of the credentials that are stored.
 func TestConfig_a_failing_storage_is_told_and_nothing_wrong_is_served_afterwards(t *testing.T) {
 	secrets := map[string]string{theKey: theSecret, secondKey: secondSecret}
-	moved := map[string]any{"app_key": secondKey, "app_secret": secondSecret}
+	moved := map[string]any{"app_key": secondKey, "app_secret": secondSecret, "base_url": theURL}
 	for _, c := range []struct {
 		name   string
 		before map[string]any // nil: the app does not exist
@@ -1007,7 +1009,7 @@ func TestConfig_a_failing_storage_is_told_and_nothing_wrong_is_served_afterwards
 		{"create", nil, func(m *mount) answer { return m.write(theApp, theFields(map[string]any{"verify_connection": false})) }},
 		{"new generation, verified", map[string]any{}, func(m *mount) answer { return m.write(theApp, moved) }},
 		{"new generation", map[string]any{}, func(m *mount) answer {
-			return m.write(theApp, map[string]any{"app_key": secondKey, "app_secret": secondSecret, "verify_connection": false})
+			return m.write(theApp, map[string]any{"app_key": secondKey, "app_secret": secondSecret, "base_url": theURL, "verify_connection": false})
 		}},
 		{"patched, verified", map[string]any{}, func(m *mount) answer { return m.patch(theApp, moved) }},
 		{"tuning", map[string]any{}, func(m *mount) answer { return m.write(theApp, map[string]any{"leased": false}) }},
@@ -1075,4 +1077,65 @@ func TestConfig_a_failing_storage_is_told_and_nothing_wrong_is_served_afterwards
 			}
 		})
 	}
+}
+
+func TestConfig_a_verification_has_the_request_timeout_that_is_to_be_stored(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		m.configure(theApp, map[string]any{"request_timeout": 1})
+		m.upstream.SetFault(theKey, simulator.Fault{Delay: 2 * time.Second})
+		require.Equal(t, http.StatusBadGateway, m.read(theApp).status, "that is not enough")
+		tune := map[string]any{"request_timeout": 10, "verify_connection": true}
+		require.Equal(t, http.StatusNoContent, m.write(theApp, tune).status)
+		require.EqualValues(t, 10, m.config(theApp).Data["request_timeout"])
+
+		m.configure(theApp, map[string]any{"request_timeout": 1})
+		time.Sleep(3 * time.Hour)
+		go m.read(theApp) // whose fetch has one second
+		synctest.Wait()
+		require.Equal(t, http.StatusNoContent, m.write(theApp, tune).status)
+
+		m.upstream.SetFault(theKey, simulator.Fault{Delay: 20 * time.Second})
+		time.Sleep(time.Minute)
+		began := time.Now()
+		require.Equal(t, http.StatusBadGateway, m.write(theApp, map[string]any{"request_timeout": 3, "verify_connection": true}).status)
+		require.Equal(t, 10*time.Second, time.Since(began), "nor is it less than the one in force")
+	})
+}
+
+func TestConfig_the_existence_check_and_a_read_wait_for_no_lock(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		m.configure(theApp, nil)
+		unlock, err := m.engine.apps.lock(t.Context(), theApp)
+		require.NoError(t, err)
+		defer unlock()
+		_, exists, err := m.engine.HandleExistenceCheck(t.Context(), &logical.Request{
+			Operation: logical.UpdateOperation, Path: "config/myapp", Storage: m.storage,
+		})
+		require.NoError(t, err)
+		require.True(t, exists)
+		require.Equal(t, http.StatusOK, m.config(theApp).status)
+	})
+}
+
+func TestConfig_errors_and_warnings_name_paths_with_the_mount(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		for _, req := range []logical.Request{
+			{Operation: logical.ReadOperation, Path: "creds/nope"},
+			{Operation: logical.ReadOperation, Path: "status/nope"},
+			{Operation: logical.UpdateOperation, Path: "refresh/nope"},
+		} {
+			req.MountPoint = "team/dingtalk/"
+			got := m.send(t.Context(), &req)
+			require.Equal(t, http.StatusBadRequest, got.status)
+			require.Contains(t, got.err.Error(), " team/dingtalk/config/nope ")
+		}
+		m.configure(theApp, nil)
+		secret := m.issue().secret
+		m.upstream.RotateTokens(theKey, true)
+		m.do(logical.UpdateOperation, "refresh/myapp", nil)
+		got := m.send(t.Context(), &logical.Request{
+			Operation: logical.RenewOperation, Path: "creds/myapp", MountPoint: "team/dingtalk/", Secret: &secret,
+		})
+		require.Contains(t, fmt.Sprint(got.Warnings), "Read team/dingtalk/creds/myapp again")
+	})
 }

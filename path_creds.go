@@ -7,11 +7,13 @@ package dingtalk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/helper/wrapping"
 	"github.com/hashicorp/vault/sdk/logical"
 )
@@ -98,59 +100,41 @@ func parseMinTTL(raw map[string]any) (time.Duration, error) {
 	return valueOr(d, 0), err
 }
 
-// needMinTTL is a read that wants so much life left, but no more than three quarters of the token's lifetime, else a reader
-// could have DingTalk called for ever.
-func needMinTTL(least time.Duration) need {
-	return func(t *token, now time.Time) purpose {
-		if t != nil && t.left(now) < min(least, mostMinTTL(t)) {
-			return purposeMinTTL
-		}
-		return purposeRead
-	}
-}
+// maxMinTTL is what a min_ttl counts as at most: otherwise a reader could make the engine call
+// DingTalk for ever.
+func maxMinTTL(t *token) time.Duration { return want{remaining: forever, quarters: 3}.atLeast(t) }
 
-func mostMinTTL(t *token) time.Duration { return t.lifetime * 3 / 4 }
-
-// needRenewal extends the token of a lease once half of its life is over.
-func needRenewal(t *token, now time.Time) purpose {
-	if t != nil && t.left(now) < t.lifetime/2 {
-		return purposeRenew
-	}
-	return purposeRead
-}
-
-func (b *backend) readCreds(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+func (b *backend) readCreds(
+	ctx context.Context, req *logical.Request, data *framework.FieldData,
+) (*logical.Response, error) {
 	name, err := appName(data)
 	if err != nil {
 		return nil, err
 	}
-	n := needRead
 	var minTTL time.Duration
 	if len(req.Data) > 0 {
 		if minTTL, err = parseMinTTL(req.Data); err != nil {
 			return nil, err
 		}
-		n = needMinTTL(minTTL)
 	}
-	a, out, err := b.apps.acquire(ctx, req.Storage, name, n)
+	a, t, warning, err := b.apps.get(ctx, req.Storage, name, want{remaining: minTTL, quarters: 3})
 	if err != nil {
 		return nil, err
 	}
 	now := time.Now()
-	t, err := out.good(now)
-	if err != nil {
-		return nil, err
+	if !t.servable(now) {
+		return nil, errExpired
 	}
 	a.touch(now, true)
 
-	settings, left := a.settings.Load(), t.left(now)
+	settings, remaining := a.settings.Load(), t.remaining(now)
 	var resp *logical.Response
 	if settings.leased {
 		resp = b.Secret(secretAccessTokenType).Response(
 			map[string]any{"access_token": t.Value.reveal()},
 			map[string]any{internalApp: name, internalDigest: t.digest},
 		)
-		resp.Secret.TTL, resp.Secret.MaxTTL = left, left
+		resp.Secret.TTL, resp.Secret.MaxTTL = remaining, remaining
 	} else {
 		resp = &logical.Response{Data: map[string]any{
 			"access_token":        t.Value.reveal(),
@@ -160,63 +144,39 @@ func (b *backend) readCreds(ctx context.Context, req *logical.Request, data *fra
 			"last_vault_rotation": timestamp(t.fetchedAt),
 		}}
 	}
-	for _, w := range out.warnings(t, now, minTTL) {
-		resp.AddWarning(w)
-	}
-	if req.WrapInfo != nil && req.WrapInfo.TTL > left {
-		resp.WrapInfo = &wrapping.ResponseWrapInfo{TTL: left}
+	warn(resp, t, now, warning, minTTL)
+	if req.WrapInfo != nil && req.WrapInfo.TTL > remaining {
+		resp.WrapInfo = &wrapping.ResponseWrapInfo{TTL: remaining}
 	}
 	return resp, nil
 }
 
-// good returns the token of the outcome if it may be handed out, else why there is none.
-func (o outcome) good(now time.Time) (*token, error) {
-	switch {
-	case o.token.servable(now):
-		return o.token, nil
-	case o.problem() != nil:
-		return nil, o.problem()
-	default:
-		// The token ran out between the decision and this line, on a machine that slept perhaps.
-		return nil, logical.CodedError(http.StatusServiceUnavailable, "the token expired while it was being handed out: try again")
+// warn tells a caller what of the token is not as it asked.
+func warn(resp *logical.Response, t *token, now time.Time, warning error, minTTL time.Duration) {
+	var failed *tokenError
+	most := maxMinTTL(t)
+	if errors.As(warning, &failed) {
+		resp.AddWarning(fmt.Sprintf("The token could not be refreshed and is good until %s: %s",
+			timestamp(t.expiresAt), failed))
 	}
-}
-
-// problem is why the token in hand was not refreshed though it should have been; nil where all is well.
-func (o outcome) problem() error {
-	switch {
-	case o.err != nil:
-		return o.err
-	case o.held != nil && o.held.err != nil:
-		return o.held.err
-	default:
-		return nil
-	}
-}
-
-// warnings tell a reader what is not as it asked.
-func (o outcome) warnings(t *token, now time.Time, minTTL time.Duration) []string {
-	var warnings []string
-	if err := o.problem(); err != nil {
-		warnings = append(warnings, fmt.Sprintf("The token could not be refreshed and is good until %s: %s", timestamp(t.expiresAt), err))
-	}
-	most := mostMinTTL(t)
 	if minTTL > most {
-		warnings = append(warnings, fmt.Sprintf("min_ttl of %s is more than three quarters of the token's lifetime of %s, and counts as %s.", short(minTTL), short(t.lifetime), short(most.Truncate(time.Second))))
+		resp.AddWarning(fmt.Sprintf("min_ttl of %s is more than three quarters of the token's lifetime of %s, and counts as %s.",
+			short(minTTL), short(t.lifetime), short(most.Truncate(time.Second))))
 	}
-	if o.held != nil && o.held.err == nil && t.left(now) < min(minTTL, most) {
-		warnings = append(warnings, fmt.Sprintf("The token has less life left than min_ttl, but was refreshed less than %s ago.", short(forceInterval)))
+	if warning != nil && failed == nil && t.remaining(now) < min(minTTL, most) {
+		resp.AddWarning(fmt.Sprintf("The token has a shorter remaining TTL than min_ttl, but was refreshed less than %s ago.",
+			short(forceInterval)))
 	}
-	return warnings
 }
 
-// readAgainIn is when a reader without a lease has something to gain from reading again: when the token becomes due, or, where it
-// is, when the next attempt to refresh it is made; but always before it has expired.
+// readAgainIn is when a reader without a lease has something to gain from reading again: when the
+// token becomes due, or, where it is, when the next attempt to refresh it is made; but always before
+// it has expired.
 func (a *app) readAgainIn(t *token, now time.Time) time.Duration {
 	settings := a.settings.Load()
-	left := t.left(now)
+	remaining := t.remaining(now)
 	if t.state(now, settings.refreshBefore) == stateFresh {
-		return max(time.Second, left-max(t.window(settings.refreshBefore), leastServed))
+		return max(time.Second, remaining-max(t.window(settings.refreshBefore), minServed))
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -224,58 +184,66 @@ func (a *app) readAgainIn(t *token, now time.Time) time.Duration {
 	if at := a.nextAttempt(now); !at.IsZero() {
 		next = at.Sub(now)
 	}
-	return max(time.Second, min(next, left-leastServed))
+	return max(time.Second, min(next, remaining-minServed))
 }
 
-// renewAccessToken keeps the lease's token alive, and lets a lease whose token is no longer the app's end. It answers with
-// req.Secret itself, which holds what revocation needs, and repeats no token.
-func (b *backend) renewAccessToken(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+// renewAccessToken keeps the lease's token alive, and lets a lease whose token is no longer the app's
+// end. It returns req.Secret itself, which holds what revocation needs, and repeats no token.
+func (b *backend) renewAccessToken(
+	ctx context.Context, req *logical.Request, _ *framework.FieldData,
+) (*logical.Response, error) {
+	if b.System().ReplicationState().HasState(consts.ReplicationPerformanceStandby) {
+		return nil, logical.ErrReadOnly // Vault then forwards it; the framework guards paths alone
+	}
 	name, _ := req.Secret.InternalData[internalApp].(string)
 	digest, _ := req.Secret.InternalData[internalDigest].(string)
-	ended := func(why string) (*logical.Response, error) {
-		resp := renewed(req.Secret, endedLease, time.Now())
-		// Vault does its sum a moment later. If the clock's second has turned by then, MaxTTL leaves nothing, which Vault answers with
-		// an error. More of it makes no lease longer, unless the client asked for an increment.
-		if req.Secret.Increment == 0 {
-			resp.Secret.MaxTTL += endedLeaseSlack
-		}
-		resp.AddWarning(fmt.Sprintf("This lease ends now: %s. Read %s%s again.", why, credsPrefix, name))
-		return resp, nil
+
+	a, err := b.apps.app(ctx, req.Storage, name)
+	var t *token
+	var warning error
+	if err == nil {
+		t = a.token.Load()
 	}
-	n := func(t *token, now time.Time) purpose {
-		if t.servable(now) && t.digest != digest {
-			return purposePeek
-		}
-		return needRenewal(t, now)
+	if err == nil && (!t.servable(time.Now()) || t.digest == digest) { // another's token is no reason for a fetch
+		a, t, warning, err = b.apps.get(ctx, req.Storage, name, want{remaining: forever, quarters: 2})
 	}
-	a, out, err := b.apps.acquire(ctx, req.Storage, name, n)
 	if err := awaitSecond(ctx); err != nil {
 		return nil, err
 	}
-	if isUnknownApp(err) {
-		return ended(fmt.Sprintf("app %q is no longer configured", name))
-	}
-	if err != nil {
-		return nil, err
-	}
 	now := time.Now()
-	t, err := out.good(now)
-	if err != nil {
+	var unknown *unknownAppError
+	switch {
+	case errors.As(err, &unknown):
+		return ended(req, name, fmt.Sprintf("app %q is no longer configured", name), now), nil
+	case err != nil:
 		return nil, err
-	}
-	if t.digest != digest {
-		return ended(fmt.Sprintf("app %q has another token", name))
+	case !t.servable(now):
+		return nil, errExpired
+	case t.digest != digest:
+		return ended(req, name, fmt.Sprintf("app %q has another token", name), now), nil
 	}
 	a.touch(now, true)
-	resp := renewed(req.Secret, t.left(now), now)
-	for _, w := range out.warnings(t, now, 0) {
-		resp.AddWarning(w)
-	}
+	resp := renewed(req.Secret, t.remaining(now), now)
+	warn(resp, t, now, warning, 0)
 	return resp, nil
 }
 
-// renewed gives the lease so much time from now. Vault takes a client's increment over the TTL, bounded by MaxTTL from the time
-// of issue, and reckons in whole seconds of the clock: so does this, else half of the renewals would warn of a cut TTL.
+// ended ends a lease, and tells its holder to read again.
+func ended(req *logical.Request, name, why string, now time.Time) *logical.Response {
+	resp := renewed(req.Secret, endedLease, now)
+	// Vault does its sum a moment later. If the clock's second has turned by then, MaxTTL leaves
+	// nothing, which Vault answers with an error. More of it makes no lease longer, unless the client
+	// asked for an increment.
+	if req.Secret.Increment == 0 {
+		resp.Secret.MaxTTL += endedLeaseSlack
+	}
+	resp.AddWarning(fmt.Sprintf("This lease ends now: %s. Read %s%s%s again.", why, req.MountPoint, credsPrefix, name))
+	return resp
+}
+
+// renewed gives the lease so much time from now. Vault takes a client's increment over the TTL,
+// bounded by MaxTTL from the time of issue, and reckons in whole seconds of the clock: so does this,
+// otherwise half of the renewals would warn of a cut TTL.
 func renewed(secret *logical.Secret, ttl time.Duration, now time.Time) *logical.Response {
 	secret.TTL, secret.MaxTTL = ttl, ttl
 	if !secret.IssueTime.IsZero() {
@@ -284,8 +252,9 @@ func renewed(secret *logical.Secret, ttl time.Duration, now time.Time) *logical.
 	return &logical.Response{Secret: secret}
 }
 
-// awaitSecond waits for the clock's next whole second where that is a moment away, so that Vault, which does its
-// sum a moment later, does it in the same second: else it would warn that it cut the TTL by one.
+// awaitSecond waits for the clock's next whole second where that is a moment away, so that Vault,
+// which does its sum a moment later, does it in the same second: otherwise it would warn that it cut
+// the TTL by one.
 func awaitSecond(ctx context.Context) error {
 	const nearlyOver = 20 * time.Millisecond
 	now := time.Now()

@@ -102,48 +102,41 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 	return a.status(now), nil
 }
 
-func (b *backend) updateRefresh(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+func (b *backend) updateRefresh(
+	ctx context.Context, req *logical.Request, data *framework.FieldData,
+) (*logical.Response, error) {
 	name, err := appName(data)
 	if err != nil {
 		return nil, err
 	}
-	a, out, err := b.apps.acquire(ctx, req.Storage, name, needRefresh)
+	a, _, warning, err := b.apps.get(ctx, req.Storage, name, want{force: true})
 	if err != nil {
 		return nil, err
 	}
-	if out.err != nil {
-		return nil, out.err
-	}
-	now := time.Now()
-	a.touch(now, false)
-	resp := a.status(now)
-	switch {
-	case out.held == nil:
-	case out.held.err != nil:
-		resp.AddWarning(fmt.Sprintf("Nothing was fetched: %s", out.held.err))
-	default:
-		resp.AddWarning(fmt.Sprintf("Nothing was fetched: the token was refreshed less than %s ago. Try again at %s.", short(forceInterval), timestamp(out.held.until)))
+	resp := a.status(time.Now())
+	if warning != nil {
+		resp.AddWarning(fmt.Sprintf("Nothing was fetched: %s.", warning))
 	}
 	return resp, nil
 }
 
-// status is the answer of status/ and refresh/. What does not apply is left out.
+// status is the response of status/ and refresh/. What does not apply is left out.
 func (a *app) status(now time.Time) *logical.Response {
 	t := a.token.Load()
 	data := map[string]any{"state": string(t.state(now, a.settings.Load().refreshBefore))}
 	if t != nil {
 		data["expires_at"] = timestamp(t.expiresAt)
 		data["fetched_at"] = timestamp(t.fetchedAt)
-		data["ttl"] = int64(t.left(now) / time.Second)
+		data["ttl"] = int64(t.remaining(now) / time.Second)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	data["upstream_calls"] = a.calls
 	data["upstream_failures"] = a.failures
 	next := a.nextAttempt(now)
-	if a.trouble != nil {
-		data["last_error"] = a.fetchError(a.trouble.err, next).Error()
-		data["last_error_at"] = timestamp(a.trouble.at)
+	if last := a.lastFailure; last != nil {
+		data["last_error"] = a.tokenError(last.err, next).Error()
+		data["last_error_at"] = timestamp(last.at)
 	}
 	if !next.IsZero() {
 		data["next_attempt_at"] = timestamp(next)

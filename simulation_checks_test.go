@@ -86,6 +86,7 @@ func (w *world) send(a *simulatedApp, req *logical.Request) *request {
 	q.at = w.moment(a)
 	q.got = q.i.send(w.t.Context(), req)
 	q.now = time.Now()
+	time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
 	w.checkWait(a, q.i, q.now.Sub(q.begun), q.at)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -179,8 +180,8 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 		return endedLease, nil
 	}
 	all := q.checkToken(l.token)
-	if last := latest(all); last != nil && last.left(q.now) < last.lifetime/2 && len(q.got.Warnings) == 0 && q.i.refused[last.of] == nil {
-		w.violateLocked(l.app, "renewals extend", "%s left, and no warning", last.left(q.now))
+	if last := latest(all); last != nil && last.remaining(q.now) < last.lifetime/2 && len(q.got.Warnings) == 0 && q.i.refused[last.of] == nil {
+		w.violateLocked(l.app, "renewals extend", "%s left, and no warning", last.remaining(q.now))
 	}
 	ttl := q.checkLease(all, l.increment, secret.TTL, secret.MaxTTL, l.secret.IssueTime)
 	l.expires = q.now.Add(ttl)
@@ -209,7 +210,7 @@ func (q *request) checkToken(token string) []*delivery {
 		q.w.violateLocked(q.app, "own token", "handed out a token of %q", q.w.owners[token])
 	case last == nil:
 		q.w.violateLocked(q.app, "own token", "handed out a token that came to another instance, or for other credentials")
-	case last.left(q.now) < leastServed:
+	case last.remaining(q.now) < minServed:
 		q.w.violateLocked(q.app, "no expired token", "handed out with %s left", last.ends().Sub(q.now))
 	case left > 0:
 	case q.w.ended[token]:
@@ -236,7 +237,7 @@ func (q *request) checkLease(all []*delivery, increment, ttl, maxTTL time.Durati
 	if err != nil || increment == 0 && len(warnings) > 0 {
 		q.w.violateLocked(q.app, "true lease", "Vault makes of it: %v, %v", warnings, err)
 	}
-	if !slices.ContainsFunc(all, func(d *delivery) bool { return ttl == d.left(q.now) && lease <= ttl }) {
+	if !slices.ContainsFunc(all, func(d *delivery) bool { return ttl == d.remaining(q.now) && lease <= ttl }) {
 		q.w.violateLocked(q.app, "true lease", "a TTL of %s, a lease of %s: not the token's life", ttl, lease)
 	}
 	return lease
@@ -247,7 +248,7 @@ func (q *request) checkUnleased(all []*delivery) {
 	ttl, _ := q.got.Data["ttl"].(int64)
 	if !slices.ContainsFunc(all, func(d *delivery) bool {
 		return q.got.Data["expires_at"] == timestamp(d.ends()) && q.got.Data["last_vault_rotation"] == timestamp(d.sent) &&
-			ttl >= 1 && time.Duration(ttl)*time.Second <= d.left(q.now)
+			ttl >= 1 && time.Duration(ttl)*time.Second <= d.remaining(q.now)
 	}) {
 		q.w.violateLocked(q.app, "true expires_at and ttl", "expires_at %v, last_vault_rotation %v, ttl %v", q.got.Data["expires_at"], q.got.Data["last_vault_rotation"], ttl)
 	}
@@ -256,8 +257,8 @@ func (q *request) checkUnleased(all []*delivery) {
 // checkMinTTL checks that a reader who asked for more life got it, or was told.
 func (q *request) checkMinTTL(all []*delivery, query map[string]any) {
 	asked, err := parseMinTTL(query)
-	if last := latest(all); err == nil && last != nil && last.left(q.now) < min(asked, last.lifetime*3/4) && len(q.got.Warnings) == 0 {
-		q.w.violateLocked(q.app, "min_ttl", "%s left without a warning, %s asked for", last.left(q.now), asked)
+	if last := latest(all); err == nil && last != nil && last.remaining(q.now) < min(asked, last.lifetime*3/4) && len(q.got.Warnings) == 0 {
+		q.w.violateLocked(q.app, "min_ttl", "%s left without a warning, %s asked for", last.remaining(q.now), asked)
 	}
 }
 
@@ -277,7 +278,7 @@ func (q *request) checkFailure() {
 	usable := true
 	for _, g := range q.generations {
 		last := latest(q.i.known[g])
-		usable = usable && last != nil && last.left(q.now) >= leastServed
+		usable = usable && last != nil && last.remaining(q.now) >= minServed
 	}
 	if usable {
 		q.w.violateLocked(q.app, "usable tokens are served", "failed though there is one: %v", q.got.err)
@@ -297,19 +298,19 @@ func (q *request) reasons() []*refusal {
 	var all []*refusal
 	for _, ours := range q.generations {
 		for g, why := range q.i.refused {
-			if why != nil && g.key == ours.key { // by a verification of another secret, perhaps
+			for ; why != nil && g.key == ours.key; why = why.before { // by a verification of another secret, perhaps
 				all = append(all, why)
 			}
 		}
 	}
 	if q.i.banned[q.app.host].until.After(q.begun) {
-		all = append(all, &refusal{"a ban", http.StatusBadGateway, []string{"banned", "attempt"}})
+		all = append(all, &refusal{reason: "a ban", status: http.StatusBadGateway, holds: []string{"banned", "attempt"}})
 	}
 	if q.i.cleaned {
-		all = append(all, &refusal{"the end of the instance", http.StatusServiceUnavailable, []string{"unloaded"}})
+		all = append(all, &refusal{reason: "the end of the instance", status: http.StatusServiceUnavailable, holds: []string{"unloaded"}})
 	}
 	if q.now.Sub(q.begun) >= min(q.at.timeout, q.app.timeout) {
-		all = append(all, &refusal{"no answer in time", http.StatusBadGateway, []string{"no token of app"}})
+		all = append(all, &refusal{reason: "no answer in time", status: http.StatusBadGateway, holds: []string{"could not get a token for app"}})
 	}
 	return all
 }

@@ -34,8 +34,8 @@ var (
 )
 
 const (
-	mainHost  = "http://127.0.0.1:80"
-	otherHost = "http://127.0.0.2:80" // the other edition, where tokens are short-lived
+	mainHost  = "http://127.0.0.1"
+	otherHost = "http://127.0.0.2" // the other edition, where tokens are short-lived
 
 	mainLifetime  = 2 * time.Hour
 	otherLifetime = 20 * time.Minute

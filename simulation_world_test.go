@@ -96,7 +96,7 @@ type delivery struct {
 func (d *delivery) ends() time.Time { return d.sent.Add(d.lifetime) }
 
 // left is the life left as the contract defines it.
-func (d *delivery) left(now time.Time) time.Duration {
+func (d *delivery) remaining(now time.Time) time.Duration {
 	return max(0, min(d.ends().Sub(now), d.lifetime)).Truncate(time.Second)
 }
 
@@ -105,6 +105,9 @@ type refusal struct {
 	reason string
 	status int      // of the answer to a reader
 	holds  []string // parts of its error
+
+	ended  time.Time
+	before *refusal // of the attempt before in the same fetch, whose cause is the one to name
 }
 
 // instance is the engine in one life of a Vault server. It is the engine's storage and its way to DingTalk, too.
@@ -370,8 +373,13 @@ func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
 	if i.killed {
 		return nil, net.ErrClosed
 	}
+	before := i.refused[g]
 	if i.refused[g] = i.delivered(g, sent, rec, err); i.refused[g] != nil {
 		g.app.crowd.callsFailed++
+		i.refused[g].ended = time.Now()
+		if before != nil && sent.Sub(before.ended) < time.Second {
+			i.refused[g].before = before
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -432,18 +440,18 @@ func (i *instance) delivered(g *generation, sent time.Time, rec *httptest.Respon
 	limited := strings.HasPrefix(got.Code, "Forbidden.AccessDenied.Q") || got.Code == "system.busy"
 	switch {
 	case err != nil:
-		return &refusal{"no answer", http.StatusBadGateway, []string{"no token of app", "attempt"}}
+		return &refusal{reason: "no answer", status: http.StatusBadGateway, holds: []string{"could not get a token for app", "attempt"}}
 	case rec.Code >= http.StatusInternalServerError:
-		return &refusal{"a 5xx answer", http.StatusBadGateway, []string{"could not serve", strconv.Itoa(rec.Code), "attempt"}}
+		return &refusal{reason: "a 5xx answer", status: http.StatusBadGateway, holds: []string{"could not serve", strconv.Itoa(rec.Code), "attempt"}}
 	case got.Punish == "deny":
-		i.banned[g.app.host] = ban{time.Now(), time.Now().Add(bannedFor)}
-		return &refusal{"a ban", http.StatusBadGateway, []string{"banned", "attempt"}}
+		i.banned[g.app.host] = ban{time.Now(), time.Now().Add(banDuration)}
+		return &refusal{reason: "a ban", status: http.StatusBadGateway, holds: []string{"banned", "attempt"}}
 	case limited:
-		return &refusal{"throttling", http.StatusBadGateway, []string{got.Code, "request id", "attempt"}}
+		return &refusal{reason: "throttling", status: http.StatusBadGateway, holds: []string{got.Code, "request id", "attempt"}}
 	case got.Code != "":
-		return &refusal{got.Code, http.StatusBadRequest, []string{got.Code, "request id"}}
+		return &refusal{reason: got.Code, status: http.StatusBadRequest, holds: []string{got.Code, "request id"}}
 	case got.AccessToken == "":
-		return &refusal{"an answer without a token", http.StatusBadGateway, []string{"something that is not a token", "attempt"}}
+		return &refusal{reason: "an answer without a token", status: http.StatusBadGateway, holds: []string{"something that is not a token", "attempt"}}
 	}
 	i.w.owners[got.AccessToken] = g.key
 	d := &delivery{of: g, token: got.AccessToken, sent: sent, lifetime: time.Duration(got.ExpireIn) * time.Second}

@@ -257,14 +257,14 @@ var faultScenarios = []struct {
 		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_key": theKey, "app_secret": rotatedSecret, "base_url": theURL, "verify_connection": false})
 	}},
 	{name: "update to a new generation", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
-		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret})
+		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret, "base_url": theURL})
 	}},
 	{name: "update to a new generation unverified", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
-		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret, "verify_connection": false})
+		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret, "base_url": theURL, "verify_connection": false})
 	}},
 	{name: "update of an app that is not in memory", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
 		f.restartOver(f.upstream)
-		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret})
+		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret, "base_url": theURL})
 	}},
 	{name: "tune", calls: 3, prepare: func(f *faultRun) operation {
 		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"leased": false, "refresh_before": 100})
@@ -273,7 +273,7 @@ var faultScenarios = []struct {
 		return f.request(logical.PatchOperation, "config/myapp", map[string]any{"leased": false})
 	}},
 	{name: "patch to a new generation", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
-		return f.request(logical.PatchOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret})
+		return f.request(logical.PatchOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret, "base_url": theURL})
 	}},
 	{name: "verify without a change", calls: 4, prepare: func(f *faultRun) operation {
 		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"verify_connection": true})
@@ -442,7 +442,7 @@ func (f *faultRun) failAt(n int, at string, mode faultMode, secret string, op op
 		if mode == faultBefore || mode == faultAfter {
 			require.NotEqual(f.t, "put token/"+theApp, at, "a token that cannot be stored is served all the same")
 		}
-		require.Regexp(f.t, `myapp|listing the apps in storage`, got.err.Error(), "the error names the app")
+		require.Regexp(f.t, `myapp|listing the apps in storage|context canceled`, got.err.Error(), "the error names the app")
 		require.GreaterOrEqual(f.t, got.status, http.StatusBadRequest)
 		if secret != "" {
 			require.Contains(f.t, []string{before, strings.TrimPrefix(secret, "-")}, now)
@@ -451,6 +451,7 @@ func (f *faultRun) failAt(n int, at string, mode faultMode, secret string, op op
 	// Then storage is well again: at once, all is right or says what it lacks.
 	f.storage.plan(nil)
 	synctest.Wait()
+	time.Sleep(longestFirstBackOff)
 	f.sound(secret, false)
 
 	again := op(f.t.Context())
@@ -489,6 +490,9 @@ func (f *faultRun) secretStored() string {
 	return rec.AppSecret
 }
 
+// longestFirstBackOff is how long a failure of storage's is remembered, like any other.
+const longestFirstBackOff = 6 * time.Second
+
 // right tells whether a token is one that DingTalk gave for what is stored as the app's credentials.
 func (f *faultRun) right(name, value string) error {
 	var rec configRecord
@@ -500,7 +504,7 @@ func (f *faultRun) right(name, value string) error {
 		return errors.New("nobody issued it")
 	case t.account != account{host: rec.BaseURL, key: rec.AppKey, secret: rec.AppSecret}:
 		return errors.New("it is of other credentials")
-	case time.Until(t.expires) < leastServed:
+	case time.Until(t.expires) < minServed:
 		return errors.New("it has expired")
 	}
 	return nil
@@ -520,34 +524,111 @@ func (f *faultRun) sound(secret string, worked bool) {
 		if restart {
 			f.restartOver(f.upstream)
 		}
-		for _, name := range []string{theApp, otherApp, orphan} {
-			var config configRecord
-			var tok tokenRecord
-			exists := f.record("config/"+name, &config)
-			if exists && f.record("token/"+name, &tok) && tok.Generation == config.Generation && time.Until(tok.ExpiresAt) >= leastServed {
-				require.NoError(f.t, f.right(name, tok.AccessToken), "what is stored of %s", name)
-				known, _ := f.upstream.token(tok.AccessToken)
-				require.False(f.t, tok.ExpiresAt.After(known.expires))
-			}
-			got := f.read(name)
-			if !exists {
-				require.Equal(f.t, http.StatusBadRequest, got.status)
-				require.Contains(f.t, got.err.Error(), "not configured")
-				continue
-			}
-			require.NoError(f.t, got.err)
-			require.Empty(f.t, got.Warnings)
-			value, _ := f.tokenOf(got)
-			require.NoError(f.t, f.right(name, value), "what is served of %s", name)
-			require.Equal(f.t, config.Leased, got.Secret != nil)
-			if got.Secret != nil {
-				known, _ := f.upstream.token(value)
-				require.LessOrEqual(f.t, got.Secret.TTL, time.Until(known.expires))
-			}
-		}
-		require.Empty(f.t, f.engine.apps.slots, "no lock is held")
+		f.servesRight()
+		f.requireNoLock()
 	}
 	for _, text := range []string{theSecret, rotatedSecret, otherSecret, "token-"} {
 		require.NotContains(f.t, f.log.String(), text)
+	}
+}
+
+// servesRight checks that what memory serves is what storage holds.
+func (f *faultRun) servesRight() {
+	f.t.Helper()
+	for _, name := range []string{theApp, otherApp, orphan} {
+		var config configRecord
+		var tok tokenRecord
+		exists := f.record("config/"+name, &config)
+		if exists && f.record("token/"+name, &tok) && tok.Generation == config.Generation && time.Until(tok.ExpiresAt) >= minServed {
+			require.NoError(f.t, f.right(name, tok.AccessToken), "what is stored of %s", name)
+			known, _ := f.upstream.token(tok.AccessToken)
+			require.False(f.t, tok.ExpiresAt.After(known.expires))
+		}
+		got := f.read(name)
+		if !exists {
+			require.Equal(f.t, http.StatusBadRequest, got.status)
+			require.Contains(f.t, got.err.Error(), "not configured")
+			continue
+		}
+		require.NoError(f.t, got.err)
+		require.Empty(f.t, got.Warnings)
+		value, _ := f.tokenOf(got)
+		require.NoError(f.t, f.right(name, value), "what is served of %s", name)
+		require.Equal(f.t, config.Leased, got.Secret != nil)
+		if got.Secret != nil {
+			known, _ := f.upstream.token(value)
+			require.LessOrEqual(f.t, got.Secret.TTL, time.Until(known.expires))
+		}
+	}
+}
+
+// lateStorage is a storage over gRPC: a call returns when its context ends, while Vault goes on with
+// it and it takes effect later.
+type lateStorage struct {
+	logical.Storage
+	late func(op, key string) time.Duration
+}
+
+func (s *lateStorage) call(ctx context.Context, op, key string, do func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		time.Sleep(s.late(op, key))
+		done <- do()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Put implements logical.Storage.
+func (s *lateStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
+	return s.call(ctx, "put", e.Key, func() error { return s.Storage.Put(context.Background(), e) })
+}
+
+// Delete implements logical.Storage.
+func (s *lateStorage) Delete(ctx context.Context, key string) error {
+	return s.call(ctx, "delete", key, func() error { return s.Storage.Delete(context.Background(), key) })
+}
+
+// A reader of the app in between must not bring the old state back for good, whatever the request
+// whose caller left was, and repeating it must heal what may be wrong.
+func TestStorage_that_takes_effect_after_the_caller_left_leaves_memory_right(t *testing.T) {
+	for _, s := range faultScenarios {
+		if s.calls == 0 {
+			continue
+		}
+		for _, late := range []time.Duration{2 * time.Second, 8 * time.Second, 40 * time.Second} {
+			for _, slow := range []string{"put config/", "delete config/", "put token/", "delete token/"} {
+				t.Run(fmt.Sprintf("%s, %s %s late", s.name, slow, late), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						f := newFaultRun(t)
+						op := s.prepare(f)
+						storage := &lateStorage{Storage: f.storage.inner, late: func(op, key string) time.Duration {
+							if strings.HasPrefix(op+" "+key, slow) {
+								return late
+							}
+							return 0
+						}}
+						f.mount.storage = storage
+						ctx, leave := context.WithTimeout(t.Context(), time.Second)
+						defer leave()
+						op(ctx)
+						reading, stop := context.WithTimeout(t.Context(), time.Second)
+						f.request(logical.ReadOperation, "creds/myapp", nil)(reading) // which may load the app
+						stop()
+						time.Sleep(2 * time.Minute)
+						f.mount.storage = f.storage
+						f.servesRight()
+
+						op(t.Context())
+						time.Sleep(longestFirstBackOff)
+						f.sound(s.secret, false)
+					})
+				})
+			}
+		}
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"log"
 	"os"
 
 	"github.com/hashicorp/go-hclog"
@@ -18,6 +20,10 @@ import (
 )
 
 func main() {
+	// Libraries that use the standard logger may repeat what a host sent them: net/http does. Vault would
+	// write it to its log.
+	log.SetOutput(io.Discard)
+
 	if err := run(os.Args[1:]); err != nil {
 		// Vault reads a plugin's stderr, and takes the level from lines in JSON.
 		logger := hclog.New(&hclog.LoggerOptions{JSONFormat: true})

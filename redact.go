@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package dingtalk
+
+// This file keeps secrets out of what people read: the type that holds one, and the rules for
+// showing a text that a stranger chose.
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"html"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+const (
+	// maxShownText bounds each text of DingTalk's that is shown, in bytes.
+	maxShownText = 256
+
+	// maxIdentifier bounds a code or a request id, in bytes. DingTalk's have up to 55.
+	maxIdentifier = 128
+
+	// secretRun is how many characters in a row of a secret give it away.
+	secretRun = 8
+
+	// maxDecodings bounds the readings of one text. A text of DingTalk's has fewer than ten.
+	maxDecodings = 64
+
+	withheld = "withheld: it repeats the request"
+)
+
+// sensitive holds an app secret or a token. However it is printed, logged or encoded, also inside
+// another value, its text does not come out; reveal is the only way.
+type sensitive struct{ text *string }
+
+func newSensitive(s string) sensitive { return sensitive{text: &s} }
+
+func (s sensitive) reveal() string {
+	if s.text == nil {
+		return ""
+	}
+	return *s.text
+}
+
+// Format implements fmt.Formatter for every verb.
+func (sensitive) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[redacted]") }
+
+// MarshalText implements encoding.TextMarshaler, which a JSON log would use.
+func (sensitive) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
+
+var (
+	identifierPattern = regexp.MustCompile(`^[0-9A-Za-z._-]+$`)
+
+	// tokenPattern is what a token looks like that never arrived here, so is not known. A request
+	// id has hyphens.
+	tokenPattern = regexp.MustCompile(`[0-9A-Za-z]{32,}`)
+)
+
+// showIdentifier returns a code or a request id of DingTalk's if it is one by its characters and
+// its length, and repeats no secret; otherwise "".
+func showIdentifier(s string, secrets []sensitive) string {
+	if len(s) > maxIdentifier || !identifierPattern.MatchString(s) || repeats(s, secrets) {
+		return ""
+	}
+	return strings.Clone(s)
+}
+
+// showText returns a stranger's text fit to be shown: at most maxShownText bytes without control
+// or invisible characters. A text that repeats a secret is withheld whole.
+func showText(s string, secrets []sensitive) string {
+	s = cut(visible(s[:min(len(s), 4*maxShownText)]), maxShownText)
+	if looksLikeToken(s) || repeats(s, secrets) {
+		return withheld
+	}
+	return strings.Clone(s)
+}
+
+func looksLikeToken(s string) bool {
+	for _, word := range tokenPattern.FindAllString(s, -1) {
+		if strings.ContainsAny(word, "0123456789") && strings.ContainsFunc(word, unicode.IsLetter) {
+			return true
+		}
+	}
+	return false
+}
+
+// repeats reports whether a short text holds a secret, or a run of secretRun of its characters in
+// any case of letters, in any usual encoding or several of them.
+func repeats(text string, secrets []sensitive) bool {
+	readings, all := decodings(text)
+	if !all {
+		return true
+	}
+	runs := map[string]struct{}{}
+	for _, reading := range readings {
+		folded := strings.ToLower(reading)
+		for at := 0; at+secretRun <= len(folded); at++ {
+			runs[folded[at:at+secretRun]] = struct{}{}
+		}
+	}
+	for _, s := range secrets {
+		secret := s.reveal()
+		if secret != "" && len(secret) < secretRun {
+			for _, reading := range readings {
+				if strings.Contains(reading, secret) {
+					return true
+				}
+			}
+		}
+		folded := strings.ToLower(secret)
+		for at := 0; at+secretRun <= len(folded); at++ {
+			if _, found := runs[folded[at:at+secretRun]]; found {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// decodings returns the text and all that can be read out of it by decoding it again and again;
+// false if that is too much to look at.
+func decodings(text string) (readings []string, all bool) {
+	seen := map[string]struct{}{text: {}}
+	readings = []string{text}
+	for next := 0; next < len(readings); next++ {
+		for _, decode := range decoders {
+			decoded := visible(decode(readings[next]))
+			if _, known := seen[decoded]; known {
+				continue
+			}
+			if len(readings) == maxDecodings {
+				return nil, false
+			}
+			seen[decoded] = struct{}{}
+			readings = append(readings, decoded)
+		}
+	}
+	return readings, true
+}
+
+// decoders undo one encoding each, wherever it occurs in a text. Base64 and hexadecimal digits may
+// begin before the secret does, so they are read from each possible beginning.
+var decoders = []func(string) string{
+	html.UnescapeString,
+	func(s string) string { return backslashPattern.ReplaceAllStringFunc(s, decodeBackslash) },
+	func(s string) string { return percentPattern.ReplaceAllStringFunc(s, decodePercent) },
+	decodeRuns(base64Pattern, decodeBase64, 0), decodeRuns(base64Pattern, decodeBase64, 1),
+	decodeRuns(base64Pattern, decodeBase64, 2), decodeRuns(base64Pattern, decodeBase64, 3),
+	decodeRuns(hexPattern, decodeHex, 0), decodeRuns(hexPattern, decodeHex, 1),
+}
+
+var (
+	backslashPattern = regexp.MustCompile(`\\(u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|.)`)
+	percentPattern   = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
+	base64Pattern    = regexp.MustCompile(`[0-9A-Za-z+/_-]{8,}`)
+	hexPattern       = regexp.MustCompile(`[0-9A-Fa-f]{12,}`)
+)
+
+func decodeBackslash(escape string) string {
+	if n, err := strconv.ParseInt(escape[2:], 16, 32); err == nil {
+		return string(rune(n))
+	}
+	return escape[1:]
+}
+
+func decodePercent(escape string) string {
+	n, _ := strconv.ParseUint(escape[1:], 16, 8) // which the pattern has made sure of
+	return string([]byte{byte(n)})
+}
+
+// decodeRuns decodes what of a text matches, less the characters to skip at each beginning, and
+// leaves the rest as it is.
+func decodeRuns(pattern *regexp.Regexp, decode func(string) string, skip int) func(string) string {
+	return func(s string) string {
+		return pattern.ReplaceAllStringFunc(s, func(run string) string { return decode(run[skip:]) })
+	}
+}
+
+func decodeBase64(run string) string {
+	run = strings.NewReplacer("-", "+", "_", "/").Replace(run)
+	if len(run)%4 == 1 { // no encoding ends so: the last character is not of it
+		run = run[:len(run)-1]
+	}
+	decoded, _ := base64.RawStdEncoding.DecodeString(run) // what the pattern matches can be decoded
+	return string(decoded)
+}
+
+func decodeHex(run string) string {
+	decoded, _ := hex.DecodeString(run[:len(run)/2*2]) // what the pattern matches can be decoded
+	return string(decoded)
+}
+
+// cut shortens a text to so many bytes, at a rune.
+func cut(s string, most int) string {
+	if len(s) > most {
+		end := most
+		for end > 0 && !utf8.RuneStart(s[end]) {
+			end--
+		}
+		s = s[:end]
+	}
+	return strings.TrimSpace(s)
+}
+
+// visible strips control and invisible characters.
+func visible(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == utf8.RuneError:
+			return -1
+		case unicode.Is(unicode.Zs, r):
+			return ' '
+		case unicode.IsPrint(r):
+			return r
+		default:
+			return -1
+		}
+	}, s)
+}
