@@ -31,6 +31,10 @@ const (
 	FaultError = "error"
 	// FaultRejectedCredentials is 400 invalidClientIdOrSecret.
 	FaultRejectedCredentials = "rejected-credentials"
+	// FaultInvalidClient is 400 invalid.client.
+	FaultInvalidClient = "invalid-client"
+	// FaultUnauthorizedClient is 401 unauthorized.client. DingTalk also documents it with 400.
+	FaultUnauthorizedClient = "unauthorized-client"
 	// FaultMissingBody is 400 Missingbody.
 	FaultMissingBody = "missing-body"
 	// FaultIPNotAllowed is 403 Forbidden.AccessDenied.IpNotInWhiteList.
@@ -39,7 +43,8 @@ const (
 	FaultPermissionDenied = "permission-denied"
 	// FaultThrottledQPS is 403 Forbidden.AccessDenied.QpsLimitForAppkeyAndApi.
 	FaultThrottledQPS = "throttled-qps"
-	// FaultThrottledBusy is 429 system.busy.
+	// FaultThrottledBusy is 429 system.busy. DingTalk also sends it with 400, and spells it
+	// systemBusy.
 	FaultThrottledBusy = "throttled-busy"
 	// FaultBanned is the body that a banned IP gets, which has no code, with 403.
 	FaultBanned = "banned"
@@ -47,6 +52,10 @@ const (
 	FaultHTML = "html"
 	// FaultUnavailableUnknown is 500 unknownError.
 	FaultUnavailableUnknown = "unavailable-unknown"
+	// FaultUnavailableBusy is 500 system.busy. DingTalk also spells it systemBusy.
+	FaultUnavailableBusy = "unavailable-busy"
+	// FaultUnavailableServer is 500 server.error.
+	FaultUnavailableServer = "unavailable-server"
 	// FaultUnavailableEmpty is 503 with an empty body.
 	FaultUnavailableEmpty = "unavailable-empty"
 	// FaultMixedCase is 400 invalidClientIdOrSecret with the fields Code, Message and requestId.
@@ -96,12 +105,16 @@ var envelopes = map[string]struct {
 }{
 	FaultError:               {status: http.StatusBadRequest},
 	FaultRejectedCredentials: {http.StatusBadRequest, "invalidClientIdOrSecret", "无效的clientId或者clientSecret"},
+	FaultInvalidClient:       {http.StatusBadRequest, "invalid.client", "无效的clientId或者clientSecret"},
+	FaultUnauthorizedClient:  {http.StatusUnauthorized, "unauthorized.client", "应用未被授权"},
 	FaultMissingBody:         {http.StatusBadRequest, "Missingbody", "body is mandatory for this action."},
 	FaultIPNotAllowed:        {http.StatusForbidden, "Forbidden.AccessDenied.IpNotInWhiteList", "访问ip不在白名单之中"},
 	FaultPermissionDenied:    {http.StatusForbidden, "Forbidden.AccessDenied.AccessTokenPermissionDenied", "应用尚未开通所需的权限"},
 	FaultThrottledQPS:        {http.StatusForbidden, "Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", "应用调用该接口的频率超过限制"},
 	FaultThrottledBusy:       {http.StatusTooManyRequests, "system.busy", "系统繁忙"},
 	FaultUnavailableUnknown:  {http.StatusInternalServerError, "unknownError", "未知错误"},
+	FaultUnavailableBusy:     {http.StatusInternalServerError, "system.busy", "系统繁忙"},
+	FaultUnavailableServer:   {http.StatusInternalServerError, "server.error", "服务器错误"},
 	FaultMixedCase:           {http.StatusBadRequest, "invalidClientIdOrSecret", "无效的clientId或者clientSecret"},
 	FaultEchoSecret:          {http.StatusBadRequest, "invalidParameter", ""},
 }
@@ -109,10 +122,12 @@ var envelopes = map[string]struct {
 // FaultKinds lists every kind, in the order of the constants.
 func FaultKinds() []string {
 	return []string{
-		FaultError, FaultRejectedCredentials, FaultMissingBody, FaultIPNotAllowed, FaultPermissionDenied,
-		FaultThrottledQPS, FaultThrottledBusy, FaultBanned, FaultHTML, FaultUnavailableUnknown,
-		FaultUnavailableEmpty, FaultMixedCase, FaultEchoSecret, FaultTruncated, FaultEmptyToken, FaultExpireIn,
-		FaultErrcode, FaultHuge, FaultGzipBomb, FaultRedirect, FaultHang, FaultTrickle, FaultReset,
+		FaultError, FaultRejectedCredentials, FaultInvalidClient, FaultUnauthorizedClient, FaultMissingBody,
+		FaultIPNotAllowed, FaultPermissionDenied, FaultThrottledQPS, FaultThrottledBusy, FaultBanned, FaultHTML,
+		FaultUnavailableUnknown, FaultUnavailableBusy, FaultUnavailableServer, FaultUnavailableEmpty,
+		FaultMixedCase, FaultEchoSecret,
+		FaultTruncated, FaultEmptyToken, FaultExpireIn, FaultErrcode, FaultHuge, FaultGzipBomb,
+		FaultRedirect, FaultHang, FaultTrickle, FaultReset,
 	}
 }
 

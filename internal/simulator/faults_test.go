@@ -42,7 +42,22 @@ var plainAnswers = map[string]struct {
 	},
 	"error without a code": {simulator.Fault{Kind: simulator.FaultError, Status: 500}, 500, `^\{"requestid":"` + requestID + `"\}$`},
 	"rejected-credentials": {simulator.Fault{Kind: simulator.FaultRejectedCredentials}, 400, rejected},
-	"missing-body":         {simulator.Fault{Kind: simulator.FaultMissingBody}, 400, missingBody},
+	"invalid-client": {
+		simulator.Fault{Kind: simulator.FaultInvalidClient},
+		400,
+		`^\{"requestid":"` + requestID + `","code":"invalid\.client","message":".+"\}$`,
+	},
+	"unauthorized-client": {
+		simulator.Fault{Kind: simulator.FaultUnauthorizedClient},
+		401,
+		`^\{"requestid":"` + requestID + `","code":"unauthorized\.client","message":".+"\}$`,
+	},
+	"unauthorized-client as 400": {
+		simulator.Fault{Kind: simulator.FaultUnauthorizedClient, Status: 400},
+		400,
+		`"code":"unauthorized\.client"`,
+	},
+	"missing-body": {simulator.Fault{Kind: simulator.FaultMissingBody}, 400, missingBody},
 	"ip-not-allowed": {
 		simulator.Fault{Kind: simulator.FaultIPNotAllowed},
 		403,
@@ -69,6 +84,11 @@ var plainAnswers = map[string]struct {
 		429,
 		`^\{"requestid":"` + requestID + `","code":"system\.busy","message":".+"\}$`,
 	},
+	"throttled-busy as 400, spelled otherwise": {
+		simulator.Fault{Kind: simulator.FaultThrottledBusy, Status: 400, Code: "systemBusy"},
+		400,
+		`"code":"systemBusy"`,
+	},
 	"banned":               {simulator.Fault{Kind: simulator.FaultBanned}, 403, `^\{"status":1111,"wait":5,"source":"x5","punish":"deny","uuid":"xxx"\}$`},
 	"banned with a status": {simulator.Fault{Kind: simulator.FaultBanned, Status: 200}, 200, `^\{"status":1111,`},
 	"html":                 {simulator.Fault{Kind: simulator.FaultHTML}, 403, `^<!DOCTYPE html>`},
@@ -77,6 +97,16 @@ var plainAnswers = map[string]struct {
 		simulator.Fault{Kind: simulator.FaultUnavailableUnknown},
 		500,
 		`^\{"requestid":"` + requestID + `","code":"unknownError","message":".+"\}$`,
+	},
+	"unavailable-busy": {
+		simulator.Fault{Kind: simulator.FaultUnavailableBusy},
+		500,
+		`^\{"requestid":"` + requestID + `","code":"system\.busy","message":".+"\}$`,
+	},
+	"unavailable-server": {
+		simulator.Fault{Kind: simulator.FaultUnavailableServer},
+		500,
+		`^\{"requestid":"` + requestID + `","code":"server\.error","message":".+"\}$`,
 	},
 	"unavailable-empty":               {simulator.Fault{Kind: simulator.FaultUnavailableEmpty}, 503, `^$`},
 	"unavailable-empty with a status": {simulator.Fault{Kind: simulator.FaultUnavailableEmpty, Status: 502}, 502, `^$`},
