@@ -22,6 +22,14 @@ func (c *client) change(t *testing.T, method, path, body string) {
 	require.Empty(t, res.body)
 }
 
+// set makes the app's requests fail, by the control API.
+func (c *client) set(t *testing.T, app string, f simulator.Fault) {
+	t.Helper()
+	body, err := json.Marshal(f)
+	require.NoError(t, err)
+	c.change(t, http.MethodPut, "/simulator/faults/"+app, string(body))
+}
+
 func TestControl_faults_are_set_and_cleared(t *testing.T) {
 	t.Parallel()
 	c := start(t, simulator.Options{})
@@ -141,6 +149,14 @@ func TestControl_refuses_bad_input_and_changes_nothing(t *testing.T) {
 		{"PUT", "/simulator/faults/" + appKey, `{"kind":"html","times":-1}`, "times -1"},
 		{"PUT", "/simulator/faults/" + appKey, `{"kind":"html","delay":"soon"}`, `delay "soon"`},
 		{"PUT", "/simulator/faults/" + appKey, `{"kind":"html","delay":3}`, "delay"},
+		{
+			"PUT", "/simulator/faults/" + appKey, `{"kind":"echo-request","part":"x"}`,
+			`unknown part "x"; the parts are body, `,
+		},
+		{
+			"PUT", "/simulator/faults/" + appKey, `{"kind":"echo-request","encoding":"x"}`,
+			`unknown encoding "x"; the encodings are plain, `,
+		},
 		{"PUT", "/simulator/apps/" + appKey, ``, "the body is empty"},
 		{"PUT", "/simulator/apps/" + appKey, `{}`, `"secret" is missing or empty`},
 		{"PUT", "/simulator/apps/" + appKey, `{"secret":""}`, `"secret" is missing or empty`},

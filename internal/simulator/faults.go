@@ -21,9 +21,10 @@ import (
 	"time"
 )
 
-// This file holds the ways the token API can be made to fail: the documented errors, and what a broken network,
-// a proxy or a hostile server might send instead. Only the codes, the rejected credentials' message and the
-// ban's body are DingTalk's to the letter; the other messages are plausible.
+// This file holds the ways the token API can be made to fail: the documented errors, and what a
+// broken network, a proxy or a hostile server might send instead. Only the codes, the rejected
+// credentials' message and the ban's body are DingTalk's to the letter; the other messages are
+// plausible.
 
 // The kinds of [Fault]. What is said of status, code and message is for a fault that names no other.
 const (
@@ -63,6 +64,9 @@ const (
 	// FaultEchoSecret is 400 invalidParameter with a message of some kilobytes that repeats the secret sent and the
 	// app's last token, whole and split by control characters: a reader that cuts it first will hardly miss them all.
 	FaultEchoSecret = "echo-secret"
+	// FaultEchoRequest is 400 with what [Fault.Part] says for code, message and requestid, in the
+	// form that [Fault.Encoding] says. The fault's own code and message stand in its place.
+	FaultEchoRequest = "echo-request"
 
 	// FaultTruncated is the usual answer cut in half, with a Content-Length to match: whole HTTP, broken JSON.
 	FaultTruncated = "truncated"
@@ -70,6 +74,9 @@ const (
 	FaultEmptyToken = "empty-token"
 	// FaultExpireIn is the usual answer with [Fault.ExpireIn] for expireIn.
 	FaultExpireIn = "expire-in"
+	// FaultToken is the usual response with [Fault.Token] for accessToken. [Fault.ExpireIn], unless
+	// it is empty, stands for expireIn. The simulator itself does not know such a token.
+	FaultToken = "token"
 	// FaultErrcode is 200 with an errcode and no token, as for a wrong path.
 	FaultErrcode = "errcode"
 	// FaultHuge is 200 with a body of 100 MiB that would be a good answer.
@@ -84,6 +91,16 @@ const (
 	FaultTrickle = "trickle"
 	// FaultReset is a connection reset in place of an answer.
 	FaultReset = "reset"
+)
+
+// The parts of a request of [Fault.Part].
+const (
+	// PartBody is the whole body, which has the app key and the app secret.
+	PartBody = "body"
+	// PartSecret is the app secret.
+	PartSecret = "secret"
+	// PartToken is the app's last token, which a host that was taken over knows too.
+	PartToken = "token"
 )
 
 // DefaultRedirect is where [FaultRedirect] leads without a Location: another loopback host, where nothing
@@ -117,6 +134,7 @@ var envelopes = map[string]struct {
 	FaultUnavailableServer:   {http.StatusInternalServerError, "server.error", "服务器错误"},
 	FaultMixedCase:           {http.StatusBadRequest, "invalidClientIdOrSecret", "无效的clientId或者clientSecret"},
 	FaultEchoSecret:          {http.StatusBadRequest, "invalidParameter", ""},
+	FaultEchoRequest:         {status: http.StatusBadRequest},
 }
 
 // FaultKinds lists every kind, in the order of the constants.
@@ -125,14 +143,17 @@ func FaultKinds() []string {
 		FaultError, FaultRejectedCredentials, FaultInvalidClient, FaultUnauthorizedClient, FaultMissingBody,
 		FaultIPNotAllowed, FaultPermissionDenied, FaultThrottledQPS, FaultThrottledBusy, FaultBanned, FaultHTML,
 		FaultUnavailableUnknown, FaultUnavailableBusy, FaultUnavailableServer, FaultUnavailableEmpty,
-		FaultMixedCase, FaultEchoSecret,
-		FaultTruncated, FaultEmptyToken, FaultExpireIn, FaultErrcode, FaultHuge, FaultGzipBomb,
+		FaultMixedCase, FaultEchoSecret, FaultEchoRequest,
+		FaultTruncated, FaultEmptyToken, FaultExpireIn, FaultToken, FaultErrcode, FaultHuge, FaultGzipBomb,
 		FaultRedirect, FaultHang, FaultTrickle, FaultReset,
 	}
 }
 
 // Fault is a way in which token requests fail. What does not apply to its kind is ignored. As JSON its fields
 // are those of the control API, in the package's documentation.
+//
+// In Code, Message, RetryAfter and Token, {n} stands for how many requests there were so far, so
+// that no two responses are alike.
 type Fault struct {
 	// Kind is one of the constants; empty is no fault, which still may have a Delay or a RetryAfter.
 	Kind string
@@ -141,7 +162,7 @@ type Fault struct {
 	Status int
 	// Code and Message stand in the envelope in place of the kind's own.
 	Code, Message string
-	// RetryAfter is a Retry-After header as it is, for any kind that answers.
+	// RetryAfter is a Retry-After header as it is, for any kind that answers with a whole response.
 	RetryAfter string
 	// Delay is a wait before the answer. A token's life counts from the request, not from the answer.
 	Delay time.Duration
@@ -149,8 +170,17 @@ type Fault struct {
 	Location string
 	// Times is how many requests are hit; 0 is all until the fault is cleared.
 	Times int
-	// ExpireIn is the JSON that FaultExpireIn puts there; empty leaves the field out.
+	// ExpireIn is the JSON that FaultExpireIn puts there; empty leaves the field out. FaultToken
+	// has it too.
 	ExpireIn string
+	// Token is the accessToken of FaultToken, any text.
+	Token string
+	// Part is what FaultEchoRequest repeats: PartBody, PartSecret or PartToken; empty means
+	// PartBody.
+	Part string
+	// Encoding is the form in which it does, one of [Encodings] or several with commas between
+	// them, the first applied first; empty means EncodingPlain.
+	Encoding string
 }
 
 // Validate tells what is wrong with the fault, if anything.
@@ -158,7 +188,7 @@ func (f Fault) Validate() error {
 	switch {
 	case f.Kind != "" && !slices.Contains(FaultKinds(), f.Kind):
 		return fmt.Errorf("unknown fault kind %q; the kinds are %s", f.Kind, strings.Join(FaultKinds(), ", "))
-	case f.Kind == "" && (f.Status != 0 || f.Code+f.Message+f.Location+f.ExpireIn != ""):
+	case f.Kind == "" && f != Fault{RetryAfter: f.RetryAfter, Delay: f.Delay, Times: f.Times}:
 		return errors.New("without a kind, a fault can only have delay, retry_after and times")
 	case f.Status != 0 && (f.Status < 200 || f.Status > 599 || f.Status == http.StatusNoContent || f.Status == http.StatusNotModified):
 		return fmt.Errorf("status %d is not one from 200 to 599 that can have a body", f.Status)
@@ -168,8 +198,18 @@ func (f Fault) Validate() error {
 		return fmt.Errorf("times %d is negative", f.Times)
 	case f.ExpireIn != "" && !json.Valid([]byte(f.ExpireIn)):
 		return fmt.Errorf("expire_in %q is not JSON", f.ExpireIn)
+	case !slices.Contains([]string{"", PartBody, PartSecret, PartToken}, f.Part):
+		return fmt.Errorf("unknown part %q; the parts are %s, %s, %s", f.Part, PartBody, PartSecret, PartToken)
 	}
-	return nil
+	return checkEncoding(f.Encoding)
+}
+
+// numbered is the fault as it hits the request of that number.
+func (f Fault) numbered(n int) Fault {
+	for _, text := range []*string{&f.Code, &f.Message, &f.RetryAfter, &f.Token} {
+		*text = strings.ReplaceAll(*text, "{n}", strconv.Itoa(n))
+	}
+	return f
 }
 
 type faultJSON struct {
@@ -182,22 +222,29 @@ type faultJSON struct {
 	Location   string          `json:"location,omitempty"`
 	Times      int             `json:"times,omitempty"`
 	ExpireIn   json.RawMessage `json:"expire_in,omitempty"`
+	Token      string          `json:"token,omitempty"`
+	Part       string          `json:"part,omitempty"`
+	Encoding   string          `json:"encoding,omitempty"`
 }
 
 // MarshalJSON writes the fault as the control API takes it.
 func (f Fault) MarshalJSON() ([]byte, error) {
-	j := faultJSON{
+	return json.Marshal(faultJSON{
 		Kind: f.Kind, Status: f.Status, Code: f.Code, Message: f.Message, RetryAfter: f.RetryAfter,
-		Location: f.Location, Times: f.Times, ExpireIn: json.RawMessage(f.ExpireIn),
-	}
-	if f.Delay != 0 {
-		j.Delay = f.Delay.String()
-	}
-	return json.Marshal(j)
+		Delay: durationText(f.Delay), Location: f.Location, Times: f.Times, ExpireIn: json.RawMessage(f.ExpireIn),
+		Token: f.Token, Part: f.Part, Encoding: f.Encoding,
+	})
 }
 
-// UnmarshalJSON reads a fault as the control API takes it. It fails on an unknown field and on a Delay that is
-// no duration.
+func durationText(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return d.String()
+}
+
+// UnmarshalJSON reads a fault as the control API takes it. It fails on an unknown field, and on a
+// Delay or an Interval that is no duration.
 func (f *Fault) UnmarshalJSON(b []byte) error {
 	var j faultJSON
 	if err := decodeStrict(bytes.NewReader(b), &j); err != nil {
@@ -206,15 +253,21 @@ func (f *Fault) UnmarshalJSON(b []byte) error {
 	*f = Fault{
 		Kind: j.Kind, Status: j.Status, Code: j.Code, Message: j.Message, RetryAfter: j.RetryAfter,
 		Location: j.Location, Times: j.Times, ExpireIn: string(j.ExpireIn),
+		Token: j.Token, Part: j.Part, Encoding: j.Encoding,
 	}
-	if j.Delay == "" {
-		return nil
+	for _, field := range []struct {
+		name, text string
+		value      *time.Duration
+	}{{"delay", j.Delay, &f.Delay}} {
+		if field.text == "" {
+			continue
+		}
+		d, err := time.ParseDuration(field.text)
+		if err != nil {
+			return fmt.Errorf(`%s %q is not a duration such as "1.5s"`, field.name, field.text)
+		}
+		*field.value = d
 	}
-	d, err := time.ParseDuration(j.Delay)
-	if err != nil {
-		return fmt.Errorf(`delay %q is not a duration such as "1.5s"`, j.Delay)
-	}
-	f.Delay = d
 	return nil
 }
 
@@ -263,10 +316,33 @@ func (s *Server) envelopeAnswer(req tokenRequest, f Fault, status int, e envelop
 		}{e.Code, e.Message, e.RequestID})
 	case FaultPermissionDenied:
 		e.AccessDeniedDetail = &accessDeniedDetail{RequiredScopes: []string{"Contact.User.Read"}}
+	case FaultEchoRequest:
+		return s.echoAnswer(req, f, status)
 	case FaultEchoSecret:
 		e.Message += echo(req.appSecret, s.LastToken(req.appKey))
 	}
 	return jsonAnswer(status, e)
+}
+
+// echoAnswer writes its JSON itself, since encoding/json has escapes of its own.
+func (s *Server) echoAnswer(req tokenRequest, f Fault, status int) answer {
+	text := req.body
+	switch f.Part {
+	case PartSecret:
+		text = req.appSecret
+	case PartToken:
+		text = s.LastToken(req.appKey)
+	}
+	echoed := jsonString(text, f.Encoding)
+	code, message := echoed, echoed
+	if f.Code != "" {
+		code = jsonString(f.Code, EncodingJSON)
+	}
+	if f.Message != "" {
+		message = jsonString(f.Message, EncodingJSON)
+	}
+	body := fmt.Sprintf(`{"requestid":%s,"code":%s,"message":%s}`, echoed, code, message)
+	return answer{status, contentTypeJSON, []byte(body)}
 }
 
 // echo is some kilobytes of text that repeat the secrets. One that is cut before the secrets are replaced, or

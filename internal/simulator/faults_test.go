@@ -3,6 +3,7 @@
 package simulator_test
 
 import (
+	"cmp"
 	"compress/gzip"
 	"context"
 	"encoding/json"
@@ -168,6 +169,7 @@ func TestFault_every_kind_is_tested(t *testing.T) {
 	tested := map[string]bool{
 		simulator.FaultEchoSecret: true, simulator.FaultHuge: true, simulator.FaultGzipBomb: true,
 		simulator.FaultHang: true, simulator.FaultTrickle: true, simulator.FaultReset: true,
+		simulator.FaultEchoRequest: true, simulator.FaultToken: true,
 	}
 	for _, want := range plainAnswers {
 		tested[want.fault.Kind] = true
@@ -484,6 +486,9 @@ func TestFault_that_makes_no_sense_is_refused(t *testing.T) {
 		"status 199":                   {Kind: simulator.FaultHTML, Status: 199},
 		"status 600":                   {Kind: simulator.FaultHTML, Status: 600},
 		"delay -1s is negative":        {Delay: -time.Second},
+		`unknown part "head"`:          {Kind: simulator.FaultEchoRequest, Part: "head"},
+		`unknown encoding "rot13"`:     {Kind: simulator.FaultEchoRequest, Encoding: "hex,rot13"},
+		`unknown encoding ""`:          {Kind: simulator.FaultEchoRequest, Encoding: "hex,"},
 		"times -1 is negative":         {Kind: simulator.FaultHang, Times: -1},
 		`expire_in "soon" is not JSON`: {Kind: simulator.FaultExpireIn, ExpireIn: "soon"},
 	} {
@@ -506,6 +511,12 @@ func TestFault_as_JSON_reads_back_the_same(t *testing.T) {
 			Kind: simulator.FaultError, Status: 418, Code: "c", Message: "m", RetryAfter: "30",
 			Delay: 1500 * time.Millisecond, Location: "l", Times: 3, ExpireIn: "-1",
 		},
+		`{"kind":"echo-request","part":"secret","encoding":"hex,json-all"}`: {
+			Kind: simulator.FaultEchoRequest, Part: "secret", Encoding: "hex,json-all",
+		},
+		`{"kind":"token","token":"t"}`: {
+			Kind: simulator.FaultToken, Token: "t",
+		},
 	} {
 		var f simulator.Fault
 		require.NoError(t, json.Unmarshal([]byte(text), &f))
@@ -515,4 +526,43 @@ func TestFault_as_JSON_reads_back_the_same(t *testing.T) {
 		assert.JSONEq(t, text, string(b))
 	}
 	require.ErrorContains(t, json.Unmarshal([]byte(`{"delay":"soon"}`), &simulator.Fault{}), `delay "soon"`)
+}
+
+func TestFault_texts_can_number_the_responses(t *testing.T) {
+	t.Parallel()
+	c := start(t, simulator.Options{})
+	c.set(t, simulator.AnyApp, simulator.Fault{
+		Kind: simulator.FaultThrottledBusy, Code: "code{n}", Message: "message {n}", RetryAfter: "6{n}",
+	})
+	for i, n := range []string{"1", "2", "3"} {
+		res := c.post(t, credentials("app"+n, "any"))
+		assert.Contains(t, res.body, `"code":"code`+n+`","message":"message `+n+`"`)
+		assert.Equal(t, "6"+n, res.header.Get("Retry-After"), i)
+	}
+	c.set(t, appKey, simulator.Fault{Kind: simulator.FaultToken, Token: "token{n}"})
+	assert.JSONEq(t, `{"accessToken":"token4","expireIn":7200}`, c.ask(t).body)
+	assert.JSONEq(t, `{"accessToken":"token5","expireIn":7200}`, c.ask(t).body)
+}
+
+func TestFault_token_is_any_text(t *testing.T) {
+	t.Parallel()
+	c := start(t, simulator.Options{})
+	for name, token := range map[string]string{
+		"empty": "", "line break": "a\nb", "carriage return": "a\r\nb", "space": "a b",
+		"controls":  "\x00\x01\x1b[31m\x7f\u0085",
+		"not ASCII": "令牌é\u202e", "JSON": `"\u0041\`, "long": strings.Repeat("x", 10_000),
+	} {
+		for _, expireIn := range []string{"", "60"} {
+			c.set(t, appKey, simulator.Fault{Kind: simulator.FaultToken, Token: token, ExpireIn: expireIn})
+			got, seconds := struct{ AccessToken string }{}, `"expireIn":`+cmp.Or(expireIn, "7200")+`}`
+			res := c.ask(t)
+			require.NoError(t, json.Unmarshal([]byte(res.body), &got), name)
+			assert.Equal(t, token, got.AccessToken, name)
+			assert.Equal(t, 200, res.status)
+			assert.True(t, strings.HasSuffix(res.body, seconds), res.body)
+		}
+	}
+	assert.Regexp(t, rejected, c.post(t, credentials(appKey, "wrong")).body)
+	c.ClearFaults()
+	assert.Regexp(t, goodAnswer, c.ask(t).body)
 }

@@ -171,7 +171,7 @@ func (s *Server) receive(appKey string) Fault {
 		left.Times--
 		s.faults[key] = left
 	}
-	return f
+	return f.numbered(s.total)
 }
 
 // isApp tells whether the app has credentials, or had them when it was given a token.

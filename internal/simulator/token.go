@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
 	"mime"
@@ -74,6 +73,7 @@ func (s *Server) logName(appKey string) string {
 
 type tokenRequest struct {
 	appKey, appSecret string
+	body              string // as it was sent
 	missing           string // what the gateway would ask for first: body, appKey or appSecret
 }
 
@@ -84,11 +84,11 @@ func readTokenRequest(r *http.Request) tokenRequest {
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxRequestBytes+1))
 	var fields map[string]any
 	if err != nil || len(body) > maxRequestBytes || json.Unmarshal(body, &fields) != nil {
-		return tokenRequest{missing: "body"}
+		return tokenRequest{body: string(body), missing: "body"}
 	}
 	appKey, hasKey := fields["appKey"].(string)
 	appSecret, hasSecret := fields["appSecret"].(string)
-	req := tokenRequest{appKey: appKey, appSecret: appSecret}
+	req := tokenRequest{appKey: appKey, appSecret: appSecret, body: string(body)}
 	mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	switch {
 	case mediaType != contentTypeJSON, fields == nil:
@@ -101,7 +101,8 @@ func readTokenRequest(r *http.Request) tokenRequest {
 	return req
 }
 
-// usualAnswer is the answer without a fault, but for the expireIn that one may put there.
+// usualAnswer is the answer without a fault, but for the token and the expireIn that one may put
+// there.
 func (s *Server) usualAnswer(method string, req tokenRequest, f Fault, requestID string) answer {
 	switch {
 	case method != http.MethodPost:
@@ -119,10 +120,14 @@ func (s *Server) usualAnswer(method string, req tokenRequest, f Fault, requestID
 		e := envelopes[FaultRejectedCredentials]
 		return jsonAnswer(e.status, envelope{RequestID: requestID, Code: e.code, Message: e.message})
 	}
-	if f.Kind == FaultExpireIn {
-		return goodAnswer(token, f.ExpireIn)
+	expireIn := strconv.FormatInt(int64(lifetime/time.Second), 10)
+	switch f.Kind {
+	case FaultExpireIn:
+		expireIn = f.ExpireIn
+	case FaultToken:
+		token, expireIn = f.Token, cmp.Or(f.ExpireIn, expireIn)
 	}
-	return goodAnswer(token, strconv.FormatInt(int64(lifetime/time.Second), 10))
+	return goodAnswer(token, expireIn)
 }
 
 // wrongMethod is not documented. Other APIs behind the same gateway answer a wrong method this way.
@@ -136,10 +141,11 @@ func wrongMethod(requestID string) answer {
 
 // goodAnswer takes expireIn as JSON; empty leaves the field out.
 func goodAnswer(token, expireIn string) answer {
-	body := fmt.Sprintf(`{"accessToken":%q}`, token)
+	body := `{"accessToken":` + jsonString(token, EncodingJSON)
 	if expireIn != "" {
-		body = fmt.Sprintf(`{"accessToken":%q,"expireIn":%s}`, token, expireIn)
+		body += `,"expireIn":` + expireIn
 	}
+	body += "}"
 	return answer{status: http.StatusOK, contentType: contentTypeJSON, body: []byte(body)}
 }
 
