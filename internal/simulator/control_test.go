@@ -149,6 +149,7 @@ func TestControl_refuses_bad_input_and_changes_nothing(t *testing.T) {
 		{"PUT", "/simulator/faults/" + appKey, `{"kind":"html","times":-1}`, "times -1"},
 		{"PUT", "/simulator/faults/" + appKey, `{"kind":"html","delay":"soon"}`, `delay "soon"`},
 		{"PUT", "/simulator/faults/" + appKey, `{"kind":"html","delay":3}`, "delay"},
+		{"PUT", "/simulator/faults/" + appKey, `{"kind":"raw","interval":"soon"}`, `interval "soon"`},
 		{
 			"PUT", "/simulator/faults/" + appKey, `{"kind":"echo-request","part":"x"}`,
 			`unknown part "x"; the parts are body, `,

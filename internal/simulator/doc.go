@@ -30,14 +30,45 @@
 //	POST   /simulator/life                     {"token":"…"}
 //	                                           -> {"known":true,"seconds":7199}   LifeLeft, in whole seconds
 //
-// A fault has the fields of [Fault], and "delay" is a Go duration as text:
+// A fault has the fields of [Fault], and "delay" and "interval" are Go durations as text:
 //
 //	{"kind":"error", "status":400, "code":"…", "message":"…", "retry_after":"30", "delay":"1.5s",
-//	 "location":"http://127.0.0.2:1/", "times":1, "expire_in":-1}
+//	 "location":"http://127.0.0.2:1/", "times":1, "expire_in":-1, "token":"…",
+//	 "part":"secret", "encoding":"json-all,json",
+//	 "raw":"HTTP/1.1 …", "repeat":"…", "interval":"1s"}
 //
 // "expire_in" is any JSON value and is put into the answer as it is; without it the answer has no expireIn.
 //
 // For example, to leave the next request of an app without an answer:
 //
 //	curl -X PUT -d '{"kind":"hang","times":1}' http://127.0.0.1:8123/simulator/faults/dingdemo
+//
+// To repeat the request's body in the error, each character as \uXXXX after the JSON is decoded:
+//
+//	curl -X PUT -d '{"kind":"echo-request","encoding":"json-all,json"}' \
+//	  http://127.0.0.1:8123/simulator/faults/dingdemo
+//
+// To send any bytes in place of a response, and keep the connection open:
+//
+//	curl -X PUT -d '{"kind":"raw","raw":"HTTP/1.1 199 Odd\r\n\r\n"}' \
+//	  http://127.0.0.1:8123/simulator/faults/dingdemo
+//
+// # A hostile host
+//
+// A host that was taken over need not keep to HTTP. The kinds of [Fault] for that are:
+//
+//	echo-request          the request, its secret or the token in code, message and requestid;
+//	                      in every form of [Encodings]
+//	token                 a good response with any text for a token
+//	surplus               a good response, and after it the token and the request in clear
+//	status-099            a good response with a status below 100
+//	switching-protocols   101, then silence on an open connection
+//	informational-flood   103 without end
+//	endless-headers, endless-body, endless-drip, endless-gzip, endless-gzip-empty
+//	                      200 and something without end
+//	raw                   any bytes, once and then without end
+//	http2-goaway, http2-silent, http2-flood
+//	                      over TLS, for a client that takes HTTP/2; see [Server.StartTLS]
+//
+// The connections end with the client or with [Server.Close].
 package simulator

@@ -24,7 +24,7 @@ import (
 // This file holds the ways the token API can be made to fail: the documented errors, and what a
 // broken network, a proxy or a hostile server might send instead. Only the codes, the rejected
 // credentials' message and the ban's body are DingTalk's to the letter; the other messages are
-// plausible.
+// plausible. What is no HTTP response is in stream.go.
 
 // The kinds of [Fault]. What is said of status, code and message is for a fault that names no other.
 const (
@@ -91,6 +91,45 @@ const (
 	FaultTrickle = "trickle"
 	// FaultReset is a connection reset in place of an answer.
 	FaultReset = "reset"
+
+	// The kinds below take the connection and keep it open until the client closes it, or the
+	// server is closed. They are HTTP/1.1, also where the client speaks HTTP/2.
+
+	// FaultRaw is [Fault.Raw], then [Fault.Repeat] without end.
+	FaultRaw = "raw"
+	// FaultSwitchingProtocols is 101 and then silence.
+	FaultSwitchingProtocols = "switching-protocols"
+	// FaultInformationalFlood is 103 without end.
+	FaultInformationalFlood = "informational-flood"
+	// FaultStatus099 is the usual response with the status 099.
+	FaultStatus099 = "status-099"
+	// FaultSurplus is the usual response, followed by the app's last token and the request's body
+	// in clear.
+	FaultSurplus = "surplus"
+	// FaultEndlessHeaders is 200 with headers without end.
+	FaultEndlessHeaders = "endless-headers"
+	// FaultEndlessBody is 200 with an accessToken without end.
+	FaultEndlessBody = "endless-body"
+	// FaultEndlessDrip is 200 with a body of spaces without end, one a second; FaultTrickle has an
+	// end.
+	FaultEndlessDrip = "endless-drip"
+	// FaultEndlessGzip is 200 with gzip members without end, each about 1 KiB that expands to 1 MiB
+	// of spaces.
+	FaultEndlessGzip = "endless-gzip"
+	// FaultEndlessGzipEmpty is 200 with empty gzip members without end.
+	FaultEndlessGzipEmpty = "endless-gzip-empty"
+
+	// The kinds below are for clients that speak HTTP/2, see [Server.StartTLS]; others get the
+	// usual response.
+
+	// FaultHTTP2GoAway is a GOAWAY that allows the client to send the request again on another
+	// connection.
+	FaultHTTP2GoAway = "http2-goaway"
+	// FaultHTTP2Silent is a connection on which nothing is sent any more, not even the reply to a
+	// PING.
+	FaultHTTP2Silent = "http2-silent"
+	// FaultHTTP2Flood is PING and SETTINGS without end.
+	FaultHTTP2Flood = "http2-flood"
 )
 
 // The parts of a request of [Fault.Part].
@@ -146,6 +185,9 @@ func FaultKinds() []string {
 		FaultMixedCase, FaultEchoSecret, FaultEchoRequest,
 		FaultTruncated, FaultEmptyToken, FaultExpireIn, FaultToken, FaultErrcode, FaultHuge, FaultGzipBomb,
 		FaultRedirect, FaultHang, FaultTrickle, FaultReset,
+		FaultRaw, FaultSwitchingProtocols, FaultInformationalFlood, FaultStatus099, FaultSurplus,
+		FaultEndlessHeaders, FaultEndlessBody, FaultEndlessDrip, FaultEndlessGzip, FaultEndlessGzipEmpty,
+		FaultHTTP2GoAway, FaultHTTP2Silent, FaultHTTP2Flood,
 	}
 }
 
@@ -181,6 +223,11 @@ type Fault struct {
 	// Encoding is the form in which it does, one of [Encodings] or several with commas between
 	// them, the first applied first; empty means EncodingPlain.
 	Encoding string
+	// Raw is what FaultRaw sends at once, and Repeat what it then sends without end; if that is
+	// empty, it is silent. As JSON they have to be UTF-8.
+	Raw, Repeat string
+	// Interval is the pause before each byte of Repeat; 0 sends it as fast as the client reads.
+	Interval time.Duration
 }
 
 // Validate tells what is wrong with the fault, if anything.
@@ -198,10 +245,16 @@ func (f Fault) Validate() error {
 		return fmt.Errorf("times %d is negative", f.Times)
 	case f.ExpireIn != "" && !json.Valid([]byte(f.ExpireIn)):
 		return fmt.Errorf("expire_in %q is not JSON", f.ExpireIn)
+	case f.Interval < 0:
+		return fmt.Errorf("interval %s is negative", f.Interval)
 	case !slices.Contains([]string{"", PartBody, PartSecret, PartToken}, f.Part):
 		return fmt.Errorf("unknown part %q; the parts are %s, %s, %s", f.Part, PartBody, PartSecret, PartToken)
 	}
 	return checkEncoding(f.Encoding)
+}
+
+func isHTTP2Fault(kind string) bool {
+	return kind == FaultHTTP2GoAway || kind == FaultHTTP2Silent || kind == FaultHTTP2Flood
 }
 
 // numbered is the fault as it hits the request of that number.
@@ -225,6 +278,9 @@ type faultJSON struct {
 	Token      string          `json:"token,omitempty"`
 	Part       string          `json:"part,omitempty"`
 	Encoding   string          `json:"encoding,omitempty"`
+	Raw        string          `json:"raw,omitempty"`
+	Repeat     string          `json:"repeat,omitempty"`
+	Interval   string          `json:"interval,omitempty"`
 }
 
 // MarshalJSON writes the fault as the control API takes it.
@@ -233,6 +289,7 @@ func (f Fault) MarshalJSON() ([]byte, error) {
 		Kind: f.Kind, Status: f.Status, Code: f.Code, Message: f.Message, RetryAfter: f.RetryAfter,
 		Delay: durationText(f.Delay), Location: f.Location, Times: f.Times, ExpireIn: json.RawMessage(f.ExpireIn),
 		Token: f.Token, Part: f.Part, Encoding: f.Encoding,
+		Raw: f.Raw, Repeat: f.Repeat, Interval: durationText(f.Interval),
 	})
 }
 
@@ -253,12 +310,12 @@ func (f *Fault) UnmarshalJSON(b []byte) error {
 	*f = Fault{
 		Kind: j.Kind, Status: j.Status, Code: j.Code, Message: j.Message, RetryAfter: j.RetryAfter,
 		Location: j.Location, Times: j.Times, ExpireIn: string(j.ExpireIn),
-		Token: j.Token, Part: j.Part, Encoding: j.Encoding,
+		Token: j.Token, Part: j.Part, Encoding: j.Encoding, Raw: j.Raw, Repeat: j.Repeat,
 	}
 	for _, field := range []struct {
 		name, text string
 		value      *time.Duration
-	}{{"delay", j.Delay, &f.Delay}} {
+	}{{"delay", j.Delay, &f.Delay}, {"interval", j.Interval, &f.Interval}} {
 		if field.text == "" {
 			continue
 		}
@@ -272,7 +329,10 @@ func (f *Fault) UnmarshalJSON(b []byte) error {
 }
 
 // answer decides what a token request gets: the fault's answer, or the usual one, perhaps spoiled.
-func (s *Server) answer(method string, req tokenRequest, f Fault, requestID string) answer {
+func (s *Server) answer(r *http.Request, req tokenRequest, f Fault, requestID string) answer {
+	if _, ok := endless(r, f); ok {
+		return answer{}
+	}
 	if e, ok := envelopes[f.Kind]; ok {
 		return s.envelopeAnswer(req, f, cmp.Or(f.Status, e.status), envelope{
 			RequestID: requestID,
@@ -299,7 +359,7 @@ func (s *Server) answer(method string, req tokenRequest, f Fault, requestID stri
 		return answer{}
 	}
 
-	a := s.usualAnswer(method, req, f, requestID)
+	a := s.usualAnswer(r.Method, req, f, requestID)
 	if f.Kind == FaultTruncated {
 		a.body = a.body[:len(a.body)/2]
 	}
@@ -363,7 +423,11 @@ func echo(secrets ...string) string {
 }
 
 // deliver sends the answer in the way the fault asks for.
-func (s *Server) deliver(w http.ResponseWriter, r *http.Request, f Fault, a answer) {
+func (s *Server) deliver(w http.ResponseWriter, r *http.Request, req tokenRequest, f Fault, a answer) {
+	if st, ok := s.streamFor(r, req, f, a); ok {
+		s.sendStream(w, r, st)
+		return
+	}
 	switch f.Kind {
 	case FaultHang:
 		select {

@@ -170,6 +170,12 @@ func TestFault_every_kind_is_tested(t *testing.T) {
 		simulator.FaultEchoSecret: true, simulator.FaultHuge: true, simulator.FaultGzipBomb: true,
 		simulator.FaultHang: true, simulator.FaultTrickle: true, simulator.FaultReset: true,
 		simulator.FaultEchoRequest: true, simulator.FaultToken: true,
+		simulator.FaultRaw: true, simulator.FaultStatus099: true, simulator.FaultSurplus: true,
+		simulator.FaultEndlessDrip: true, simulator.FaultEndlessGzip: true, simulator.FaultEndlessGzipEmpty: true,
+		simulator.FaultHTTP2GoAway: true, simulator.FaultHTTP2Silent: true, simulator.FaultHTTP2Flood: true,
+	}
+	for _, want := range sentStreams {
+		tested[want.fault.Kind] = true
 	}
 	for _, want := range plainAnswers {
 		tested[want.fault.Kind] = true
@@ -486,6 +492,7 @@ func TestFault_that_makes_no_sense_is_refused(t *testing.T) {
 		"status 199":                   {Kind: simulator.FaultHTML, Status: 199},
 		"status 600":                   {Kind: simulator.FaultHTML, Status: 600},
 		"delay -1s is negative":        {Delay: -time.Second},
+		"interval -1s is negative":     {Kind: simulator.FaultRaw, Interval: -time.Second},
 		`unknown part "head"`:          {Kind: simulator.FaultEchoRequest, Part: "head"},
 		`unknown encoding "rot13"`:     {Kind: simulator.FaultEchoRequest, Encoding: "hex,rot13"},
 		`unknown encoding ""`:          {Kind: simulator.FaultEchoRequest, Encoding: "hex,"},
@@ -514,8 +521,8 @@ func TestFault_as_JSON_reads_back_the_same(t *testing.T) {
 		`{"kind":"echo-request","part":"secret","encoding":"hex,json-all"}`: {
 			Kind: simulator.FaultEchoRequest, Part: "secret", Encoding: "hex,json-all",
 		},
-		`{"kind":"token","token":"t"}`: {
-			Kind: simulator.FaultToken, Token: "t",
+		`{"kind":"token","token":"t","raw":"r","repeat":"e","interval":"1m0s"}`: {
+			Kind: simulator.FaultToken, Token: "t", Raw: "r", Repeat: "e", Interval: time.Minute,
 		},
 	} {
 		var f simulator.Fault
@@ -526,6 +533,7 @@ func TestFault_as_JSON_reads_back_the_same(t *testing.T) {
 		assert.JSONEq(t, text, string(b))
 	}
 	require.ErrorContains(t, json.Unmarshal([]byte(`{"delay":"soon"}`), &simulator.Fault{}), `delay "soon"`)
+	require.ErrorContains(t, json.Unmarshal([]byte(`{"interval":"soon"}`), &simulator.Fault{}), `interval "soon"`)
 }
 
 func TestFault_texts_can_number_the_responses(t *testing.T) {

@@ -3,6 +3,7 @@
 package simulator
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -77,6 +78,7 @@ func New(o Options) *Server {
 	s.control = s.newControl()
 	s.http = &http.Server{
 		Handler:           http.HandlerFunc(s.serveOwn),
+		ConnContext:       withConn,
 		ConnState:         s.trackConn,
 		ReadHeaderTimeout: time.Minute,
 	}
@@ -120,14 +122,34 @@ func (s *Server) Start(addr string) (baseURL string, err error) {
 	if err != nil {
 		return "", err
 	}
+	if err := s.start(l); err != nil {
+		return "", err
+	}
+	return BaseURL(l), nil
+}
+
+// StartTLS is [Server.Start] over TLS with the certificates of config. HTTP/2 is offered only while
+// one of its faults is set, and a client that does not take it gets HTTP/1.1.
+func (s *Server) StartTLS(addr string, config *tls.Config) (baseURL string, err error) {
+	l, err := Listen(addr)
+	if err != nil {
+		return "", err
+	}
+	if err := s.start(s.overTLS(l, config)); err != nil {
+		return "", err
+	}
+	return "https://" + l.Addr().String(), nil
+}
+
+func (s *Server) start(l net.Listener) error {
 	if !s.hold() {
-		return "", errors.Join(http.ErrServerClosed, l.Close())
+		return errors.Join(http.ErrServerClosed, l.Close())
 	}
 	go func() {
 		defer s.running.Done()
 		_ = s.serve(l) // it ends with Close, or because l broke, which the clients see
 	}()
-	return BaseURL(l), nil
+	return nil
 }
 
 // Serve answers on l until [Server.Close], and closes l. It returns nil once the server is closed, else why l
@@ -138,6 +160,11 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 	defer s.running.Done()
 	return s.serve(l)
+}
+
+// ServeTLS is to [Server.StartTLS] what [Server.Serve] is to [Server.Start].
+func (s *Server) ServeTLS(l net.Listener, config *tls.Config) error {
+	return s.Serve(s.overTLS(l, config))
 }
 
 // Close ends everything at once, requests without an answer included, and returns when what the server
@@ -192,7 +219,9 @@ func (s *Server) serve(l net.Listener) error {
 // serveOwn answers what came in by the server's own listeners. Their connections alone are waited for: Close
 // cannot end those of somebody else's server.
 func (s *Server) serveOwn(w http.ResponseWriter, r *http.Request) {
-	s.running.Add(1) // the connection is counted too, so this never adds to zero
+	if !s.hold() { // on HTTP/2 a request can begin when its connection has ended
+		panic(http.ErrAbortHandler)
+	}
 	defer s.running.Done()
 	s.ServeHTTP(w, r)
 }

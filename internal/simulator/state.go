@@ -174,6 +174,17 @@ func (s *Server) receive(appKey string) Fault {
 	return f.numbered(s.total)
 }
 
+func (s *Server) hasHTTP2Fault() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key := range s.faults {
+		if isHTTP2Fault(s.faults[key].Kind) {
+			return true
+		}
+	}
+	return false
+}
+
 // isApp tells whether the app has credentials, or had them when it was given a token.
 func (s *Server) isApp(appKey string) bool {
 	s.mu.Lock()

@@ -51,7 +51,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	req := readTokenRequest(r)
 	fault := s.receive(req.appKey)
 	requestID := newRequestID()
-	a := s.answer(r.Method, req, fault, requestID)
+	a := s.answer(r, req, fault, requestID)
 
 	s.logger.LogAttrs(r.Context(), slog.LevelInfo, "token request",
 		slog.String("app", s.logName(req.appKey)), slog.Int("status", a.status),
@@ -60,7 +60,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	if !s.wait(r.Context(), fault.Delay) {
 		panic(http.ErrAbortHandler)
 	}
-	s.deliver(w, r, fault, a)
+	s.deliver(w, r, req, fault, a)
 }
 
 // logName is the app key if it is an app's. Anything else may be a secret in the wrong field.

@@ -56,8 +56,16 @@ func startUnreliableDingTalk(t *testing.T, lifetime time.Duration, oneIn int, se
 	u := &unreliable{
 		lifetime: lifetime, oneIn: oneIn, random: rand.New(rand.NewPCG(seed, 0)),
 		truths: map[string]*truth{}, owners: map[string]string{}, failed: map[string]int{},
-		// A ban would stop every app for five minutes, and is tested elsewhere.
-		kinds: slices.DeleteFunc(simulator.FaultKinds(), func(kind string) bool { return kind == simulator.FaultBanned }),
+		kinds: slices.DeleteFunc(simulator.FaultKinds(), func(kind string) bool {
+			switch kind {
+			case simulator.FaultBanned:
+				return true // it would stop every app for five minutes, and is tested elsewhere
+			case simulator.FaultSurplus,
+				simulator.FaultHTTP2GoAway, simulator.FaultHTTP2Silent, simulator.FaultHTTP2Flood:
+				return true // over HTTP/1.1 the token in them is a good one
+			}
+			return false
+		}),
 	}
 	server := httptest.NewServer(u)
 	u.dingtalk = &dingtalk{Server: simulator.New(simulator.Options{TokenLifetime: lifetime}), url: server.URL}
