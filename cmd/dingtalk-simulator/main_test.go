@@ -21,6 +21,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
 // The flags are tested in this process; serving and ending, in a process of its own, as its users have it.
@@ -73,6 +75,9 @@ func TestCommand_help_names_every_flag_and_how_to_keep_a_secret_off_the_command_
 		assert.Equal(t, 0, run(t.Context(), []string{arg}, &stdout, &stderr))
 		for _, want := range []string{"-address", "127.0.0.1:8123", "-app key=secret", "-app key=@file", "-token-lifetime", "Other users of this machine can read a command line"} {
 			assert.Contains(t, stdout.String(), want)
+		}
+		for _, kind := range simulator.FaultKinds() {
+			assert.Contains(t, stdout.String(), "\n  "+kind+"\n")
 		}
 		assert.Empty(t, stderr.String())
 	}

@@ -20,7 +20,11 @@ import (
 // This file is the command without the process around it: its flags, and serving until the context ends. No
 // value of -app is ever shown, since it may hold a secret however wrong it is.
 
-const usage = `Usage: dingtalk-simulator [flags]
+func usage() string {
+	return usageHead + strings.Join(simulator.FaultKinds(), "\n  ") + "\n"
+}
+
+const usageHead = `Usage: dingtalk-simulator [flags]
 
 Serves DingTalk's token API on this machine, for trying out and for tests. The first line on stdout is the base
 URL; it is printed once requests are served. Each token request is logged on stderr, without secrets. An
@@ -43,7 +47,11 @@ Faults can be switched on, and apps added, over HTTP while it runs; app.json hol
 
   curl -X PUT -d '{"kind":"hang","times":1}' http://` + defaultAddress + `/simulator/faults/dingdemo
   curl -X PUT -d @app.json http://` + defaultAddress + `/simulator/apps/dingdemo
-`
+
+The kinds of faults; their fields are in the documentation of internal/simulator. Those of HTTP/2 need TLS, which is
+available in Go tests only:
+
+  `
 
 const (
 	defaultAddress = "127.0.0.1:8123"
@@ -64,7 +72,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	set, err := parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(stdout, usage)
+		fmt.Fprint(stdout, usage())
 		return exitOK
 	case err != nil:
 		fmt.Fprintf(stderr, "dingtalk-simulator: %v\nRun dingtalk-simulator -help for the flags.\n", err)
