@@ -89,7 +89,7 @@ test-e2e: build simulator ## the end-to-end tests, against a real Vault server; 
 
 .PHONY: simulation
 simulation: ## 30 days of 200 apps under faults, in virtual time; test-unit does three of them
-	go test -count=1 -timeout 15m -run '^TestSimulation' -v .
+	go test -count=1 -timeout 15m -run "^TestSimulation" -v . -simulation.seed=0 -simulation.days=30
 
 .PHONY: fuzz
 fuzz: ## look for new failing inputs, a minute for each fuzz target

@@ -262,27 +262,28 @@ func (p proxyError) Error() string {
 	return fmt.Sprintf("the proxy refused to connect with HTTP status %d", int(p))
 }
 
-// fetch gets a token, unless a cooldown stands against it. The context bounds it, retries included,
-// whatever the transport does. It returns how many calls it made, whatever their outcome; tokens
-// known to the caller are kept out of the failure's texts.
+// fetch gets a token. The context bounds it, retries included, whatever the transport does. It returns
+// how many calls it made, whatever their outcome; tokens known to the caller are kept out of the
+// error's texts.
 func (c *client) fetch(ctx context.Context, creds credentials, known ...sensitive) (*token, int, *fetchError) {
-	if cooldown := c.cooldown(creds.BaseURL, creds.AppKey, time.Now()); cooldown != nil {
-		return nil, 0, cooldown
-	}
 	secrets := append([]sensitive{creds.AppSecret}, known...)
 	var failure *fetchError
-	for attempt := 1; ; attempt++ {
+	for calls := 0; ; {
+		if cooldown := c.cooldown(creds.BaseURL, creds.AppKey, time.Now()); cooldown != nil {
+			return nil, calls, cooldown
+		}
+		calls++
 		tok, err := c.call(ctx, creds, secrets)
 		if err == nil {
-			return tok, attempt, nil
+			return tok, calls, nil
 		}
 		if failure == nil || !err.repeatable() {
 			failure = err // the first cause, not what cut the last attempt short
 		}
-		if !err.repeatable() || attempt == maxAttempts || !beforeRepeat(ctx, attempt) {
-			failure.attempts = attempt
+		if !err.repeatable() || calls == maxAttempts || !beforeRepeat(ctx, calls) {
+			failure.attempts = calls
 			c.cooldowns.start(creds.BaseURL, creds.AppKey, failure, time.Now())
-			return nil, attempt, failure
+			return nil, calls, failure
 		}
 	}
 }

@@ -486,5 +486,5 @@ func (w *world) refresh(a *simulatedApp) {
 	at := w.moment(a)
 	began := time.Now()
 	i.do(logical.UpdateOperation, refreshPrefix+a.name, nil)
-	w.checkWait(a, i, time.Since(began), at)
+	w.checkWait(a, i, began, time.Since(began), at)
 }

@@ -87,7 +87,7 @@ func (w *world) send(a *simulatedApp, req *logical.Request) *request {
 	q.got = q.i.send(w.t.Context(), req)
 	q.now = time.Now()
 	time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
-	w.checkWait(a, q.i, q.now.Sub(q.begun), q.at)
+	w.checkWait(a, q.i, q.begun, q.now.Sub(q.begun), q.at)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, g := range [...]*generation{q.at.before, q.at.inForce, a.before, a.inForce} {
@@ -103,14 +103,14 @@ func (w *world) send(a *simulatedApp, req *logical.Request) *request {
 }
 
 // checkWait checks that nobody waited for longer than request_timeout and a second.
-func (w *world) checkWait(a *simulatedApp, i *instance, took time.Duration, at moment) {
+func (w *world) checkWait(a *simulatedApp, i *instance, begun time.Time, took time.Duration, at moment) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	limit := max(at.timeout, a.timeout)
 	if took > limit+time.Second && !i.killed {
 		w.violateLocked(a, "bounded wait", "waited for %s, with a request_timeout of %s", took, limit)
 	}
-	if took > 100*time.Millisecond { // more than storage takes
+	if took > 100*time.Millisecond && !a.served.IsZero() && begun.After(a.served) { // more than storage takes
 		a.crowd.waits++
 	}
 	if c := a.crowd; took > c.longest {
@@ -133,6 +133,9 @@ func (w *world) read(a *simulatedApp, query map[string]any) answer {
 		return q.got
 	}
 	token, _ := q.got.Data["access_token"].(string)
+	if a.served.IsZero() {
+		a.served = q.now
+	}
 	all := q.checkToken(token)
 	switch {
 	case (q.got.Secret != nil) != a.leased:
@@ -303,7 +306,12 @@ func (q *request) reasons() []*refusal {
 			}
 		}
 	}
-	if q.i.banned[q.app.host].until.After(q.begun) {
+	for _, ours := range q.generations {
+		if c := q.i.cooldowns[cooldownKey{q.app.host, ours.key}]; c.until.After(q.begun) { // by an app with the same key, perhaps
+			all = append(all, c.why)
+		}
+	}
+	if q.i.cooldowns[cooldownKey{baseURL: q.app.host}].until.After(q.begun) {
 		all = append(all, &refusal{reason: "a ban", status: http.StatusBadGateway, holds: []string{"banned", "attempt"}})
 	}
 	if q.i.cleaned {

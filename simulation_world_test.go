@@ -73,13 +73,16 @@ type simulatedApp struct {
 	name, host  string
 	crowd       *crowd
 	leased      bool
-	rotating    bool // DingTalk gives it a new token at every call
-	asksForMore bool // its readers use min_ttl
+	rotating    bool          // DingTalk gives it a new token at every call
+	asksForMore bool          // its readers use min_ttl
+	twin        *simulatedApp // has the same app key; nil for none
 
 	// Under world.mu. inForce is what storage holds; before is what it held until a write that has not returned yet.
 	inForce, before *generation
 	timeout         time.Duration // the longer one while a write changes it
 	claimed         bool          // by somebody who writes its configuration
+	newest          *generation   // whose secret DingTalk accepts
+	served          time.Time     // when a token was first handed out
 	stored          *delivery
 	covered         time.Time // until when the fewest calls possible give it a token
 }
@@ -123,11 +126,13 @@ type instance struct {
 	known     map[*generation][]*delivery
 	refused   map[*generation]*refusal // by the last call; nil if it worked
 	calling   map[*generation]int
-	waits     map[*generation]time.Time // until when DingTalk asked it not to call
-	banned    map[string]ban            // by host
+	cooldowns map[cooldownKey]cooldown // until when DingTalk asked it not to call, by host or host and key
 }
 
-type ban struct{ since, until time.Time }
+type cooldown struct {
+	until time.Time
+	why   *refusal
+}
 
 func newWorld(t *testing.T, crowds []*crowd) *world {
 	t.Helper()
@@ -194,13 +199,26 @@ func (w *world) rotate(a *simulatedApp, newKey bool) *generation {
 	defer w.mu.Unlock()
 	n := len(w.generations)
 	g := &generation{app: a, key: fmt.Sprintf("key-%d-of-%s", n, a.name), secret: fmt.Sprintf("secret-%d-of-%s", n, a.name)}
-	if !newKey {
-		g.key = a.inForce.key
+	switch {
+	case a.twin != nil && a.twin.newest != nil:
+		g.key = a.twin.newest.key
+	case !newKey || a.twin != nil && a.newest != nil:
+		g.key = a.newest.key
 	}
 	w.generations[g.key+" "+g.secret] = g
-	w.hosts[a.host].SetApp(g.key, g.secret)
+	a.newest = g
+	w.hosts[a.host].SetApp(g.key, w.secretAt(g))
 	w.hosts[a.host].RotateTokens(g.key, a.rotating)
 	return g
+}
+
+// secretAt is the secret that DingTalk gets to see for a generation's. Apps that share a key each have
+// a secret of their own here, which tells whose a call is; DingTalk knows one for the key.
+func (w *world) secretAt(g *generation) string {
+	if g != g.app.newest {
+		return g.secret
+	}
+	return "the secret of " + g.key
 }
 
 // configure stores an app at the beginning, without a call.
@@ -221,7 +239,7 @@ func (w *world) newInstance(skew time.Duration) *instance {
 	defer w.mu.Unlock()
 	i := &instance{
 		w: w, known: map[*generation][]*delivery{}, refused: map[*generation]*refusal{}, calling: map[*generation]int{},
-		waits: map[*generation]time.Time{}, banned: map[string]ban{},
+		cooldowns: map[cooldownKey]cooldown{},
 	}
 	if old := w.active.Load(); old != nil {
 		old.deposed = true
@@ -363,7 +381,14 @@ func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	g := i.calls(creds.AppKey+" "+creds.AppSecret, req.URL.Scheme+"://"+req.URL.Host)
+	i.w.mu.Lock()
+	creds.AppSecret = i.w.secretAt(g)
+	i.w.mu.Unlock()
+	if body, err = json.Marshal(map[string]string{"appKey": creds.AppKey, "appSecret": creds.AppSecret}); err != nil {
+		return nil, err
+	}
 	req.Body = io.NopCloser(strings.NewReader(string(body)))
+	req.ContentLength = int64(len(body))
 	rec := httptest.NewRecorder()
 	err = exchange(i.w.hosts[g.app.host], rec, req)
 
@@ -417,12 +442,10 @@ func (i *instance) calls(credentials, host string) *generation {
 	if i.calling[g]++; i.calling[g] > 1 {
 		w.violateLocked(a, "one flight", "%d calls at once", i.calling[g])
 	}
-	if i.waits[g].After(now) {
-		w.violateLocked(a, "Retry-After", "a call %s before DingTalk is to be asked again", i.waits[g].Sub(now))
-	}
-	// What was in the air when the ban became known may still make its next attempt.
-	if b := i.banned[host]; b.until.After(now) && now.Sub(b.since) > maxRequestTimeout {
-		w.violateLocked(a, "ban", "a call %s before the ban ends", b.until.Sub(now))
+	for _, key := range [...]cooldownKey{{baseURL: host}, {host, g.key}} {
+		if c := i.cooldowns[key]; c.until.After(now) {
+			w.violateLocked(a, "cooldowns", "a call %s before one ends: %s", c.until.Sub(now), c.why.reason)
+		}
 	}
 	return g
 }
@@ -434,24 +457,9 @@ func (i *instance) delivered(g *generation, sent time.Time, rec *httptest.Respon
 		ExpireIn                  int64
 	}
 	_ = json.Unmarshal(rec.Body.Bytes(), &got) // what is no JSON has none of the fields
-	if wait, _ := strconv.Atoi(rec.Header().Get("Retry-After")); wait > 0 && err == nil && g == g.app.inForce {
-		i.waits[g] = time.Now().Add(min(time.Duration(wait)*time.Second, maxRetryAfter))
-	}
-	limited := strings.HasPrefix(got.Code, "Forbidden.AccessDenied.Q") || got.Code == "system.busy"
-	switch {
-	case err != nil:
-		return &refusal{reason: "no answer", status: http.StatusBadGateway, holds: []string{"could not get a token for app", "attempt"}}
-	case rec.Code >= http.StatusInternalServerError:
-		return &refusal{reason: "a 5xx answer", status: http.StatusBadGateway, holds: []string{"could not serve", strconv.Itoa(rec.Code), "attempt"}}
-	case got.Punish == "deny":
-		i.banned[g.app.host] = ban{time.Now(), time.Now().Add(banDuration)}
-		return &refusal{reason: "a ban", status: http.StatusBadGateway, holds: []string{"banned", "attempt"}}
-	case limited:
-		return &refusal{reason: "throttling", status: http.StatusBadGateway, holds: []string{got.Code, "request id", "attempt"}}
-	case got.Code != "":
-		return &refusal{reason: got.Code, status: http.StatusBadRequest, holds: []string{got.Code, "request id"}}
-	case got.AccessToken == "":
-		return &refusal{reason: "an answer without a token", status: http.StatusBadGateway, holds: []string{"something that is not a token", "attempt"}}
+	if why := refusalOf(rec, got.AccessToken, got.Code, got.Punish, err); why != nil {
+		i.coolDown(g, rec, why, err == nil && got.Punish == "deny")
+		return why
 	}
 	i.w.owners[got.AccessToken] = g.key
 	d := &delivery{of: g, token: got.AccessToken, sent: sent, lifetime: time.Duration(got.ExpireIn) * time.Second}
@@ -460,4 +468,38 @@ func (i *instance) delivered(g *generation, sent time.Time, rec *httptest.Respon
 		i.known[g] = i.known[g][n-3:]
 	}
 	return nil
+}
+
+// refusalOf is what the contract makes of a response without a token; nil of one with a token.
+func refusalOf(rec *httptest.ResponseRecorder, token, code, punish string, err error) *refusal {
+	limited := strings.HasPrefix(code, "Forbidden.AccessDenied.Q") || code == "system.busy"
+	switch {
+	case err != nil:
+		return &refusal{reason: "no answer", status: http.StatusBadGateway, holds: []string{"could not get a token for app", "attempt"}}
+	case rec.Code >= http.StatusInternalServerError:
+		return &refusal{reason: "a 5xx answer", status: http.StatusBadGateway, holds: []string{"could not serve", strconv.Itoa(rec.Code), "attempt"}}
+	case punish == "deny":
+		return &refusal{reason: "a ban", status: http.StatusBadGateway, holds: []string{"banned", "attempt"}}
+	case limited:
+		return &refusal{reason: "throttling", status: http.StatusBadGateway, holds: []string{code, "request id", "attempt"}}
+	case code != "":
+		return &refusal{reason: code, status: http.StatusBadRequest, holds: []string{code, "request id"}}
+	case token == "":
+		return &refusal{reason: "an answer without a token", status: http.StatusBadGateway, holds: []string{"something that is not a token", "attempt"}}
+	default:
+		return nil
+	}
+}
+
+// coolDown notes until when DingTalk is to be left alone: by all for a ban, otherwise by whoever has
+// the key. A shorter time never replaces a longer one.
+func (i *instance) coolDown(g *generation, rec *httptest.ResponseRecorder, why *refusal, ban bool) {
+	seconds, _ := strconv.Atoi(rec.Header().Get("Retry-After")) // 0 where there is none
+	key, lasts := cooldownKey{g.app.host, g.key}, min(time.Duration(seconds)*time.Second, maxRetryAfter)
+	if ban {
+		key, lasts = cooldownKey{baseURL: g.app.host}, banDuration
+	}
+	if until := time.Now().Add(lasts); lasts > 0 && until.After(i.cooldowns[key].until) {
+		i.cooldowns[key] = cooldown{until, why}
+	}
 }
