@@ -2,8 +2,10 @@
 
 //go:build unix
 
-// Package subprocess starts the programs that the end-to-end tests and the benchmarks need, Vault above all: each in a process
-// group of its own, so that ending it ends its children too (a plugin goes with its Vault), with its output in a file.
+// Package subprocess starts the programs that the demo, the end-to-end tests and the benchmarks
+// need, Vault above all: each in a process group of its own, so that ending it ends its children
+// too (a plugin goes with its Vault), with its output in a file. A guard ends them even if the
+// program that started them is killed.
 package subprocess
 
 import (
@@ -32,8 +34,8 @@ type Process struct {
 	exited chan struct{}
 }
 
-// Start runs a program with its output appended to the file log. env holds all of its environment. The program runs until it
-// ends by itself, or by Stop or Kill.
+// Start runs a program with its output appended to the file log. env holds all of its environment.
+// The program runs until it ends by itself, or by Stop or Kill.
 func Start(log string, env []string, program string, args ...string) (*Process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -41,8 +43,8 @@ func Start(log string, env []string, program string, args ...string) (*Process, 
 	}
 	p := &Process{cmd: exec.CommandContext(context.Background(), program, args...), exited: make(chan struct{})}
 	p.cmd.Env = env
-	// By way of a pipe, as under any service manager: Vault syncs its standard error when a plugin ends, which on a file
-	// takes long enough for requests to meet the dead plugin.
+	// By way of a pipe, as under any service manager: Vault syncs its standard error when a plugin
+	// ends, which on a file takes long enough for requests to meet the dead plugin.
 	p.cmd.Stdout = &pipedTo{out}
 	p.cmd.Stderr = p.cmd.Stdout
 	p.cmd.WaitDelay = 5 * time.Second // for a child that outlives it and holds the pipe
@@ -55,6 +57,9 @@ func Start(log string, env []string, program string, args ...string) (*Process, 
 		_ = out.Close()
 		close(p.exited)
 	}()
+	if err := guarded(p); err != nil {
+		return nil, errors.Join(err, p.Kill())
+	}
 	return p, nil
 }
 
@@ -67,7 +72,7 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Exited is closed when the process has ended and was waited for.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
 
-// Running tells whether it has not.
+// Running reports whether it has not.
 func (p *Process) Running() bool {
 	select {
 	case <-p.exited:
@@ -77,11 +82,14 @@ func (p *Process) Running() bool {
 	}
 }
 
+// ExitCode is the exit status of a process that has exited, and -1 after a signal.
+func (p *Process) ExitCode() int { return p.cmd.ProcessState.ExitCode() }
+
 // Signal sends a signal to the process itself.
 func (p *Process) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
 
-// Stop asks the process to end, waits for it as long as grace, and then ends by force whatever is left of its group. It tells
-// whether the process ended by itself.
+// Stop asks the process to end, waits for it as long as grace, and then ends by force whatever is
+// left of its group. It reports whether the process ended by itself.
 func (p *Process) Stop(grace time.Duration) (byItself bool, err error) {
 	_ = p.Signal(syscall.SIGTERM)
 	select {
@@ -99,14 +107,15 @@ func (p *Process) Kill() error {
 	}
 	select {
 	case <-p.exited:
+		unguarded(p)
 		return nil
 	case <-time.After(survival):
 		return fmt.Errorf("%s survived SIGKILL for %s", p.cmd.Path, survival)
 	}
 }
 
-// Children lists the direct children of a process that run the given program, named by its absolute path. It needs Linux, as
-// does Status.
+// Children lists the direct children of a process that run the given program, named by its absolute
+// path. It needs Linux, as does Status.
 func Children(parent int, program string) ([]int, error) {
 	entries, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -146,21 +155,24 @@ func Status(pid int, field string) (int64, error) {
 	return 0, fmt.Errorf("no %s in /proc/%d/status", field, pid)
 }
 
-// Ports are a range of TCP ports. All are below those that outgoing connections use, and no two programs that run at once pick
-// from the same, so that a server that is stopped finds its port free again.
+// Ports are a range of TCP ports. All are below those that outgoing connections use, and no two
+// programs that run at once pick from the same, so that a server that is stopped finds its port
+// free again.
 type Ports struct{ first, last int }
 
 var (
-	// DemoPorts are what scripts/demo picks from, and the test that runs it and the pages.
+	// DemoPorts are for internal/demo, and for the test that runs it and the pages.
 	DemoPorts = Ports{20000, 24999}
 	// ServerPorts are for the end-to-end tests and the benchmarks.
 	ServerPorts = Ports{26000, 31999}
 )
 
-// given are the ports that have been picked, each of which may belong to a server that is stopped just now.
+// given are the ports that have been picked, each of which may belong to a server that is stopped
+// just now.
 var given sync.Map
 
-// Free picks a port of 127.0.0.1 that nobody listens on, and that was not picked before in this process.
+// Free picks a port of 127.0.0.1 that nobody listens on, and that was not picked before in this
+// process.
 func (p Ports) Free() (int, error) {
 	for range 1000 {
 		port := p.first + rand.IntN(p.last-p.first+1)

@@ -19,7 +19,14 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	subprocess.RunGuard()
+	if dir := os.Getenv(ownerEnv); dir != "" {
+		own(dir)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // start runs a shell script, and waits until it says that it is ready.
 func start(t *testing.T, script string) (p *subprocess.Process, log string) {
@@ -28,7 +35,8 @@ func start(t *testing.T, script string) (p *subprocess.Process, log string) {
 	p, err := subprocess.Start(log, []string{"PATH=" + os.Getenv("PATH"), "GREETING=hello"}, "/bin/sh", "-c", script)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, p.Kill()) })
-	require.Eventually(t, func() bool { return strings.Contains(read(t, log), "ready") }, 10*time.Second, 10*time.Millisecond)
+	ready := func() bool { return strings.Contains(read(t, log), "ready") }
+	require.Eventually(t, ready, 10*time.Second, 10*time.Millisecond)
 	return p, log
 }
 
@@ -43,6 +51,7 @@ func TestStart_puts_both_outputs_into_the_log(t *testing.T) {
 	p, log := start(t, `echo "$GREETING"; echo oh >&2; echo ready`)
 	<-p.Exited()
 	require.False(t, p.Running())
+	require.Zero(t, p.ExitCode())
 	require.Equal(t, "hello\noh\nready\n", read(t, log))
 }
 
@@ -98,7 +107,8 @@ func childOf(t *testing.T, pid int) int {
 	return child
 }
 
-// gone tells whether a process has ended. In a container whose first process waits for nobody, it stays a zombie.
+// gone reports whether a process has ended. In a container whose first process waits for nobody, it
+// stays a zombie.
 func gone(pid int) bool {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	return err != nil || strings.Contains(string(data), ") Z ")

@@ -143,7 +143,7 @@ func (c *cluster) kill(t *testing.T, v *vaultServer, withPlugin bool) {
 	c.downs = append(c.downs, downtime{host: strings.TrimPrefix(v.addr, "http://"), from: time.Now()})
 	c.mu.Unlock()
 	if withPlugin {
-		require.NoError(t, v.proc.kill(), "kill %s", v.opts.name)
+		require.NoError(t, v.proc.Kill(), "kill %s", v.opts.name)
 		return
 	}
 	require.NoError(t, syscall.Kill(v.proc.PID(), syscall.SIGKILL), "kill %s", v.opts.name)
@@ -152,7 +152,7 @@ func (c *cluster) kill(t *testing.T, v *vaultServer, withPlugin bool) {
 // revive starts a killed node over its own storage and unseals it, and waits until it serves.
 func (c *cluster) revive(t *testing.T, v *vaultServer) {
 	t.Helper()
-	require.NoError(t, v.proc.kill(), "end what is left of %s", v.opts.name)
+	require.NoError(t, v.proc.Kill(), "end what is left of %s", v.opts.name)
 	require.NoError(t, v.start(), "start %s again", v.opts.name)
 	_, err := v.root.Sys().Unseal(v.unsealKey)
 	require.NoError(t, err, "unseal %s again", v.opts.name)

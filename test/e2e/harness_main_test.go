@@ -8,23 +8,19 @@
 package e2e
 
 import (
-	"bufio"
-	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
 const pluginName = "vault-plugin-secrets-dingtalk"
@@ -41,10 +37,7 @@ var (
 const parallelTests = 8
 
 func TestMain(m *testing.M) {
-	if os.Getenv(reaperEnv) != "" {
-		reap(os.Stdin)
-		return
-	}
+	subprocess.RunGuard()
 	os.Exit(runAll(m))
 }
 
@@ -68,7 +61,7 @@ func runAll(m *testing.M) int {
 	if workRoot, err = os.MkdirTemp("", "dingtalk-e2e-"); err != nil {
 		return fail(err)
 	}
-	if err = children.start(workRoot); err != nil {
+	if err = subprocess.StartGuard(workRoot); err != nil {
 		return fail(err)
 	}
 
@@ -77,7 +70,7 @@ func runAll(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "e2e: the shared Vault:", err)
 		code = 1
 	}
-	if err = children.finish(); err != nil {
+	if err = subprocess.StopGuard(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		code = 1
 	}
@@ -145,88 +138,4 @@ func stopSharedVault() error {
 	}
 	stopErr := shared.v.stop()
 	return errors.Join(stopErr, shared.v.findLeaks())
-}
-
-// The reaper is this test binary started again as a small watchman. It holds a pipe from the tests and, when that closes
-// for whatever reason, kills what is left of the processes they started: a test run that dies by its own -timeout runs no
-// clean-up, and a killed Vault leaves its plugin process behind.
-const reaperEnv = "DINGTALK_E2E_REAPER"
-
-type childRegister struct {
-	mu    sync.Mutex
-	pipe  io.WriteCloser
-	cmd   *exec.Cmd
-	alive map[int]string // process groups that were started and not yet ended, with their names
-}
-
-var children = childRegister{alive: map[int]string{}}
-
-func (c *childRegister) start(root string) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	c.cmd = exec.CommandContext(context.Background(), self) // it ends when the pipe does
-	c.cmd.Env = append(os.Environ(), reaperEnv+"=1")
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if c.pipe, err = c.cmd.StdinPipe(); err != nil {
-		return err
-	}
-	if err := c.cmd.Start(); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(c.pipe, "dir", root)
-	return err
-}
-
-func (c *childRegister) add(group int, name string) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.alive[group] = name
-	_, err := fmt.Fprintln(c.pipe, "add", group)
-	return err
-}
-
-func (c *childRegister) remove(group int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.alive, group)
-	_, _ = fmt.Fprintln(c.pipe, "del", group)
-}
-
-// finish lets the reaper remove the files and names every process that a test left running.
-func (c *childRegister) finish() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var err error
-	for group, name := range c.alive {
-		err = errors.Join(err, fmt.Errorf("%s (process group %d) was left running", name, group))
-	}
-	return errors.Join(err, c.pipe.Close(), c.cmd.Wait())
-}
-
-func reap(from io.Reader) {
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	groups := map[int]bool{}
-	var dir string
-	for lines := bufio.NewScanner(from); lines.Scan(); {
-		verb, value, _ := strings.Cut(lines.Text(), " ")
-		group, _ := strconv.Atoi(value)
-		switch verb {
-		case "dir":
-			dir = value
-		case "add":
-			groups[group] = true
-		case "del":
-			delete(groups, group)
-		}
-	}
-	for group := range groups {
-		if group > 1 {
-			_ = syscall.Kill(-group, syscall.SIGKILL)
-		}
-	}
-	if dir != "" {
-		_ = os.RemoveAll(dir)
-	}
 }

@@ -4,8 +4,7 @@
 
 package e2e
 
-// Processes that the tests start, each noted down so that none is left behind even by a test run that is killed; and how much
-// memory one takes.
+// Processes that the tests start, and how much memory one takes.
 
 import (
 	"errors"
@@ -29,11 +28,7 @@ func startProcess(name, log string, env []string, program string, args ...string
 	if err != nil {
 		return nil, err
 	}
-	p := &process{Process: started, name: name}
-	if err := children.add(p.PID(), name); err != nil {
-		return nil, errors.Join(err, p.Kill())
-	}
-	return p, nil
+	return &process{Process: started, name: name}, nil
 }
 
 // stop asks the process to end, waits for it, and removes by force whatever is left of its group.
@@ -41,16 +36,6 @@ func (p *process) stop(grace time.Duration) error {
 	byItself, err := p.Stop(grace)
 	if !byItself {
 		err = errors.Join(fmt.Errorf("%s did not end within %s of SIGTERM", p.name, grace), err)
-	}
-	return p.ended(err)
-}
-
-// kill ends the whole group at once, as a crash of the machine would.
-func (p *process) kill() error { return p.ended(p.Kill()) }
-
-func (p *process) ended(err error) error {
-	if !p.Running() {
-		children.remove(p.PID())
 	}
 	return err
 }

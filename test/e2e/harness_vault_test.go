@@ -143,7 +143,7 @@ func (v *vaultServer) startOnce() error {
 	v.proc = proc
 	if err := v.waitForAnswer(); err != nil {
 		v.proc = nil
-		return errors.Join(err, proc.kill())
+		return errors.Join(err, proc.Kill())
 	}
 	return nil
 }
@@ -287,7 +287,7 @@ func (v *vaultServer) restart(t *testing.T) {
 // crash ends the server and its plugin with SIGKILL, and starts it again over the same storage.
 func (v *vaultServer) crash(t *testing.T) {
 	t.Helper()
-	require.NoError(t, v.proc.kill(), "kill Vault")
+	require.NoError(t, v.proc.Kill(), "kill Vault")
 	require.NoError(t, v.start(), "start Vault again")
 	require.NoError(t, v.unseal(), "unseal Vault again")
 }
