@@ -52,17 +52,22 @@ release-snapshot: export GORELEASER_CURRENT_TAG = $(VERSION)
 simulator: ## build the DingTalk simulator into bin/
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o $(SIMULATOR) ./cmd/dingtalk-simulator
 
+# What demo and dev run.
+.PHONY: bin/demo
+bin/demo:
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o $@ ./internal/demo
+
 .PHONY: vault
 vault: ## say which Vault the tests and the demo use, after building bin/vault once (minutes) if there is none of 1.19 or later
 	@scripts/vault-bin
 
 .PHONY: demo
-demo: build simulator ## show the plugin at work in a real Vault, from registering it to a rendered token, and clean up
-	@$(with_vault) scripts/demo
+demo: build simulator bin/demo ## show the plugin at work in a real Vault, from registering it to a rendered token, and clean up
+	@$(with_vault) exec bin/demo
 
 .PHONY: dev
-dev: build simulator ## the demo's set-up, left running in the foreground to try things in
-	@$(with_vault) scripts/dev
+dev: build simulator bin/demo ## the demo's set-up, left running in the foreground to try things in
+	@$(with_vault) exec bin/demo dev
 
 .PHONY: lint
 lint: ## check the Go code, go.mod and the shell scripts, changing nothing
@@ -84,7 +89,7 @@ test-unit: ## the tests that need no Vault server, with the race detector, in ra
 
 # -count=1, as go test would cache a result although the binaries it ran have changed.
 .PHONY: test-e2e
-test-e2e: build simulator ## the end-to-end tests, against a real Vault server; VAULT_BIN=... names one
+test-e2e: build simulator bin/demo ## the end-to-end tests, against a real Vault server; VAULT_BIN=... names one
 	$(with_vault) go test -tags e2e -count=1 -timeout 20m ./test/...
 
 .PHONY: simulation

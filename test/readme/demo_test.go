@@ -4,15 +4,17 @@
 
 package readme
 
-// The demo as it is when all goes well, and above all when not: it has to tell, and to leave nothing behind. That it runs
-// through with the simulator, TestReadme_works_as_written shows.
+// The demo as it is when all goes well, and above all when not: it has to tell, and to leave
+// nothing behind. That it runs through with the simulator, TestReadme_works_as_written shows.
 
 import (
 	"crypto/rand"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,19 +29,21 @@ import (
 type demo struct {
 	cmd     *exec.Cmd
 	printed output
-	temp    string // where it may make its temporary folder
+	temp    string // where it may make its temporary directory
 }
 
-// startDemo starts scripts/demo, with bin/ as the Makefile leaves it.
+// startDemo starts bin/demo, with bin/ as the Makefile leaves it.
 func startDemo(t *testing.T, env ...string) *demo {
 	t.Helper()
-	// Not the test's own folder: its long name would not leave room for the paths of sockets.
+	// Not the test's own directory: its long name would not leave room for the paths of sockets.
 	temp, err := os.MkdirTemp("", "demo") //nolint:usetesting // see above
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(temp) })
-	require.FileExists(t, root+"/bin/dingtalk-simulator", "run `make build simulator` first")
+	for _, program := range []string{"demo", "dingtalk-simulator", pluginName} {
+		require.FileExists(t, root+"/bin/"+program, "run `make build simulator bin/demo` first")
+	}
 
-	d := &demo{cmd: exec.CommandContext(t.Context(), root+"/scripts/demo"), temp: temp}
+	d := &demo{cmd: exec.CommandContext(t.Context(), root+"/bin/demo"), temp: temp}
 	d.cmd.Env = append(append(environment(t), "PATH="+os.Getenv("PATH"), "TMPDIR="+temp), env...)
 	d.cmd.Stdout, d.cmd.Stderr = &d.printed, &d.printed
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -49,7 +53,7 @@ func startDemo(t *testing.T, env ...string) *demo {
 	return d
 }
 
-// end waits for the end, and tells the exit status.
+// end waits for the end, and returns the exit status.
 func (d *demo) end(t *testing.T) int {
 	t.Helper()
 	_ = d.cmd.Wait()
@@ -62,12 +66,28 @@ func (d *demo) end(t *testing.T) int {
 			assert.Fail(t, "something still listens on "+address)
 		}
 	}
+	// Where there is no /proc, nothing is found. A killed process may take a moment to be gone.
+	gone := func() bool { return !d.hasProcess(t) }
+	assert.Eventually(t, gone, 10*time.Second, 20*time.Millisecond, "a process is left behind")
 	return d.cmd.ProcessState.ExitCode()
+}
+
+// hasProcess reports whether a process has the temporary directory in its environment, as all that
+// the demo starts do.
+func (d *demo) hasProcess(t *testing.T) bool {
+	t.Helper()
+	environments, err := filepath.Glob("/proc/[0-9]*/environ")
+	require.NoError(t, err)
+	return slices.ContainsFunc(environments, func(file string) bool {
+		environment, err := os.ReadFile(file)
+		return err == nil && strings.Contains(string(environment), d.temp)
+	})
 }
 
 func (d *demo) await(t *testing.T, text string) {
 	t.Helper()
-	require.Eventually(t, func() bool { return strings.Contains(d.printed.String(), text) }, time.Minute, 10*time.Millisecond, text)
+	printed := func() bool { return strings.Contains(d.printed.String(), text) }
+	require.Eventually(t, printed, time.Minute, 10*time.Millisecond, text)
 }
 
 func TestDemo_interrupted_leaves_nothing_behind(t *testing.T) {
@@ -105,18 +125,29 @@ func TestDemo_killed_leaves_nothing_behind(t *testing.T) {
 	d.end(t)
 }
 
-// A Ctrl-C is not forgotten that comes while the script waits for a program that takes no notice of it, or is about to end.
+// A command that takes no notice of a Ctrl-C neither makes the demo forget it nor keeps it waiting.
 func TestDemo_interrupted_while_a_program_ignores_it(t *testing.T) {
 	t.Parallel()
-	programs := t.TempDir()
-	require.NoError(t, os.WriteFile(programs+"/od", []byte("#!/bin/sh\ntrap '' INT\necho 0123456789abcdef\nexec >&-\nsleep 1\n"), 0o700))
+	fake := filepath.Join(t.TempDir(), "vault")
+	script := `#!/bin/sh
+[ "$1" = status ] || exec ` + vaultBin(t) + ` "$@"
+trap '' INT TERM
+: >"$HOME/ignoring"
+sleep 100
+`
+	require.NoError(t, os.WriteFile(fake, []byte(script), 0o700))
 
-	d := startDemo(t, "PATH="+programs+":"+os.Getenv("PATH"))
-	d.await(t, "==> 1.")
-	time.Sleep(300 * time.Millisecond) // od runs by now, and for a while yet
+	d := startDemo(t, "VAULT_BIN="+fake)
+	d.await(t, "$ vault status")
+	require.Eventually(t, func() bool {
+		files, err := filepath.Glob(d.temp + "/*/ignoring")
+		return err == nil && len(files) == 1
+	}, time.Minute, 10*time.Millisecond)
+	began := time.Now()
 	require.NoError(t, syscall.Kill(-d.cmd.Process.Pid, syscall.SIGINT))
 	require.Equal(t, 128+int(syscall.SIGINT), d.end(t), "it printed:\n%s", &d.printed)
-	require.Contains(t, d.printed.String(), "Interrupted in step 1, ")
+	require.Less(t, time.Since(began), time.Minute)
+	require.Contains(t, d.printed.String(), "Interrupted in step 2, ")
 }
 
 func TestDemo_with_the_live_API_shows_neither_the_secret_nor_the_token(t *testing.T) {

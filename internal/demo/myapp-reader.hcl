@@ -1,0 +1,3 @@
+path "dingtalk/creds/myapp" {
+  capabilities = ["read"]
+}
