@@ -58,7 +58,7 @@ bin/demo:
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o $@ ./internal/demo
 
 .PHONY: vault
-vault: ## say which Vault the tests and the demo use, after building bin/vault once (minutes) if there is none of 1.19 or later
+vault: ## say which Vault the tests and the demo use, after building bin/vault once (minutes) if there is none
 	@scripts/vault-bin
 
 .PHONY: demo
