@@ -3,15 +3,18 @@
 //go:build e2e
 
 // Package e2e drives the plugin as its users do: the real binary in a real Vault server process, through Vault's client
-// library, its CLI and its Agent, with the simulator on loopback in DingTalk's place. Nothing is skipped: without the two
-// binaries the run fails and says how to build them.
+// library, its CLI and its Agent, with the simulator on loopback in DingTalk's place. Without the
+// two binaries the run fails and says how to build them. Nothing is skipped, except on OpenBao what
+// that lacks.
 package e2e
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -30,6 +33,7 @@ var (
 	vaultBin  string
 	pluginBin string
 	workRoot  string
+	onOpenBao bool // vaultBin is OpenBao, Vault's fork
 )
 
 // parallelTests is how many tests run at once unless -parallel says otherwise. They mostly wait for tokens to age, so
@@ -57,6 +61,9 @@ func runAll(m *testing.M) int {
 		return fail(err)
 	}
 	clearVaultEnvironment()
+	if onOpenBao, err = isOpenBao(vaultBin); err != nil {
+		return fail(err)
+	}
 
 	if workRoot, err = os.MkdirTemp("", "dingtalk-e2e-"); err != nil {
 		return fail(err)
@@ -106,10 +113,31 @@ func findBinary(env, fallback string) (string, error) {
 	return path, nil
 }
 
+// isOpenBao tells Vault and OpenBao apart, which any build does by the first word of its version.
+func isOpenBao(path string) (bool, error) {
+	version, err := exec.CommandContext(context.Background(), path, "version").Output()
+	if err != nil {
+		return false, fmt.Errorf("%s version: %w", path, err)
+	}
+	product, _, _ := strings.Cut(string(version), " ")
+	if product != "Vault" && product != "OpenBao" {
+		return false, fmt.Errorf("%s is neither Vault nor OpenBao: %q", path, version)
+	}
+	return product == "OpenBao", nil
+}
+
+// needsVault skips the test where it needs what OpenBao lacks.
+func needsVault(t *testing.T, feature string) {
+	t.Helper()
+	if onOpenBao {
+		t.Skip("OpenBao lacks " + feature)
+	}
+}
+
 // clearVaultEnvironment keeps the caller's own Vault settings out of the clients made here.
 func clearVaultEnvironment() {
 	for _, pair := range os.Environ() {
-		if name, _, _ := strings.Cut(pair, "="); strings.HasPrefix(name, "VAULT_") {
+		if name, _, _ := strings.Cut(pair, "="); strings.HasPrefix(name, "VAULT_") || strings.HasPrefix(name, "BAO_") {
 			_ = os.Unsetenv(name)
 		}
 	}

@@ -189,6 +189,9 @@ listener "tcp" {
 
 %s
 `, v.addr, "https://"+v.cluster, filepath.Dir(v.pluginPath), listen, v.cluster, storage)
+	if onOpenBao {
+		config += "unsafe_allow_api_audit_creation = true\n" // which Vault allows as it is
+	}
 	return os.WriteFile(v.configPath(), []byte(config), 0o600)
 }
 

@@ -158,6 +158,7 @@ func (u *upstreamServer) port(t *testing.T) string {
 // enableWith registers the plugin under a name of its own with an environment, as an operator does, and enables it.
 func (v *vaultServer) enableWith(t *testing.T, name string, env ...string) *mount {
 	t.Helper()
+	needsVault(t, "vault plugin register -env")
 	args := []string{"plugin", "register", "-sha256=" + v.pluginSHA256, "-command=" + pluginName}
 	for _, pair := range env {
 		args = append(args, "-env="+pair)

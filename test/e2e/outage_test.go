@@ -143,6 +143,7 @@ func TestToken_outlives_seal_restart_and_a_killed_plugin(t *testing.T) {
 
 func TestPlugin_reload_keeps_the_token_and_ends_the_back_off(t *testing.T) {
 	t.Parallel()
+	needsVault(t, "vault plugin reload -type")
 	v := startVault(t, vaultOptions{storage: storageInmem})
 	dt := startDingTalk(t, fullLifetime)
 	m := v.enable(t)
