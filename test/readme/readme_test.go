@@ -164,6 +164,8 @@ func checkOut(t *testing.T, to string) {
 			return err
 		}
 		switch {
+		case relative == ".git" && !entry.IsDir(): // of a worktree
+			return nil
 		case relative == "bin" || relative == "dist" || relative == ".git":
 			return fs.SkipDir
 		case entry.IsDir():
