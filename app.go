@@ -339,14 +339,14 @@ func (a *app) get(ctx context.Context, s logical.Storage, w want) (t *token, war
 	err = a.await(ctx, f)
 	var failed *tokenError
 	switch fetched := f.fetched.Load(); {
+	case err == nil:
+		return w.result(a.token.Load(), nil)
 	case errors.As(err, &failed) && fetched != nil && a.registry.holds(a):
 		return fetched, nil, nil // which storage is slow to take
-	case errors.As(err, &failed) && !w.force:
-		return w.result(a.token.Load(), failed)
-	case err != nil:
-		return nil, nil, err
+	case !w.force && (failed != nil || errors.Is(err, errShuttingDown)):
+		return w.result(a.token.Load(), err)
 	default:
-		return w.result(a.token.Load(), nil)
+		return nil, nil, err
 	}
 }
 

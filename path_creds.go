@@ -153,17 +153,17 @@ func (b *backend) readCreds(
 
 // warn tells a caller what of the token is not as it asked.
 func warn(resp *logical.Response, t *token, now time.Time, warning error, minTTL time.Duration) {
-	var failed *tokenError
+	var tooSoon *tooSoonError
 	most := maxMinTTL(t)
-	if errors.As(warning, &failed) {
+	if warning != nil && !errors.As(warning, &tooSoon) {
 		resp.AddWarning(fmt.Sprintf("The token could not be refreshed and is good until %s: %s",
-			timestamp(t.expiresAt), failed))
+			timestamp(t.expiresAt), warning))
 	}
 	if minTTL > most {
 		resp.AddWarning(fmt.Sprintf("min_ttl of %s is more than three quarters of the token's lifetime of %s, and counts as %s.",
 			short(minTTL), short(t.lifetime), short(most.Truncate(time.Second))))
 	}
-	if warning != nil && failed == nil && t.remaining(now) < min(minTTL, most) {
+	if tooSoon != nil && t.remaining(now) < min(minTTL, most) {
 		resp.AddWarning(fmt.Sprintf("The token has a shorter remaining TTL than min_ttl, but was refreshed less than %s ago.",
 			short(forceInterval)))
 	}

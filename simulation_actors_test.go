@@ -466,6 +466,9 @@ func (w *world) write(a *simulatedApp, g *generation, timeout time.Duration, dat
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	a.before = nil
+	if got.err == nil && timeout > 0 {
+		a.timeout = timeout
+	}
 	switch {
 	case got.err == nil && a.inForce != g:
 		w.violateLocked(a, "writes that work", "a write that was acknowledged is not in storage")

@@ -98,6 +98,9 @@ func TestSimulation_nothing_is_lost_and_nothing_stale_in_a_month_of_faults(t *te
 		t.Log(w.table())
 		require.Zero(t, w.crowds[len(w.crowds)-1].calls, "calls for an app that nobody reads")
 		for event, times := range w.events {
+			if *daysFlag < 10 {
+				break // not every card is dealt by then
+			}
 			require.NotZero(t, times, "it never came to %q: the simulation is too short", event)
 		}
 	})
