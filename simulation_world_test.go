@@ -130,8 +130,8 @@ type instance struct {
 }
 
 type cooldown struct {
-	until time.Time
-	why   *refusal
+	since, until time.Time
+	why          *refusal
 }
 
 func newWorld(t *testing.T, crowds []*crowd) *world {
@@ -443,7 +443,7 @@ func (i *instance) calls(credentials, host string) *generation {
 		w.violateLocked(a, "one flight", "%d calls at once", i.calling[g])
 	}
 	for _, key := range [...]cooldownKey{{baseURL: host}, {host, g.key}} {
-		if c := i.cooldowns[key]; c.until.After(now) {
+		if c := i.cooldowns[key]; c.until.After(now) && c.since.Before(now) { // not in the very moment
 			w.violateLocked(a, "cooldowns", "a call %s before one ends: %s", c.until.Sub(now), c.why.reason)
 		}
 	}
@@ -499,7 +499,11 @@ func (i *instance) coolDown(g *generation, rec *httptest.ResponseRecorder, why *
 	if ban {
 		key, lasts = cooldownKey{baseURL: g.app.host}, banDuration
 	}
-	if until := time.Now().Add(lasts); lasts > 0 && until.After(i.cooldowns[key].until) {
-		i.cooldowns[key] = cooldown{until, why}
+	now, old := time.Now(), i.cooldowns[key]
+	if until := now.Add(lasts); lasts > 0 && until.After(old.until) {
+		if !old.until.After(now) {
+			old.since = now
+		}
+		i.cooldowns[key] = cooldown{since: old.since, until: until, why: why}
 	}
 }
