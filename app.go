@@ -353,18 +353,22 @@ func (a *app) get(ctx context.Context, s logical.Storage, w want) (t *token, war
 // result is what a caller gets that waits for no fetch, or no longer: the token with what is wrong
 // with it, or why there is none. Who forces a fetch is content to know why none was made.
 func (w want) result(current *token, warned error) (t *token, warning, err error) {
-	switch {
-	case current.servable(time.Now()), w.force:
+	if current.servable(time.Now()) || w.force {
 		return current, warned, nil
-	case warned != nil:
-		return nil, nil, warned
-	default:
-		return nil, nil, errExpired
 	}
+	return nil, nil, orExpired(warned)
 }
 
 // errExpired: the token ran out between the decision and its use, on a machine that slept perhaps.
 var errExpired = errors.New("the token expired while it was being handed out: try again")
+
+// orExpired is why there is no token to hand out: what kept it from being refreshed, if that is known.
+func orExpired(warning error) error {
+	if warning != nil {
+		return warning
+	}
+	return errExpired
+}
 
 // join returns the flight to wait for; nil where the current token is to be served, with what stands
 // against a fetch where one is wanted.

@@ -89,77 +89,15 @@ func TestCreds_a_cold_herd_makes_one_call_and_gets_one_token(t *testing.T) {
 	})
 }
 
-// spyStorage counts the calls to storage, and can make them fail or hang.
-type spyStorage struct {
-	logical.Storage
-	mu    sync.Mutex
-	calls int
-	on    func(op, key string) error
-}
-
-func (s *spyStorage) called(op, key string) error {
-	s.mu.Lock()
-	s.calls++
-	on := s.on
-	s.mu.Unlock()
-	if on != nil {
-		return on(op, key)
-	}
-	return nil
-}
-
-func (s *spyStorage) set(on func(op, key string) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.on, s.calls = on, 0
-}
-
-func (s *spyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
-	if err := s.called("get", key); err != nil {
-		return nil, err
-	}
-	return s.Storage.Get(ctx, key)
-}
-
-func (s *spyStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
-	if err := s.called("put", e.Key); err != nil {
-		return err
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return s.Storage.Put(ctx, e)
-}
-
-func (s *spyStorage) Delete(ctx context.Context, key string) error {
-	if err := s.called("delete", key); err != nil {
-		return err
-	}
-	return s.Storage.Delete(ctx, key)
-}
-
-func (s *spyStorage) List(ctx context.Context, prefix string) ([]string, error) {
-	if err := s.called("list", prefix); err != nil {
-		return nil, err
-	}
-	return s.Storage.List(ctx, prefix)
-}
-
-func (m *mount) spy() *spyStorage {
-	s := &spyStorage{Storage: m.storage}
-	m.storage = s
-	return s
-}
-
 func TestCreds_a_fresh_read_asks_neither_storage_nor_upstream(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
 		first := m.token(theApp)
-		storage := m.spy()
+		m.storage.fail(nil)
 		for range 50 {
 			require.Equal(t, first, m.token(theApp))
 		}
-		require.Zero(t, storage.calls)
+		require.Empty(t, m.storage.calls())
 		require.Equal(t, 1, m.calls())
 	})
 }
@@ -435,11 +373,14 @@ func TestBackOff_honours_Retry_After_up_to_ten_minutes_also_for_refresh(t *testi
 func TestBan_pauses_every_app_of_the_host_for_five_minutes(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.upstream.SetApp("otherkey", "othersecret")
+		m.network.host(t, "localhost:80").SetApp("otherkey", "othersecret")
 		other := map[string]any{"app_key": "otherkey", "app_secret": "othersecret"}
 		m.configure(theApp, nil)
 		m.configure("other", other)
 		m.configure("elsewhere", map[string]any{"app_key": "otherkey", "app_secret": "othersecret", "base_url": "http://localhost"})
-		m.configure("portless", map[string]any{"app_key": "otherkey", "app_secret": "othersecret", "base_url": "http://127.0.0.1"})
+		m.configure("spelt", map[string]any{
+			"app_key": "otherkey", "app_secret": "othersecret", "base_url": "HTTP://127.0.0.1:080/",
+		})
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultBanned, Status: http.StatusServiceUnavailable})
 		end := time.Now().Add(5 * time.Minute)
 
@@ -450,7 +391,7 @@ func TestBan_pauses_every_app_of_the_host_for_five_minutes(t *testing.T) {
 		require.Equal(t, 1, m.calls(), "a ban is not tried again")
 		m.upstream.ClearFaults()
 
-		for _, app := range []string{theApp, "other", "portless"} {
+		for _, app := range []string{theApp, "other", "spelt"} {
 			got = m.read(app)
 			require.Equal(t, http.StatusBadGateway, got.status)
 			require.Contains(t, got.err.Error(), "banned")
@@ -579,13 +520,10 @@ func TestUnleased_ttl_ends_before_the_token_does_where_nothing_is_refreshed_ahea
 
 func TestUnleased_ttl_ends_with_the_back_off_where_storage_does_not_give_the_secret(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
-		storage := &faultyStorage{inner: m.storage}
-		m.storage = storage
-		m.start()
 		m.configure(theApp, map[string]any{"leased": false})
 		m.token(theApp)
 		time.Sleep(7001 * time.Second)
-		storage.plan(func(int, string, string) faultMode { return faultBefore })
+		m.storage.on(func(string, string) error { return errStorage })
 		got := m.read(theApp)
 		require.Len(t, got.Warnings, 1)
 		require.InDelta(t, 5, got.Data["ttl"], 1)
@@ -771,11 +709,10 @@ func TestBackground_goes_on_when_storage_hangs(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
 		m.token(theApp)
-		listing := make(chan struct{})
-		m.storage = &hangingList{Storage: m.storage, reached: listing}
+		m.storage.fail(func(_ int, op, _ string) storageFault { return storageFault{hang: op == "list"} })
 		time.Sleep(time.Hour)
 		m.tick()
-		<-listing
+		require.Contains(t, m.storage.calls(), "list token/")
 		for range 55 {
 			time.Sleep(time.Minute)
 			m.token(theApp)
@@ -784,19 +721,6 @@ func TestBackground_goes_on_when_storage_hangs(t *testing.T) {
 		require.Equal(t, 2, m.calls(), "refreshed ahead")
 		require.Contains(t, m.log.String(), "looking for tokens without a config failed")
 	})
-}
-
-// hangingList is a storage whose lists come to no end.
-type hangingList struct {
-	logical.Storage
-	reached chan struct{}
-	once    sync.Once
-}
-
-func (s *hangingList) List(ctx context.Context, _ string) ([]string, error) {
-	s.once.Do(func() { close(s.reached) })
-	<-ctx.Done()
-	return nil, ctx.Err()
 }
 
 func TestBackground_removes_tokens_without_a_config_once_an_hour(t *testing.T) {
@@ -830,8 +754,7 @@ func TestStored_token_is_served_after_a_restart_without_a_call(t *testing.T) {
 func TestStored_token_is_there_before_it_is_served(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
-		storage := m.spy()
-		storage.set(func(op, key string) error {
+		m.storage.on(func(op, key string) error {
 			if op == "put" && key == "token/myapp" {
 				time.Sleep(time.Second)
 			}
@@ -851,8 +774,7 @@ func TestStored_token_that_cannot_be_written_is_served_all_the_same(t *testing.T
 		t.Run(name, func(t *testing.T) {
 			inVirtualTime(t, func(t *testing.T, m *mount) {
 				m.configure(theApp, nil)
-				storage := m.spy()
-				storage.set(func(op, key string) error {
+				m.storage.on(func(op, key string) error {
 					if op == "put" {
 						return fault()
 					}
@@ -934,12 +856,11 @@ func TestInvalidate_during_a_load_does_not_bring_the_old_state_back(t *testing.T
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
 		old := m.token(theApp)
-		beneath := m.storage
+		beneath := m.storage.Storage
 		m.start()
 
-		storage := m.spy()
 		var once sync.Once
-		storage.set(func(op, key string) error {
+		m.storage.on(func(op, key string) error {
 			if op == "get" && key == "token/myapp" {
 				once.Do(func() { // the config was read: now another node changes it
 					entry := storedIn(t, beneath, "config/myapp")
@@ -978,13 +899,12 @@ func TestFlight_that_panics_fails_its_waiters_and_nobody_else(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
 		m.state(theApp)
-		storage := m.spy()
-		storage.set(func(op, key string) error { panic("storage went mad over " + theSecret) })
+		m.storage.on(func(op, key string) error { panic("storage went mad over " + theSecret) })
 		got := m.read(theApp)
 		require.Equal(t, http.StatusInternalServerError, got.status)
 		require.Contains(t, got.err.Error(), "myapp")
 		require.NotContains(t, m.log.String(), theSecret)
-		storage.set(nil)
+		m.storage.fail(nil)
 		time.Sleep(6 * time.Second)
 		m.token(theApp)
 	})
@@ -995,8 +915,7 @@ func TestFlight_with_failing_storage_is_a_failure_like_any_other(t *testing.T) {
 		m.configure(theApp, nil)
 		m.token(theApp)
 		m.tick()
-		storage := m.spy()
-		storage.set(func(op, key string) error { return errors.New("no quorum") })
+		m.storage.on(func(op, key string) error { return errors.New("no quorum") })
 
 		time.Sleep(6890 * time.Second) // the background's is the first that fails
 		m.tick()
@@ -1018,7 +937,7 @@ func TestFlight_with_failing_storage_is_a_failure_like_any_other(t *testing.T) {
 		require.Equal(t, got.err, m.read(theApp).err, "remembered")
 		require.Equal(t, 1, m.calls())
 
-		storage.set(nil)
+		m.storage.fail(nil)
 		time.Sleep(time.Minute)
 		m.token(theApp)
 		require.NotContains(t, m.state(theApp), "last_error")
@@ -1352,38 +1271,17 @@ func TestBackground_refreshes_the_soonest_to_end_first(t *testing.T) {
 	})
 }
 
-// hangingStorage answers nothing until the context ends.
-type hangingStorage struct {
-	logical.Storage
-	waiting atomic.Int32
-}
-
-func (s *hangingStorage) hang(ctx context.Context) error {
-	s.waiting.Add(1)
-	<-ctx.Done()
-	return ctx.Err()
-}
-
-func (s *hangingStorage) Put(ctx context.Context, _ *logical.StorageEntry) error { return s.hang(ctx) }
-
-func (s *hangingStorage) Delete(ctx context.Context, _ string) error { return s.hang(ctx) }
-
-func (s *hangingStorage) List(ctx context.Context, _ string) ([]string, error) {
-	return nil, s.hang(ctx)
-}
-
 func TestUnloading_is_no_warning(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
 		m.token(theApp)
-		hang := &hangingStorage{Storage: m.storage}
-		m.storage = hang
+		m.storage.fail(func(_ int, op, _ string) storageFault { return storageFault{hang: op != "get"} })
 		time.Sleep(6890 * time.Second)
 		m.tick() // a sweep, and a refresh ahead that is to be stored
 		synctest.Wait()
 		go m.do(logical.DeleteOperation, "config/myapp", nil)
 		synctest.Wait()
-		require.NotZero(t, hang.waiting.Load())
+		require.NotEmpty(t, m.storage.calls())
 		m.engine.Cleanup(t.Context())
 		synctest.Wait()
 		require.NotContains(t, m.log.String(), "[WARN]")

@@ -283,15 +283,14 @@ func requireTellsNothing(t *testing.T, err *fetchError) {
 // clientOf returns a client whose calls are answered by the handler, behind pipes.
 func clientOf(t *testing.T, handler http.HandlerFunc) *client {
 	t.Helper()
-	network, server, served := newPipes(), &http.Server{Handler: handler}, make(chan struct{})
+	h, server, served := newHost(nil), &http.Server{Handler: handler}, make(chan struct{})
 	go func() {
 		defer close(served)
-		_ = server.Serve(network)
+		_ = server.Serve(h)
 	}()
 	transport := newTransport()
-	transport.Proxy, transport.DialContext = nil, network.dial
+	transport.Proxy, transport.DialContext = nil, (&network{hosts: map[string]*host{"127.0.0.1:80": h}}).dial
 	t.Cleanup(func() {
-		transport.CloseIdleConnections()
 		_ = server.Close()
 		<-served
 	})

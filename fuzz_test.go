@@ -530,14 +530,13 @@ func FuzzAppName(f *testing.F) {
 
 func fuzzAppName(t *testing.T, name string) {
 	t.Helper()
-	storage := &faultyStorage{inner: &logical.InmemStorage{}}
-	m := mountOver(t, storage, answers(func(*http.Request) (int, string) { return http.StatusOK, `{"accessToken":"t","expireIn":7200}` }))
+	m := mountOver(t, &logical.InmemStorage{}, answers(func(*http.Request) (int, string) { return http.StatusOK, `{"accessToken":"t","expireIn":7200}` }))
 	good := contractName.MatchString(name) && len(name) <= maxNameLength && !strings.Contains(name, "..")
 	check := func(op logical.Operation, path string, data map[string]any) {
 		t.Helper()
-		storage.plan(nil)
+		m.storage.fail(nil)
 		got := m.do(op, path, data)
-		for _, call := range storage.calls {
+		for _, call := range m.storage.calls() {
 			op, key, _ := strings.Cut(call, " ")
 			if op == "list" && (key == configPrefix || key == tokenPrefix) {
 				continue
@@ -562,7 +561,8 @@ func fuzzAppName(t *testing.T, name string) {
 	check(logical.ReadOperation, "creds/"+name, nil)
 	check(logical.ReadOperation, "status/"+name, nil)
 	check(logical.UpdateOperation, "refresh/"+name, nil)
-	m.restartOver(answers(func(*http.Request) (int, string) { return http.StatusServiceUnavailable, "" }))
+	m.transport = answers(func(*http.Request) (int, string) { return http.StatusServiceUnavailable, "" })
+	m.start()
 	check(logical.ReadOperation, "creds/"+name, nil) // the stored token is found again
 	m.engine.InvalidateKey(t.Context(), "config/"+name)
 	m.engine.InvalidateKey(t.Context(), name)
@@ -571,7 +571,7 @@ func fuzzAppName(t *testing.T, name string) {
 	}
 	check(logical.DeleteOperation, "config/"+name, nil)
 	for _, prefix := range []string{configPrefix, tokenPrefix} {
-		if left, err := storage.inner.List(t.Context(), prefix); err != nil || len(left) > 0 {
+		if left, err := m.storage.Storage.List(t.Context(), prefix); err != nil || len(left) > 0 {
 			t.Fatalf("%s has %v left: %v", prefix, left, err)
 		}
 	}

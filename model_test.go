@@ -22,10 +22,160 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 )
+
+// faultMode is how a call to storage goes wrong.
+type faultMode int
+
+const (
+	faultNone faultMode = iota
+	// faultBefore fails without an effect.
+	faultBefore
+	// faultAfter takes effect, then fails.
+	faultAfter
+	faultModes // those that last; what follows are a request's
+
+	// faultEndsBefore ends the request's context, then does what storage does with such a context.
+	faultEndsBefore
+	// faultEndsAfter does what was asked, then ends the request's context.
+	faultEndsAfter
+)
+
+// faultsOnly narrows a mode that lasts to some calls.
+type faultsOnly int
+
+const (
+	onAll faultsOnly = iota
+	onTokens
+	onConfigs
+	onWrites
+	onEveryThird
+	onlys
+)
+
+func (o faultsOnly) meets(op, key string, count int) bool {
+	switch o {
+	case onTokens:
+		return strings.HasPrefix(key, tokenPrefix)
+	case onConfigs:
+		return strings.HasPrefix(key, configPrefix)
+	case onWrites:
+		return op == "put" || op == "delete"
+	case onEveryThird:
+		return count%3 == 2
+	default:
+		return true
+	}
+}
+
+// modelStorage is a storage whose calls go wrong on demand.
+type modelStorage struct {
+	inner logical.Storage
+
+	mu         sync.Mutex
+	mode       faultMode
+	only       faultsOnly
+	everFaulty bool
+	count      int
+
+	// fault decides on each call instead of mode, where it is set; end ends the request.
+	fault func(call int, op, key string) faultMode
+	end   context.CancelFunc
+	calls []string
+}
+
+func (s *modelStorage) setMode(mode faultMode, only faultsOnly) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mode, s.only, s.count = mode, only, 0
+	s.everFaulty = s.everFaulty || mode != faultNone
+}
+
+func (s *modelStorage) faulty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mode != faultNone
+}
+
+// readable tells whether reading goes well.
+func (s *modelStorage) readable() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mode == faultNone || s.only == onWrites
+}
+
+// plan starts over counting calls, and has fault decide on each.
+func (s *modelStorage) plan(fault func(call int, op, key string) faultMode) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault, s.calls = fault, nil
+}
+
+func (s *modelStorage) call(ctx context.Context, op, key string, do func() error) error {
+	s.mu.Lock()
+	mode, n := s.mode, len(s.calls)
+	if !s.only.meets(op, key, s.count) {
+		mode = faultNone
+	}
+	s.count++
+	s.calls = append(s.calls, op+" "+key)
+	if s.fault != nil {
+		mode = s.fault(n, op, key)
+	}
+	s.mu.Unlock()
+
+	switch mode {
+	case faultBefore:
+		return errStorage
+	case faultEndsBefore:
+		s.end()
+	default:
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	err := do()
+	switch mode {
+	case faultAfter:
+		return errStorage
+	case faultEndsAfter:
+		s.end()
+	default:
+	}
+	return err
+}
+
+// Get implements logical.Storage.
+func (s *modelStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	var e *logical.StorageEntry
+	err := s.call(ctx, "get", key, func() (err error) { e, err = s.inner.Get(ctx, key); return err })
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// Put implements logical.Storage.
+func (s *modelStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
+	return s.call(ctx, "put", e.Key, func() error { return s.inner.Put(ctx, e) })
+}
+
+// Delete implements logical.Storage.
+func (s *modelStorage) Delete(ctx context.Context, key string) error {
+	return s.call(ctx, "delete", key, func() error { return s.inner.Delete(ctx, key) })
+}
+
+// List implements logical.Storage.
+func (s *modelStorage) List(ctx context.Context, prefix string) ([]string, error) {
+	var keys []string
+	err := s.call(ctx, "list", prefix, func() (err error) { keys, err = s.inner.List(ctx, prefix); return err })
+	if err != nil {
+		return nil, err
+	}
+	return keys, nil
+}
 
 // mood is what the model's DingTalk does with the calls that it gets.
 type mood int
@@ -216,29 +366,14 @@ func (d *modelDingTalk) set(change func()) {
 func mountOver(t *testing.T, storage logical.Storage, upstream http.RoundTripper) *mount {
 	t.Helper()
 	m := &mount{
-		t:       t,
-		storage: storage,
-		system:  &logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour},
-		log:     &safeBuffer{},
+		t:         t,
+		storage:   &faultyStorage{Storage: storage},
+		system:    &logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour},
+		log:       &safeBuffer{},
+		transport: upstream,
 	}
-	m.restartOver(upstream)
-	t.Cleanup(func() { m.engine.Cleanup(context.Background()) })
+	m.start()
 	return m
-}
-
-// restartOver puts another engine over the same storage, as a restart or a new leader does.
-func (m *mount) restartOver(upstream http.RoundTripper) {
-	m.t.Helper()
-	if m.engine != nil {
-		m.engine.Cleanup(context.Background())
-	}
-	engine, err := newBackend(m.t.Context(), &logical.BackendConfig{
-		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: m.log}),
-		System:      m.system,
-		StorageView: m.storage,
-	}, upstream)
-	require.NoError(m.t, err)
-	m.engine = engine
 }
 
 // modelApp is an app as the model knows it. A zero one does not exist.
@@ -291,7 +426,7 @@ type model struct {
 	t        *testing.T
 	m        *mount
 	upstream *modelDingTalk
-	storage  *faultyStorage
+	storage  *modelStorage
 	apps     map[string]*modelApp
 	leases   []*modelLease
 	pending  []*pendingRead
@@ -316,7 +451,7 @@ const (
 
 func newModel(t *testing.T) *model {
 	t.Helper()
-	md := &model{t: t, upstream: newModelDingTalk(), storage: &faultyStorage{inner: &logical.InmemStorage{}}, apps: map[string]*modelApp{}, bannedTill: map[string]time.Time{}, bannedAt: map[string]time.Time{}}
+	md := &model{t: t, upstream: newModelDingTalk(), storage: &modelStorage{inner: &logical.InmemStorage{}}, apps: map[string]*modelApp{}, bannedTill: map[string]time.Time{}, bannedAt: map[string]time.Time{}}
 	md.upstream.accepted = map[string][]string{}
 	for _, name := range modelNames {
 		md.apps[name] = &modelApp{}
@@ -874,7 +1009,7 @@ func (md *model) settle(all bool) {
 }
 
 func (md *model) restart() {
-	md.m.restartOver(md.upstream)
+	md.m.start()
 	for _, a := range md.apps {
 		a.forget()
 	}
@@ -920,7 +1055,7 @@ func (md *model) writeElsewhere(name string, data map[string]any) {
 	md.t.Helper()
 	here := md.m.engine
 	md.m.engine = nil
-	md.m.restartOver(md.upstream)
+	md.m.start()
 	md.note("another node")
 	if data == nil {
 		md.delete(name)

@@ -8,7 +8,6 @@ package dingtalk
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -396,10 +395,12 @@ func TestConfig_verification_is_the_default_where_a_generation_starts(t *testing
 				if c.fields["app_secret"] == secondSecret && c.fields["app_key"] == nil {
 					m.upstream.SetApp(theKey, secondSecret)
 				}
+				other := m.network.host(t, "127.0.0.1:81")
+				other.SetApp(theKey, theSecret)
 				before := m.upstream.Requests("*")
 				got := m.write(theApp, c.fields)
 				require.Equal(t, http.StatusNoContent, got.status, got)
-				require.Equal(t, c.calls, m.upstream.Requests("*")-before)
+				require.Equal(t, c.calls, m.upstream.Requests("*")-before+other.Requests("*"))
 				require.Equal(t, c.starts, m.stored("config/myapp")["generation"] != generation)
 			})
 		})
@@ -726,8 +727,8 @@ func TestConfig_a_write_meets_a_flight_that_is_storing_its_token(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
 		m.upstream.SetApp(secondKey, secondSecret)
-		spy, release := m.spy(), make(chan struct{})
-		spy.set(func(op, key string) error {
+		release := make(chan struct{})
+		m.storage.on(func(op, key string) error {
 			if op == "put" && key == "token/myapp" {
 				<-release
 			}
@@ -758,7 +759,7 @@ func TestConfig_a_flight_that_meets_a_write_that_is_being_stored_does_not_store_
 		waiting := make(chan answer, 1)
 		go func() { waiting <- m.read(theApp) }()
 		synctest.Wait()
-		m.spy().set(func(op, key string) error {
+		m.storage.on(func(op, key string) error {
 			if op == "put" && key == "config/myapp" {
 				time.Sleep(4 * time.Second) // the flight has its token, and waits for the app's lock
 			}
@@ -946,137 +947,6 @@ func TestConfig_in_storage_that_cannot_be_read_can_be_deleted_and_made_again(t *
 		require.Equal(t, http.StatusNoContent, m.write(theApp, theFields(nil)).status)
 		m.token(theApp)
 	})
-}
-
-// brittleStorage fails one call, before or after it took effect; counted from 1.
-type brittleStorage struct {
-	logical.Storage
-	calls, failing int
-	tookEffect     bool
-}
-
-var errBrittle = errors.New("storage is brittle")
-
-func (s *brittleStorage) do(call func() error) error {
-	s.calls++
-	if s.calls != s.failing {
-		return call()
-	}
-	if s.tookEffect {
-		return errors.Join(call(), errBrittle)
-	}
-	return errBrittle
-}
-
-func (s *brittleStorage) Get(ctx context.Context, key string) (e *logical.StorageEntry, err error) {
-	err = s.do(func() (err error) {
-		e, err = s.Storage.Get(ctx, key)
-		return err
-	})
-	if err != nil {
-		e = nil
-	}
-	return e, err
-}
-
-func (s *brittleStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
-	return s.do(func() error { return s.Storage.Put(ctx, e) })
-}
-
-func (s *brittleStorage) Delete(ctx context.Context, key string) error {
-	return s.do(func() error { return s.Storage.Delete(ctx, key) })
-}
-
-func (s *brittleStorage) List(ctx context.Context, prefix string) (keys []string, err error) {
-	err = s.do(func() (err error) {
-		keys, err = s.Storage.List(ctx, prefix)
-		return err
-	})
-	return keys, err
-}
-
-// TestConfig_a_failing_storage fails each of an operation's calls to storage in turn. Whatever took effect, the operation says
-// that something went wrong, and what is served afterwards is the token of the credentials that are stored.
-func TestConfig_a_failing_storage_is_told_and_nothing_wrong_is_served_afterwards(t *testing.T) {
-	secrets := map[string]string{theKey: theSecret, secondKey: secondSecret}
-	moved := map[string]any{"app_key": secondKey, "app_secret": secondSecret, "base_url": theURL}
-	for _, c := range []struct {
-		name   string
-		before map[string]any // nil: the app does not exist
-		do     func(m *mount) answer
-	}{
-		{"create, verified", nil, func(m *mount) answer { return m.write(theApp, theFields(nil)) }},
-		{"create", nil, func(m *mount) answer { return m.write(theApp, theFields(map[string]any{"verify_connection": false})) }},
-		{"new generation, verified", map[string]any{}, func(m *mount) answer { return m.write(theApp, moved) }},
-		{"new generation", map[string]any{}, func(m *mount) answer {
-			return m.write(theApp, map[string]any{"app_key": secondKey, "app_secret": secondSecret, "base_url": theURL, "verify_connection": false})
-		}},
-		{"patched, verified", map[string]any{}, func(m *mount) answer { return m.patch(theApp, moved) }},
-		{"tuning", map[string]any{}, func(m *mount) answer { return m.write(theApp, map[string]any{"leased": false}) }},
-		{"delete", map[string]any{}, func(m *mount) answer { return m.do(logical.DeleteOperation, "config/myapp", nil) }},
-		{"list", map[string]any{}, func(m *mount) answer { return m.do(logical.ListOperation, "config/", nil) }},
-		{"read", map[string]any{}, func(m *mount) answer { return m.config(theApp) }},
-	} {
-		attempt := func(t *testing.T, failing int, tookEffect, restart bool) (calls int) {
-			t.Helper()
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.upstream.SetApp(secondKey, secondSecret)
-				if c.before != nil {
-					m.configure(theApp, c.before)
-					m.token(theApp)
-				}
-				good := m.storage
-				brittle := &brittleStorage{Storage: good, failing: failing, tookEffect: tookEffect}
-				m.storage = brittle
-				got := c.do(m)
-				calls = brittle.calls
-				m.storage = good
-				if failing == 0 {
-					require.NoError(t, got.err)
-					return
-				}
-				if got.err != nil {
-					require.Equal(t, http.StatusInternalServerError, got.status)
-					require.ErrorContains(t, got.err, errBrittle.Error())
-				} else {
-					require.NotEmpty(t, got.Warnings, "what did not work is told")
-				}
-
-				if restart {
-					m.start()
-				}
-				config := m.config(theApp)
-				if config.status == http.StatusNotFound {
-					require.Equal(t, http.StatusBadRequest, m.read(theApp).status)
-				} else {
-					key := config.Data["app_key"].(string)
-					require.Equal(t, secrets[key], m.stored("config/myapp")["app_secret"])
-					tok := m.read(theApp)
-					require.Equal(t, http.StatusOK, tok.status, tok)
-					require.Equal(t, m.upstream.LastToken(key), tok.Data["access_token"])
-					require.Equal(t, config.Data["leased"], tok.Secret != nil, "what is stored is in force")
-				}
-				require.NoError(t, m.write(theApp, theFields(nil)).err)
-				require.Equal(t, m.upstream.LastToken(theKey), m.token(theApp))
-				require.NoError(t, m.do(logical.DeleteOperation, "config/myapp", nil).err)
-				require.Empty(t, m.snapshot())
-			})
-			return calls
-		}
-		t.Run(c.name, func(t *testing.T) {
-			calls := attempt(t, 0, false, false)
-			require.Positive(t, calls)
-			for failing := 1; failing <= calls; failing++ {
-				for _, tookEffect := range []bool{false, true} {
-					for _, restart := range []bool{false, true} {
-						t.Run(fmt.Sprintf("call %d of %d, took effect %t, restart %t", failing, calls, tookEffect, restart), func(t *testing.T) {
-							attempt(t, failing, tookEffect, restart)
-						})
-					}
-				}
-			}
-		})
-	}
 }
 
 func TestConfig_a_verification_has_the_request_timeout_that_is_to_be_stored(t *testing.T) {

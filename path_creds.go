@@ -123,7 +123,7 @@ func (b *backend) readCreds(
 	}
 	now := time.Now()
 	if !t.servable(now) {
-		return nil, errExpired
+		return nil, orExpired(warning)
 	}
 	a.touch(now, true)
 
@@ -218,7 +218,7 @@ func (b *backend) renewAccessToken(
 	case err != nil:
 		return nil, err
 	case !t.servable(now):
-		return nil, errExpired
+		return nil, orExpired(warning)
 	case t.digest != digest:
 		return ended(req, name, fmt.Sprintf("app %q has another token", name), now), nil
 	}

@@ -257,9 +257,10 @@ func TestRevoke_always_succeeds_and_ends_no_token(t *testing.T) {
 		l := m.issue()
 		require.NoError(t, m.upstream.Close())
 		require.NoError(t, m.do(logical.DeleteOperation, "config/myapp", nil).err)
-		m.spy().set(func(string, string) error { t.Error("revoking needs no storage"); return nil })
+		m.storage.fail(nil)
 		got := m.send(t.Context(), &logical.Request{Operation: logical.RevokeOperation, Path: "creds/myapp", Secret: &l.secret})
 		require.NoError(t, got.err)
+		require.Empty(t, m.storage.calls())
 	})
 }
 

@@ -256,7 +256,7 @@ func (w *world) newInstance(skew time.Duration) *instance {
 	}
 	engine, err := newBackend(context.Background(), &logical.BackendConfig{System: w.system, StorageView: i}, i)
 	require.NoError(w.t, err)
-	i.mount = &mount{t: w.t, engine: engine, storage: i, system: w.system}
+	i.mount = &mount{t: w.t, engine: engine, storage: &faultyStorage{Storage: i}, system: w.system}
 	return i
 }
 

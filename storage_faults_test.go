@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,159 +20,6 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 )
-
-// faultMode is how a call to storage goes wrong.
-type faultMode int
-
-const (
-	faultNone faultMode = iota
-	// faultBefore fails without an effect.
-	faultBefore
-	// faultAfter takes effect, then fails.
-	faultAfter
-	faultModes // those that last; what follows are a request's
-
-	// faultEndsBefore ends the request's context, then does what storage does with such a context.
-	faultEndsBefore
-	// faultEndsAfter does what was asked, then ends the request's context.
-	faultEndsAfter
-)
-
-// faultsOnly narrows a mode that lasts to some calls.
-type faultsOnly int
-
-const (
-	onAll faultsOnly = iota
-	onTokens
-	onConfigs
-	onWrites
-	onEveryThird
-	onlys
-)
-
-func (o faultsOnly) meets(op, key string, count int) bool {
-	switch o {
-	case onTokens:
-		return strings.HasPrefix(key, tokenPrefix)
-	case onConfigs:
-		return strings.HasPrefix(key, configPrefix)
-	case onWrites:
-		return op == "put" || op == "delete"
-	case onEveryThird:
-		return count%3 == 2
-	default:
-		return true
-	}
-}
-
-var errStorage = errors.New("storage lost its quorum")
-
-// faultyStorage is a storage whose calls go wrong on demand.
-type faultyStorage struct {
-	inner logical.Storage
-
-	mu         sync.Mutex
-	mode       faultMode
-	only       faultsOnly
-	everFaulty bool
-	count      int
-
-	// fault decides on each call instead of mode, where it is set; end ends the request.
-	fault func(call int, op, key string) faultMode
-	end   context.CancelFunc
-	calls []string
-}
-
-func (s *faultyStorage) setMode(mode faultMode, only faultsOnly) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mode, s.only, s.count = mode, only, 0
-	s.everFaulty = s.everFaulty || mode != faultNone
-}
-
-func (s *faultyStorage) faulty() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.mode != faultNone
-}
-
-// readable tells whether reading goes well.
-func (s *faultyStorage) readable() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.mode == faultNone || s.only == onWrites
-}
-
-// plan starts over counting calls, and has fault decide on each.
-func (s *faultyStorage) plan(fault func(call int, op, key string) faultMode) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.fault, s.calls = fault, nil
-}
-
-func (s *faultyStorage) call(ctx context.Context, op, key string, do func() error) error {
-	s.mu.Lock()
-	mode, n := s.mode, len(s.calls)
-	if !s.only.meets(op, key, s.count) {
-		mode = faultNone
-	}
-	s.count++
-	s.calls = append(s.calls, op+" "+key)
-	if s.fault != nil {
-		mode = s.fault(n, op, key)
-	}
-	s.mu.Unlock()
-
-	switch mode {
-	case faultBefore:
-		return errStorage
-	case faultEndsBefore:
-		s.end()
-	default:
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	err := do()
-	switch mode {
-	case faultAfter:
-		return errStorage
-	case faultEndsAfter:
-		s.end()
-	default:
-	}
-	return err
-}
-
-// Get implements logical.Storage.
-func (s *faultyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
-	var e *logical.StorageEntry
-	err := s.call(ctx, "get", key, func() (err error) { e, err = s.inner.Get(ctx, key); return err })
-	if err != nil {
-		return nil, err
-	}
-	return e, nil
-}
-
-// Put implements logical.Storage.
-func (s *faultyStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
-	return s.call(ctx, "put", e.Key, func() error { return s.inner.Put(ctx, e) })
-}
-
-// Delete implements logical.Storage.
-func (s *faultyStorage) Delete(ctx context.Context, key string) error {
-	return s.call(ctx, "delete", key, func() error { return s.inner.Delete(ctx, key) })
-}
-
-// List implements logical.Storage.
-func (s *faultyStorage) List(ctx context.Context, prefix string) ([]string, error) {
-	var keys []string
-	err := s.call(ctx, "list", prefix, func() (err error) { keys, err = s.inner.List(ctx, prefix); return err })
-	if err != nil {
-		return nil, err
-	}
-	return keys, nil
-}
 
 const (
 	rotatedSecret = "rotated-secret-of-the-app"
@@ -186,7 +32,6 @@ const (
 // faultRun is an engine whose storage fails during one operation.
 type faultRun struct {
 	*mount
-	storage  *faultyStorage
 	upstream *modelDingTalk
 }
 
@@ -194,9 +39,9 @@ type faultRun struct {
 // question is which one the engine uses.
 func newFaultRun(t *testing.T) *faultRun {
 	t.Helper()
-	f := &faultRun{storage: &faultyStorage{inner: &logical.InmemStorage{}}, upstream: newModelDingTalk()}
+	f := &faultRun{upstream: newModelDingTalk()}
 	f.upstream.accepted = map[string][]string{theKey: {theSecret, rotatedSecret}, otherKey: {otherSecret}}
-	f.mount = mountOver(t, f.storage, f.upstream)
+	f.mount = mountOver(t, &logical.InmemStorage{}, f.upstream)
 	f.configure(theApp, nil)
 	f.configure(otherApp, map[string]any{"app_key": otherKey, "app_secret": otherSecret})
 	f.token(theApp)
@@ -217,7 +62,7 @@ func (f *faultRun) request(op logical.Operation, path string, data map[string]an
 func (f *faultRun) drop(keys ...string) {
 	f.t.Helper()
 	for _, key := range keys {
-		require.NoError(f.t, f.storage.inner.Delete(f.t.Context(), key))
+		require.NoError(f.t, f.storage.Storage.Delete(f.t.Context(), key))
 		f.engine.InvalidateKey(f.t.Context(), key)
 	}
 }
@@ -263,7 +108,7 @@ var faultScenarios = []struct {
 		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret, "base_url": theURL, "verify_connection": false})
 	}},
 	{name: "update of an app that is not in memory", calls: 4, secret: rotatedSecret, prepare: func(f *faultRun) operation {
-		f.restartOver(f.upstream)
+		f.start()
 		return f.request(logical.UpdateOperation, "config/myapp", map[string]any{"app_secret": rotatedSecret, "base_url": theURL})
 	}},
 	{name: "tune", calls: 3, prepare: func(f *faultRun) operation {
@@ -312,12 +157,12 @@ var faultScenarios = []struct {
 		return f.request(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": "90m"})
 	}},
 	{name: "creds after a restart", calls: 2, prepare: func(f *faultRun) operation {
-		f.restartOver(f.upstream)
+		f.start()
 		return f.request(logical.ReadOperation, "creds/myapp", nil)
 	}},
 	{name: "creds of a due token after a restart", calls: 4, prepare: func(f *faultRun) operation {
 		time.Sleep(7050 * time.Second)
-		f.restartOver(f.upstream)
+		f.start()
 		return f.request(logical.ReadOperation, "creds/myapp", nil)
 	}},
 	{name: "refresh", calls: 2, prepare: func(f *faultRun) operation {
@@ -327,7 +172,7 @@ var faultScenarios = []struct {
 		return f.request(logical.ReadOperation, "status/myapp", nil)
 	}},
 	{name: "status after a restart", calls: 2, prepare: func(f *faultRun) operation {
-		f.restartOver(f.upstream)
+		f.start()
 		return f.request(logical.ReadOperation, "status/myapp", nil)
 	}},
 	{name: "renew in the first half", calls: 0, prepare: func(f *faultRun) operation {
@@ -341,7 +186,7 @@ var faultScenarios = []struct {
 	{name: "renew after a restart", calls: 4, prepare: func(f *faultRun) operation {
 		renew := f.renewal()
 		time.Sleep(time.Hour + time.Minute)
-		f.restartOver(f.upstream)
+		f.start()
 		return renew
 	}},
 	{name: "revoke", calls: 0, prepare: func(f *faultRun) operation {
@@ -353,7 +198,7 @@ var faultScenarios = []struct {
 		}
 	}},
 	{name: "periodic with a sweep", calls: 8, prepare: func(f *faultRun) operation {
-		require.NoError(f.t, f.storage.inner.Put(f.t.Context(), &logical.StorageEntry{Key: "token/orphan", Value: []byte(`{"version":1}`)}))
+		require.NoError(f.t, f.storage.Storage.Put(f.t.Context(), &logical.StorageEntry{Key: "token/orphan", Value: []byte(`{"version":1}`)}))
 		time.Sleep(6950 * time.Second)
 		f.token(theApp)
 		return func(ctx context.Context) answer {
@@ -371,10 +216,10 @@ func TestStorage_that_fails_at_any_call_leaves_nothing_that_serves_wrongly(t *te
 			synctest.Test(t, func(t *testing.T) {
 				f := newFaultRun(t)
 				op := s.prepare(f)
-				f.storage.plan(nil)
+				f.storage.fail(nil)
 				got := op(t.Context())
 				require.NoError(t, got.err)
-				calls = f.storage.calls
+				calls = f.storage.calls()
 				f.sound(s.secret, true)
 			})
 			require.GreaterOrEqual(t, len(calls), s.calls)
@@ -382,21 +227,25 @@ func TestStorage_that_fails_at_any_call_leaves_nothing_that_serves_wrongly(t *te
 				require.Empty(t, calls)
 			}
 			for n, call := range calls {
-				for how, mode := range map[string]faultMode{
-					"fails":                         faultBefore,
-					"takes effect, but fails":       faultAfter,
-					"fails, as all after it":        faultModes,
-					"meets the end of the request":  faultEndsBefore,
-					"is the last before the end of": faultEndsAfter,
+				reads := strings.HasPrefix(call, "get") || strings.HasPrefix(call, "list")
+				for how, fault := range map[string]func(end func()) storageFault{
+					"fails":                   func(func()) storageFault { return storageFault{err: errStorage} },
+					"takes effect, but fails": func(func()) storageFault { return storageFault{err: errStorage, after: true} },
+					"fails, as all after it":  nil,
+					"meets the end of the request": func(end func()) storageFault {
+						end()
+						return storageFault{}
+					},
+					"is the last before the end of it": func(end func()) storageFault { return storageFault{last: end} },
 				} {
-					if mode == faultAfter && (strings.HasPrefix(call, "get") || strings.HasPrefix(call, "list")) {
+					if reads && how == "takes effect, but fails" {
 						continue // a read that fails has no effect
 					}
 					t.Run(fmt.Sprintf("call %d, %s, %s", n+1, call, how), func(t *testing.T) {
 						synctest.Test(t, func(t *testing.T) {
 							f := newFaultRun(t)
 							op := s.prepare(f)
-							f.failAt(n, call, mode, s.secret, op)
+							f.failAt(n, call, fault, s.secret, op)
 						})
 					})
 				}
@@ -406,20 +255,19 @@ func TestStorage_that_fails_at_any_call_leaves_nothing_that_serves_wrongly(t *te
 }
 
 // failAt runs the operation with the nth call to storage going wrong, and checks all that must hold whatever it answers.
-func (f *faultRun) failAt(n int, at string, mode faultMode, secret string, op operation) {
+func (f *faultRun) failAt(n int, at string, fault func(end func()) storageFault, secret string, op operation) {
 	f.t.Helper()
 	ctx, end := context.WithCancel(f.t.Context())
 	defer end()
-	f.storage.end = end
 	before, upstreamCalls := f.secretStored(), len(f.upstream.callsOf(""))
-	f.storage.plan(func(call int, _, _ string) faultMode {
+	f.storage.fail(func(call int, _, _ string) storageFault {
 		switch {
-		case mode == faultModes && call >= n:
-			return faultBefore
-		case call == n && mode != faultModes:
-			return mode
+		case fault == nil && call >= n:
+			return storageFault{err: errStorage}
+		case fault != nil && call == n:
+			return fault(end)
 		default:
-			return faultNone
+			return storageFault{}
 		}
 	})
 	began := time.Now()
@@ -439,7 +287,7 @@ func (f *faultRun) failAt(n int, at string, mode faultMode, secret string, op op
 			require.NoError(f.t, f.right(theApp, value), "it answered with a token")
 		}
 	} else {
-		if mode == faultBefore || mode == faultAfter {
+		if fault != nil && ctx.Err() == nil {
 			require.NotEqual(f.t, "put token/"+theApp, at, "a token that cannot be stored is served all the same")
 		}
 		require.Regexp(f.t, `myapp|listing the apps in storage|context canceled`, got.err.Error(), "the error names the app")
@@ -449,7 +297,7 @@ func (f *faultRun) failAt(n int, at string, mode faultMode, secret string, op op
 		}
 	}
 	// Then storage is well again: at once, all is right or says what it lacks.
-	f.storage.plan(nil)
+	f.storage.fail(nil)
 	synctest.Wait()
 	time.Sleep(longestFirstBackOff)
 	f.sound(secret, false)
@@ -474,7 +322,7 @@ func (f *faultRun) tokenOf(got answer) (string, bool) {
 
 func (f *faultRun) record(key string, into any) bool {
 	f.t.Helper()
-	e, err := f.storage.inner.Get(f.t.Context(), key)
+	e, err := f.storage.Storage.Get(f.t.Context(), key)
 	require.NoError(f.t, err)
 	if e == nil {
 		return false
@@ -522,7 +370,7 @@ func (f *faultRun) sound(secret string, worked bool) {
 	}
 	for _, restart := range []bool{false, true} {
 		if restart {
-			f.restartOver(f.upstream)
+			f.start()
 		}
 		f.servesRight()
 		f.requireNoLock()
@@ -562,37 +410,6 @@ func (f *faultRun) servesRight() {
 	}
 }
 
-// lateStorage is a storage over gRPC: a call returns when its context ends, while Vault goes on with
-// it and it takes effect later.
-type lateStorage struct {
-	logical.Storage
-	late func(op, key string) time.Duration
-}
-
-func (s *lateStorage) call(ctx context.Context, op, key string, do func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		time.Sleep(s.late(op, key))
-		done <- do()
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// Put implements logical.Storage.
-func (s *lateStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
-	return s.call(ctx, "put", e.Key, func() error { return s.Storage.Put(context.Background(), e) })
-}
-
-// Delete implements logical.Storage.
-func (s *lateStorage) Delete(ctx context.Context, key string) error {
-	return s.call(ctx, "delete", key, func() error { return s.Storage.Delete(context.Background(), key) })
-}
-
 // A reader of the app in between must not bring the old state back for good, whatever the request
 // whose caller left was, and repeating it must heal what may be wrong.
 func TestStorage_that_takes_effect_after_the_caller_left_leaves_memory_right(t *testing.T) {
@@ -606,13 +423,12 @@ func TestStorage_that_takes_effect_after_the_caller_left_leaves_memory_right(t *
 					synctest.Test(t, func(t *testing.T) {
 						f := newFaultRun(t)
 						op := s.prepare(f)
-						storage := &lateStorage{Storage: f.storage.inner, late: func(op, key string) time.Duration {
+						f.storage.fail(func(_ int, op, key string) storageFault {
 							if strings.HasPrefix(op+" "+key, slow) {
-								return late
+								return storageFault{late: late}
 							}
-							return 0
-						}}
-						f.mount.storage = storage
+							return storageFault{}
+						})
 						ctx, leave := context.WithTimeout(t.Context(), time.Second)
 						defer leave()
 						op(ctx)
@@ -620,7 +436,7 @@ func TestStorage_that_takes_effect_after_the_caller_left_leaves_memory_right(t *
 						f.request(logical.ReadOperation, "creds/myapp", nil)(reading) // which may load the app
 						stop()
 						time.Sleep(2 * time.Minute)
-						f.mount.storage = f.storage
+						f.storage.fail(nil)
 						f.servesRight()
 
 						op(t.Context())

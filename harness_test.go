@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package dingtalk
+
+// This file is what the tests of this package share: a mount of the engine over storage that fails on
+// demand, with the project's simulator as DingTalk behind pipes, so that a test can run in virtual
+// time.
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/helper/errutil"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
+)
+
+const (
+	theApp    = "myapp"
+	theKey    = "dingtestkey"
+	theSecret = "test-secret-GT-lsu-taDAxxxsTsxxxx"
+	theURL    = "http://127.0.0.1"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
+}
+
+// network is DingTalk's hosts, each a simulator behind pipes, which testing/synctest can wait for.
+type network struct {
+	mu    sync.Mutex
+	hosts map[string]*host // by address
+}
+
+// host is a listener whose connections are pipes.
+type host struct {
+	*simulator.Server
+	incoming chan net.Conn
+	closed   chan struct{}
+	once     sync.Once
+}
+
+func newHost(s *simulator.Server) *host {
+	return &host{Server: s, incoming: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+// host returns the simulator at an address, such as 127.0.0.2:80, which is there from then on.
+func (n *network) host(t *testing.T, address string) *simulator.Server {
+	t.Helper()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if h := n.hosts[address]; h != nil {
+		return h.Server
+	}
+	h := newHost(simulator.New(simulator.Options{}))
+	n.hosts[address] = h
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = h.Serve(h)
+	}()
+	t.Cleanup(func() {
+		_ = h.Server.Close()
+		<-served
+	})
+	return h.Server
+}
+
+// Accept implements net.Listener.
+func (h *host) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.incoming:
+		return c, nil
+	case <-h.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (h *host) Close() error {
+	h.once.Do(func() { close(h.closed) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (h *host) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
+
+// dial is how the engine's transport reaches a host.
+func (n *network) dial(ctx context.Context, _, address string) (net.Conn, error) {
+	n.mu.Lock()
+	h := n.hosts[address]
+	n.mu.Unlock()
+	if h == nil {
+		return nil, os.NewSyscallError("connect", syscall.ECONNREFUSED)
+	}
+	near, far := net.Pipe()
+	select {
+	case h.incoming <- far:
+		return near, nil
+	case <-h.closed:
+		return nil, os.NewSyscallError("connect", syscall.ECONNREFUSED)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+var errStorage = errors.New("storage lost its quorum")
+
+// storageFault is how a call to storage goes wrong; the zero value is that it does not.
+type storageFault struct {
+	late  time.Duration // how long the call takes; if its context ends meanwhile it returns, and takes effect all the same
+	hang  bool          // the call waits for the end of its context
+	err   error         // what the call returns instead of its effect
+	after bool          // or beside its effect
+	last  func()        // runs after the effect
+}
+
+// faultyStorage is a storage whose calls go wrong on demand.
+type faultyStorage struct {
+	logical.Storage
+
+	mu   sync.Mutex
+	plan func(n int, op, key string) storageFault // n counts from 0
+	made []string
+}
+
+// fail plans how the calls from now on go wrong, and counts them anew; nil is that none does.
+func (s *faultyStorage) fail(plan func(n int, op, key string) storageFault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.plan, s.made = plan, nil
+}
+
+// on plans what is done before each call, which fails with the error.
+func (s *faultyStorage) on(call func(op, key string) error) {
+	s.fail(func(_ int, op, key string) storageFault { return storageFault{err: call(op, key)} })
+}
+
+// calls are those made since the last plan, such as "put token/myapp".
+func (s *faultyStorage) calls() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.made)
+}
+
+func (s *faultyStorage) call(ctx context.Context, op, key string, effect func(ctx context.Context) error) error {
+	s.mu.Lock()
+	plan, n := s.plan, len(s.made)
+	s.made = append(s.made, op+" "+key)
+	s.mu.Unlock()
+	var f storageFault
+	if plan != nil {
+		f = plan(n, op, key) // which may also wait, end the request or panic
+	}
+	switch {
+	case f.hang:
+		<-ctx.Done()
+		return ctx.Err()
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case f.err != nil && !f.after:
+		return f.err
+	}
+	err := s.effect(ctx, f.late, effect)
+	if f.last != nil {
+		f.last()
+	}
+	return errors.Join(f.err, err)
+}
+
+// effect has the call take its time, as over gRPC.
+func (s *faultyStorage) effect(ctx context.Context, late time.Duration, effect func(ctx context.Context) error) error {
+	if late == 0 {
+		return effect(ctx)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		time.Sleep(late)
+		ended <- effect(context.WithoutCancel(ctx))
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Get implements logical.Storage.
+func (s *faultyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	var e *logical.StorageEntry
+	err := s.call(ctx, "get", key, func(ctx context.Context) (err error) {
+		e, err = s.Storage.Get(ctx, key)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// Put implements logical.Storage.
+func (s *faultyStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
+	return s.call(ctx, "put", e.Key, func(ctx context.Context) error { return s.Storage.Put(ctx, e) })
+}
+
+// Delete implements logical.Storage.
+func (s *faultyStorage) Delete(ctx context.Context, key string) error {
+	return s.call(ctx, "delete", key, func(ctx context.Context) error { return s.Storage.Delete(ctx, key) })
+}
+
+// List implements logical.Storage.
+func (s *faultyStorage) List(ctx context.Context, prefix string) ([]string, error) {
+	var keys []string
+	err := s.call(ctx, "list", prefix, func(ctx context.Context) (err error) {
+		keys, err = s.Storage.List(ctx, prefix)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return keys, nil
+}
+
+// safeBuffer is a log that several goroutines write.
+type safeBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *safeBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// mount is an engine as Vault mounts it, with all it talks to.
+type mount struct {
+	t        *testing.T
+	engine   *backend
+	storage  *faultyStorage
+	system   *logical.StaticSystemView
+	network  *network
+	upstream *simulator.Server // at theURL
+	log      *safeBuffer
+
+	// transport, if it is set, takes the network's place.
+	transport http.RoundTripper
+}
+
+func newMount(t *testing.T) *mount {
+	t.Helper()
+	m := &mount{
+		t:       t,
+		storage: &faultyStorage{Storage: &logical.InmemStorage{}},
+		system:  &logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour},
+		network: &network{hosts: map[string]*host{}},
+		log:     &safeBuffer{},
+	}
+	m.upstream = m.network.host(t, "127.0.0.1:80")
+	m.upstream.SetApp(theKey, theSecret)
+	m.start()
+	return m
+}
+
+// start mounts an engine over the storage, as Vault does after a restart or on a new leader, in place
+// of the one before.
+func (m *mount) start() {
+	m.t.Helper()
+	if m.engine != nil {
+		m.engine.Cleanup(context.Background())
+	}
+	upstream := m.transport
+	if upstream == nil {
+		transport := newTransport()
+		transport.Proxy = nil
+		transport.DialContext = m.network.dial
+		upstream = transport
+	}
+	engine, err := newBackend(m.t.Context(), &logical.BackendConfig{
+		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: m.log}),
+		System:      m.system,
+		StorageView: m.storage,
+	}, upstream)
+	require.NoError(m.t, err)
+	m.engine = engine
+	m.t.Cleanup(func() { engine.Cleanup(context.Background()) })
+}
+
+// inVirtualTime runs a test with a mount in a bubble of testing/synctest.
+func inVirtualTime(t *testing.T, test func(t *testing.T, m *mount)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { test(t, newMount(t)) })
+}
+
+// answer is what a client of Vault's gets.
+type answer struct {
+	*logical.Response
+	status int // HTTP
+	err    error
+}
+
+func (a answer) String() string { return fmt.Sprintf("%d %v %+v", a.status, a.err, a.Response) }
+
+// do sends a request the way Vault does: a write is preceded by the existence check, and the answer's status is what
+// Vault makes of it.
+func (m *mount) do(op logical.Operation, path string, data map[string]any) answer {
+	return m.send(m.t.Context(), &logical.Request{Operation: op, Path: path, Data: data})
+}
+
+func (m *mount) send(ctx context.Context, req *logical.Request) (got answer) {
+	engine := m.engine // the request may outlast it
+	defer func() { assertDescribed(m.t, engine, req, got) }()
+	req.Storage = m.storage
+	if req.Operation == logical.CreateOperation || req.Operation == logical.UpdateOperation {
+		found, exists, err := engine.HandleExistenceCheck(ctx, req)
+		var user errutil.UserError
+		switch {
+		case errors.As(err, &user):
+			return answer{status: http.StatusBadRequest, err: err}
+		case err != nil && !errors.Is(err, logical.ErrUnsupportedPath):
+			return answer{status: http.StatusInternalServerError, err: err}
+		case found && !exists:
+			req.Operation = logical.CreateOperation
+		default:
+			req.Operation = logical.UpdateOperation
+		}
+	}
+	resp, err := engine.HandleRequest(ctx, req)
+	status, rerr := logical.RespondErrorCommon(req, resp, err)
+	if err != nil {
+		logical.AdjustErrorStatusCode(&status, err)
+	}
+	switch {
+	case status != 0:
+	case resp == nil:
+		status = http.StatusNoContent
+	default:
+		status = http.StatusOK
+	}
+	if rerr == nil {
+		rerr = err
+	}
+	return answer{Response: resp, status: status, err: rerr}
+}
+
+// configure writes an app, by default one with the simulator's credentials that is not verified.
+func (m *mount) configure(name string, changes map[string]any) {
+	m.t.Helper()
+	data := map[string]any{"app_key": theKey, "app_secret": theSecret, "base_url": theURL, "verify_connection": false}
+	maps.Copy(data, changes)
+	got := m.do(logical.UpdateOperation, "config/"+name, data)
+	require.NoError(m.t, got.err)
+}
+
+func (m *mount) read(name string) answer {
+	return m.do(logical.ReadOperation, "creds/"+name, nil)
+}
+
+// token reads an app's token, which must work without a warning.
+func (m *mount) token(name string) string {
+	m.t.Helper()
+	got := m.read(name)
+	require.NoError(m.t, got.err)
+	require.Empty(m.t, got.Warnings)
+	return got.Data["access_token"].(string)
+}
+
+// state reads an app's status.
+func (m *mount) state(name string) map[string]any {
+	m.t.Helper()
+	got := m.do(logical.ReadOperation, "status/"+name, nil)
+	require.NoError(m.t, got.err)
+	return got.Data
+}
+
+// calls is how many calls the simulator got for the app.
+func (m *mount) calls() int { return m.upstream.Requests(theKey) }
+
+// tick calls the periodic function, and waits for what it started.
+func (m *mount) tick() {
+	m.t.Helper()
+	require.NoError(m.t, m.engine.periodic(m.t.Context(), &logical.Request{Storage: m.storage}))
+	synctest.Wait()
+}
+
+// stored reads a storage entry into a map; nil where there is none.
+func (m *mount) stored(key string) map[string]any {
+	m.t.Helper()
+	return storedIn(m.t, m.storage, key)
+}
+
+func storedIn(t *testing.T, storage logical.Storage, key string) map[string]any {
+	t.Helper()
+	e, err := storage.Get(t.Context(), key)
+	require.NoError(t, err)
+	if e == nil {
+		return nil
+	}
+	var v map[string]any
+	require.NoError(t, json.Unmarshal(e.Value, &v))
+	return v
+}
+
+// requireNoLock wants every lock over storage to have been given back.
+func (m *mount) requireNoLock() {
+	m.t.Helper()
+	for i := range m.engine.apps.stripes {
+		require.Empty(m.t, m.engine.apps.stripes[i].held, "a lock is held")
+	}
+}
