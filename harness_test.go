@@ -310,6 +310,20 @@ func (m *mount) start() {
 	m.t.Cleanup(func() { engine.Cleanup(context.Background()) })
 }
 
+// mountOver mounts an engine over a storage, with any upstream.
+func mountOver(t *testing.T, storage logical.Storage, upstream http.RoundTripper) *mount {
+	t.Helper()
+	m := &mount{
+		t:         t,
+		storage:   &faultyStorage{Storage: storage},
+		system:    &logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour},
+		log:       &safeBuffer{},
+		transport: upstream,
+	}
+	m.start()
+	return m
+}
+
 // inVirtualTime runs a test with a mount in a bubble of testing/synctest.
 func inVirtualTime(t *testing.T, test func(t *testing.T, m *mount)) {
 	t.Helper()

@@ -362,20 +362,6 @@ func (d *modelDingTalk) set(change func()) {
 	change()
 }
 
-// mountOver mounts an engine over a storage, with any upstream.
-func mountOver(t *testing.T, storage logical.Storage, upstream http.RoundTripper) *mount {
-	t.Helper()
-	m := &mount{
-		t:         t,
-		storage:   &faultyStorage{Storage: storage},
-		system:    &logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour},
-		log:       &safeBuffer{},
-		transport: upstream,
-	}
-	m.start()
-	return m
-}
-
 // modelApp is an app as the model knows it. A zero one does not exist.
 type modelApp struct {
 	generation string // as storage has it, only to be compared
