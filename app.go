@@ -160,7 +160,7 @@ func (a *app) readToken(ctx context.Context, s logical.Storage) (*token, error) 
 		a.registry.log.Warn("the stored token is not used: another will be fetched", "app", a.name, "error", err)
 		return nil, nil //nolint:nilnil // documented above
 	}
-	if rec.Generation != a.generation || !isToken(rec.AccessToken) {
+	if rec.Generation != a.config.Load().Generation || !isToken(rec.AccessToken) {
 		return nil, nil //nolint:nilnil // documented above
 	}
 	now := time.Now()
@@ -176,44 +176,27 @@ func (a *app) readToken(ctx context.Context, s logical.Storage) (*token, error) 
 func (a *app) writeToken(ctx context.Context, s logical.Storage, t *token) error {
 	return putRecord(ctx, s, tokenPrefix+a.name, tokenRecord{
 		Version:     entryVersion,
-		Generation:  a.generation,
+		Generation:  a.config.Load().Generation,
 		AccessToken: t.Value.reveal(),
 		ExpiresAt:   t.expiresAt.UTC(),
 		FetchedAt:   t.fetchedAt.UTC(),
 	})
 }
 
-// settings are what an app's readers need of its configuration: everything but the secret.
-type settings struct {
-	baseURL        string
-	appKey         string
-	refreshBefore  time.Duration
-	requestTimeout time.Duration
-	leased         bool
-}
-
-func (c *appConfig) settings() *settings {
-	return &settings{
-		baseURL: c.BaseURL, appKey: c.AppKey,
-		refreshBefore: c.RefreshBefore, requestTimeout: c.RequestTimeout, leased: c.Leased,
-	}
-}
-
-// app is one app's one generation in memory: its settings, its token, its flight, its back-off.
+// app is one app's one generation in memory: its configuration, its token, its flight, its back-off.
 type app struct {
 	// What a read and the background look at comes first, so that it lies in one line of the
 	// processor's cache.
 
-	settings atomic.Pointer[settings]
-	token    atomic.Pointer[token]
+	config atomic.Pointer[appConfig] // without the secret
+	token  atomic.Pointer[token]
 
 	// usedAt is when the app was last asked for, in Unix seconds.
 	usedAt           atomic.Int64
 	servedSinceFetch atomic.Bool
 
-	name       string
-	generation string
-	registry   *registry
+	name     string
+	registry *registry
 
 	mu          sync.Mutex // over what follows; never held over storage, a call upstream or the log
 	gone        bool       // dropped from memory: no flight may start, what one brings is not published
@@ -295,7 +278,8 @@ func (e *tokenError) Error() string {
 type tooSoonError struct{ until time.Time }
 
 func (e *tooSoonError) Error() string {
-	return fmt.Sprintf("the token was refreshed less than %s ago; try again at %s", short(forceInterval), timestamp(e.until))
+	return fmt.Sprintf("the token was refreshed less than %s ago; try again at %s",
+		short(forceInterval), timestamp(e.until))
 }
 
 var (
@@ -320,7 +304,7 @@ func (a *app) meets(t *token, now time.Time, w want) bool {
 	case w.ahead:
 		return !a.wantsRefreshAhead(now)
 	default:
-		return t.state(now, a.settings.Load().refreshBefore) == stateFresh && t.remaining(now) >= w.atLeast(t)
+		return t.state(now, a.config.Load().RefreshBefore) == stateFresh && t.remaining(now) >= w.atLeast(t)
 	}
 }
 
@@ -391,7 +375,7 @@ func (a *app) decide(ctx context.Context, s logical.Storage, w want) (f *flight,
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now, t := time.Now(), a.token.Load()
-	state := t.state(now, a.settings.Load().refreshBefore)
+	state := t.state(now, a.config.Load().RefreshBefore)
 	forced := w.force || state == stateFresh && !w.ahead
 	switch {
 	case ctx.Err() != nil:
@@ -411,7 +395,7 @@ func (a *app) decide(ctx context.Context, s logical.Storage, w want) (f *flight,
 	if forced {
 		a.forcedAt = now
 	}
-	return a.startFetch(s, max(w.timeout, a.settings.Load().requestTimeout)), nil, nil
+	return a.startFetch(s, max(w.timeout, a.config.Load().RequestTimeout)), nil, nil
 }
 
 // heldBack is why no fetch may be made now; nil where one may. It is called with a.mu held.
@@ -436,8 +420,8 @@ func (a *app) heldBack(now time.Time, w want, forced bool) error {
 
 // cooldown is what DingTalk asked for that stands against a call for this app; nil if nothing does.
 func (a *app) cooldown(now time.Time) *fetchError {
-	s := a.settings.Load()
-	return a.registry.client.cooldown(s.baseURL, s.appKey, now)
+	c := a.config.Load()
+	return a.registry.client.cooldowns.inForce(c.BaseURL, c.AppKey, now)
 }
 
 // nextAttempt is when the next fetch may be made, while something stands against it; zero otherwise.
@@ -454,7 +438,7 @@ func (a *app) nextAttempt(now time.Time) time.Time {
 }
 
 func (a *app) tokenError(f *fetchError, next time.Time) *tokenError {
-	return &tokenError{fetchError: f, app: a.name, baseURL: a.settings.Load().baseURL, nextAttempt: next}
+	return &tokenError{fetchError: f, app: a.name, baseURL: a.config.Load().BaseURL, nextAttempt: next}
 }
 
 // await waits for the end of a flight, and returns what it failed with. If the caller goes away
@@ -504,18 +488,18 @@ func (a *app) fetchAndStore(ctx context.Context, f *flight, s logical.Storage) (
 		}
 	}()
 
-	config, err := readConfig(ctx, s, a.name)
+	stored, err := readConfig(ctx, s, a.name)
 	switch {
 	case a.registry.life.ctx.Err() != nil:
 		return errShuttingDown
 	case err != nil:
 		cause := strings.TrimPrefix(err.Error(), fmt.Sprintf("app %q: ", a.name)) // which the whole text begins with
 		return &fetchError{class: classStorage, cause: cut(visible(cause), maxShownText)}
-	case config == nil || config.Generation != a.generation:
+	case stored == nil || stored.Generation != a.config.Load().Generation:
 		a.registry.drop(a) // another node changed the configuration
 		return errGone
 	}
-	t, calls, failure := a.registry.client.fetch(ctx, config.credentials(), a.knownTokens()...)
+	t, calls, failure := a.registry.client.fetch(ctx, stored.credentials(), a.knownTokens()...)
 	a.count(calls, failure)
 	switch {
 	case failure == nil:
@@ -647,21 +631,17 @@ func (a *app) wantsRefreshAhead(now time.Time) bool {
 	t := a.token.Load()
 	remaining := t.remaining(now)
 	return remaining >= minServed && remaining < t.lifetime/2 &&
-		remaining-t.window(a.settings.Load().refreshBefore) <= refreshAhead
+		remaining-t.window(a.config.Load().RefreshBefore) <= refreshAhead
 }
 
 // evict retires the app if nobody has used it for a full lifetime of its token and nothing is under
 // way or being waited out.
 func (a *app) evict(now time.Time) bool {
-	idle := now.Sub(time.Unix(a.usedAt.Load(), 0))
-	if idle < minIdle {
-		return false
-	}
 	lifetime := usualLifetime
 	if t := a.token.Load(); t != nil {
 		lifetime = t.lifetime
 	}
-	if idle < lifetime {
+	if now.Sub(time.Unix(a.usedAt.Load(), 0)) < max(minIdle, lifetime) {
 		return false
 	}
 	a.mu.Lock()

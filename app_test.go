@@ -875,7 +875,7 @@ func TestInvalidate_during_a_load_does_not_bring_the_old_state_back(t *testing.T
 			return nil
 		})
 		require.NotEqual(t, old, m.token(theApp))
-		require.Equal(t, strings.Repeat("f", 32), m.engine.apps.inMemory(theApp).generation)
+		require.Equal(t, strings.Repeat("f", 32), m.engine.apps.inMemory(theApp).config.Load().Generation)
 	})
 }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Package dingtalk is a secrets engine for HashiCorp Vault. It keeps the credentials of DingTalk's internal apps and hands out
-// their access tokens, cached or freshly fetched, as leased secrets.
+// Package dingtalk is a secrets engine for HashiCorp Vault. It keeps the credentials of DingTalk's
+// internal apps and hands out their access tokens, cached or freshly fetched, as leased secrets.
 //
-// This file is the wiring: the factory, the paths and the secret type, what Vault calls besides requests, and how errors
-// become HTTP statuses.
+// This file is the wiring: the factory, the paths and the secret type, what Vault calls besides
+// requests, and how errors become HTTP statuses.
 package dingtalk
 
 import (
@@ -22,8 +22,9 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// Version is what the plugin reports to Vault: v and a semantic version. This is where the project's version is written down:
-// the Makefile, the release and the changelog's test take it from here. `make build VERSION=…` has the linker set another.
+// Version is what the plugin reports to Vault: v and a semantic version. This is where the project's
+// version is written down: the Makefile, the release and the changelog's test take it from here.
+// `make build VERSION=…` lets the linker set another.
 var Version = "v0.1.0"
 
 // operationPrefix starts every operation's name in OpenAPI.
@@ -42,8 +43,8 @@ creds/<app>:
 The token is fetched when it is first needed, kept until shortly before it
 expires, and shared by all readers. The app's secret never comes out again.
 
-status/<app> tells how the token stands, for monitoring. refresh/<app> fetches
-one now, for when you have mended what made fetches fail.
+status/<app> reports the state of the token, for monitoring. refresh/<app>
+fetches one now, for when you have fixed what made fetches fail.
 `
 
 // backend is the engine of one mount.
@@ -75,13 +76,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, transport http
 			SealWrapStorage: []string{configPrefix, tokenPrefix},
 			LocalStorage:    []string{tokenPrefix},
 		},
-		Paths: []*framework.Path{
-			b.pathConfigList(),
-			b.pathConfig(),
-			b.pathCreds(),
-			b.pathStatus(),
-			b.pathRefresh(),
-		},
+		Paths:        []*framework.Path{b.pathConfigList(), b.pathConfig(), b.pathCreds(), b.pathStatus(), b.pathRefresh()},
 		Secrets:      []*framework.Secret{b.secretAccessToken()},
 		PeriodicFunc: b.periodic,
 		Invalidate:   b.invalidate,
@@ -97,8 +92,8 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, transport http
 	return b, nil
 }
 
-// HandleRequest implements logical.Backend. It checks the fields before the framework does, whose errors repeat what was given,
-// even a secret, and maps the engine's errors to HTTP statuses.
+// HandleRequest implements logical.Backend. It checks the fields before the framework does, whose
+// errors repeat what was given, even a secret, and maps the engine's errors to HTTP statuses.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
 	if err := checkFields(req); err != nil {
 		return nil, coded(err, req.MountPoint)
@@ -113,17 +108,18 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	if err != nil {
 		return resp, coded(err, req.MountPoint)
 	}
-	if req.Operation == logical.HelpOperation {
+	switch {
+	case req.Operation == logical.HelpOperation:
 		inlineSchemas(resp)
-	}
-	if resp != nil && isWrite(req.Operation) && resp.Secret == nil && resp.Data == nil && len(resp.Warnings) == 0 {
+	case resp != nil && resp.Secret == nil && resp.Data == nil && len(resp.Warnings) == 0:
 		return nil, nil //nolint:nilnil // to Vault this is a 204
 	}
 	return resp, nil
 }
 
-// inlineSchemas puts the schemas of the OpenAPI document where it refers to them. When Vault merges the document of a plugin in a
-// process of its own with those of the other mounts, it loses the references (hashicorp/vault issue 30714).
+// inlineSchemas puts the schemas of the OpenAPI document where it refers to them. When Vault merges the
+// document of a plugin in a process of its own with those of the other mounts, it loses the references
+// (hashicorp/vault issue 30714).
 func inlineSchemas(resp *logical.Response) {
 	document, ok := resp.Data["openapi"].(*framework.OASDocument)
 	if !ok {
@@ -151,24 +147,15 @@ func inlineSchemas(resp *logical.Response) {
 	}
 }
 
-// HandleExistenceCheck implements logical.Backend. Whether an app exists does not depend on the request's fields, so the framework
-// is not shown them; HandleRequest tells what is wrong with them.
-func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (checkFound, exists bool, err error) {
+// HandleExistenceCheck implements logical.Backend. Whether an app exists does not depend on the
+// request's fields, so the framework is not shown them; HandleRequest tells what is wrong with them.
+func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (found, exists bool, err error) {
 	if _, _, err := stringField(req.Data, fieldAppSecret); err != nil {
 		return false, false, errutil.UserError{Err: err.Error()} // the one error that Vault answers with a 400 here
 	}
 	bare := *req
 	bare.Data = nil
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
-}
-
-func isWrite(op logical.Operation) bool {
-	switch op {
-	case logical.CreateOperation, logical.UpdateOperation, logical.PatchOperation, logical.DeleteOperation:
-		return true
-	default:
-		return false
-	}
 }
 
 // checkFields checks the fields of a request that has some.
@@ -216,13 +203,13 @@ func coded(err error, mountPoint string) error {
 	}
 }
 
-// periodic is called by Vault about once a minute, under its state lock. It does nothing where this node may not write, or where
-// the mount is about to go.
+// periodic is called by Vault about once a minute, under its state lock. It does nothing where this node
+// may not write, or where the mount is about to go.
 func (b *backend) periodic(_ context.Context, req *logical.Request) error {
-	if b.System().ReplicationState().HasState(consts.ReplicationPerformanceStandby|consts.ReplicationDRSecondary) || b.System().Tainted() {
-		return nil
+	const mayNotWrite = consts.ReplicationPerformanceStandby | consts.ReplicationDRSecondary
+	if !b.System().ReplicationState().HasState(mayNotWrite) && !b.System().Tainted() {
+		b.apps.tick(req.Storage)
 	}
-	b.apps.tick(req.Storage)
 	return nil
 }
 
@@ -235,13 +222,12 @@ func (b *backend) invalidate(_ context.Context, key string) {
 	}
 }
 
-// clean is called by Vault when the mount goes, under locks that other mounts wait for. It may be called twice.
-func (b *backend) clean(context.Context) {
-	b.apps.life.close()
-}
+// clean is called by Vault when the mount goes, under locks that other mounts wait for. It may be called
+// twice.
+func (b *backend) clean(context.Context) { b.apps.life.close() }
 
-// systemView keeps the replication state for a second: the framework asks for it at every request, over gRPC, which is a
-// fifth of a cached read's cost.
+// systemView keeps the replication state for a second: the framework asks for it at every request, over
+// gRPC, which is a fifth of a cached read's cost.
 type systemView struct {
 	logical.SystemView
 	kept atomic.Pointer[keptState]
@@ -265,22 +251,59 @@ func (v *systemView) ReplicationState() consts.ReplicationState {
 
 // appField is the path parameter of every path but the list.
 func appField() *framework.FieldSchema {
-	return &framework.FieldSchema{
-		Type: framework.TypeString,
-		Description: `Name of the app: letters, digits and underscores, inside it also hyphens
-and single dots; at most 128 characters.`,
-		Required: true,
+	return field(framework.TypeString, true, `Name of the app: letters, digits and underscores, inside it also hyphens
+and single dots; at most 128 characters.`)
+}
+
+// path makes the path of one app below a prefix.
+func path(prefix, suffix string, fields map[string]*framework.FieldSchema) *framework.Path {
+	fields["app"] = appField()
+	return &framework.Path{
+		Pattern:      prefix + framework.GenericNameRegex("app"),
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationSuffix: suffix},
+		Fields:       fields,
+	}
+}
+
+// field describes a field of a response.
+func field(kind framework.FieldType, required bool, description string) *framework.FieldSchema {
+	return &framework.FieldSchema{Type: kind, Required: required, Description: description}
+}
+
+// responses describes the responses of an operation, those of 200 with their fields.
+func responses(fields map[string]*framework.FieldSchema, texts map[int]string) map[int][]framework.Response {
+	all := map[int][]framework.Response{}
+	for status, text := range texts {
+		all[status] = []framework.Response{{Description: text}}
+	}
+	if fields != nil {
+		all[http.StatusOK] = []framework.Response{{Description: "OK", Fields: fields}}
+	}
+	return all
+}
+
+// forApp makes a callback of an operation on one app.
+func forApp(
+	operation func(ctx context.Context, req *logical.Request, name string) (*logical.Response, error),
+) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		name, err := appName(d)
+		if err != nil {
+			return nil, err
+		}
+		return operation(ctx, req, name)
 	}
 }
 
 // appName returns the app that a request is about.
 func appName(data *framework.FieldData) (string, error) {
 	name := data.Get("app").(string)
-	if len(name) > maxNameLength {
+	switch {
+	case len(name) > maxNameLength:
 		return "", badInput("app: the name has %d characters; allowed are at most %d", len(name), maxNameLength)
-	}
-	if strings.Contains(name, "..") {
-		return "", badInput("app: the name %q has two dots in a row, which Vault's storage refuses; allowed are single ones", name)
+	case strings.Contains(name, ".."):
+		return "", badInput("app: the name %q has two dots in a row, which Vault's storage refuses; "+
+			"allowed are single ones", name)
 	}
 	return name, nil
 }

@@ -55,7 +55,7 @@ func (r *registry) pass(s logical.Storage) {
 	r.apps.Range(func(_, v any) bool {
 		switch a := v.(*app); {
 		case a.wantsRefreshAhead(now):
-			host := a.settings.Load().baseURL
+			host := a.config.Load().BaseURL
 			due[host] = append(due[host], a)
 		case a.evict(now):
 			r.drop(a)
@@ -86,7 +86,7 @@ func (r *registry) refreshAll(s logical.Storage, apps []*app) {
 			break
 		}
 		group.Go(func() error {
-			ctx, cancel := context.WithTimeoutCause(r.life.ctx, a.settings.Load().requestTimeout+waitGrace, errNoResponse)
+			ctx, cancel := context.WithTimeoutCause(r.life.ctx, a.config.Load().RequestTimeout+waitGrace, errNoResponse)
 			defer cancel()
 			_, _, _ = a.get(ctx, s, want{ahead: true}) // what went wrong is remembered and logged
 			return nil

@@ -22,6 +22,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -133,78 +134,71 @@ func (f *fetchError) repeatable() bool {
 	return !f.final && f.retryAfter == 0 && (f.class == classUnavailable || f.class == classUnreachable)
 }
 
+// descriptions say for each class what happened to {app} at {host}, and what to do next.
+var descriptions = map[errorClass]struct{ what, hint string }{
+	classRejectedCredentials: {
+		"DingTalk rejected the credentials of app {app}",
+		"check app_key and app_secret, that base_url ({host}) is the app's edition, and that the app's version is published",
+	},
+	classForbiddenIP: {
+		"DingTalk does not allow Vault's IP address for app {app}",
+		"add Vault's egress IP to the app's allow-list in DingTalk's console",
+	},
+	classRejectedRequest: {
+		"DingTalk rejected the request for a token of app {app}",
+		"look the request id up in DingTalk's console",
+	},
+	classThrottled: {"DingTalk throttles the requests for a token of app {app}", ""},
+	classBanned: {
+		"DingTalk has banned Vault's egress IP, which app {app} shares with all other apps at {host}",
+		"find what makes more than 10,000 calls in 20 seconds from this IP",
+	},
+	classUnavailable: {"DingTalk could not serve the request for a token of app {app}", ""},
+	classUnreachable: {"could not get a token for app {app} from {host}", ""},
+	classRedirect: {
+		"{host} answered the request for a token of app {app} with a redirect, which is never followed",
+		"check base_url and any proxy on the way",
+	},
+	classMalformed: {
+		"{host} answered the request for a token of app {app} with something that is not a token",
+		"check base_url and any proxy on the way",
+	},
+	classStorage: {"could not get a token for app {app}, since Vault's storage failed", "check Vault's storage"},
+	classInternal: {
+		"internal error while fetching a token of app {app}",
+		"please report this with the stack in Vault's log",
+	},
+}
+
 // describe tells the person on call what happened to the app, what DingTalk said and what to do next.
 func (f *fetchError) describe(app, baseURL string) string {
-	var what, hint string
-	switch f.class {
-	case classRejectedCredentials:
-		what = fmt.Sprintf("DingTalk rejected the credentials of app %q", app)
-		hint = fmt.Sprintf("check app_key and app_secret, that base_url (%s) is the app's edition, "+
-			"and that the app's version is published", baseURL)
-	case classForbiddenIP:
-		what = fmt.Sprintf("DingTalk does not allow Vault's IP address for app %q", app)
-		hint = "add Vault's egress IP to the app's allow-list in DingTalk's console"
-	case classRejectedRequest:
-		what = fmt.Sprintf("DingTalk rejected the request for a token of app %q", app)
-		hint = "look the request id up in DingTalk's console"
-	case classThrottled:
-		what = fmt.Sprintf("DingTalk throttles the requests for a token of app %q", app)
-	case classBanned:
-		what = fmt.Sprintf("DingTalk has banned Vault's egress IP, which app %q shares with all other apps at %s",
-			app, baseURL)
-		hint = "find what makes more than 10,000 calls in 20 seconds from this IP"
-	case classUnavailable:
-		what = fmt.Sprintf("DingTalk could not serve the request for a token of app %q", app)
-	case classUnreachable:
-		what = fmt.Sprintf("could not get a token for app %q from %s", app, baseURL)
-	case classRedirect:
-		what = fmt.Sprintf("%s answered the request for a token of app %q with a redirect, which is never followed",
-			baseURL, app)
-		hint = "check base_url and any proxy on the way"
-	case classMalformed:
-		what = fmt.Sprintf("%s answered the request for a token of app %q with something that is not a token",
-			baseURL, app)
-		hint = "check base_url and any proxy on the way"
-	case classStorage:
-		what = fmt.Sprintf("could not get a token for app %q, since Vault's storage failed", app)
-		hint = "check Vault's storage"
-	case classInternal:
-		what = fmt.Sprintf("internal error while fetching a token of app %q", app)
-		hint = "please report this with the stack in Vault's log"
-	}
-	return joinNonEmpty("; ", joinNonEmpty(": ", what, f.said()), hint)
+	names := strings.NewReplacer("{app}", strconv.Quote(app), "{host}", baseURL)
+	d := descriptions[f.class]
+	return joinNonEmpty("; ", joinNonEmpty(": ", names.Replace(d.what), f.said()), names.Replace(d.hint))
 }
 
 // said is the cause and DingTalk's own words, as far as there are any.
 func (f *fetchError) said() string {
-	var attempts, code, message, requestID string
+	parts := []string{f.cause}
 	if f.attempts > 1 {
-		attempts = fmt.Sprintf("%d attempts", f.attempts)
+		parts = append(parts, fmt.Sprintf("%d attempts", f.attempts))
 	}
 	if f.code != "" {
-		code = "code " + f.code
+		parts = append(parts, "code "+f.code)
 	}
-	switch f.message {
-	case "":
-	case withheld:
-		message = "message " + withheld
-	default:
-		message = fmt.Sprintf("message %q", f.message)
+	if f.message == withheld {
+		parts = append(parts, "message "+withheld)
+	} else if f.message != "" {
+		parts = append(parts, fmt.Sprintf("message %q", f.message))
 	}
 	if f.requestID != "" {
-		requestID = "request id " + f.requestID
+		parts = append(parts, "request id "+f.requestID)
 	}
-	return joinNonEmpty(", ", f.cause, attempts, code, message, requestID)
+	return joinNonEmpty(", ", parts...)
 }
 
 func joinNonEmpty(separator string, parts ...string) string {
-	var given []string
-	for _, p := range parts {
-		if p != "" {
-			given = append(given, p)
-		}
-	}
-	return strings.Join(given, separator)
+	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), separator)
 }
 
 // credentials are what a token is fetched with.
@@ -269,7 +263,7 @@ func (c *client) fetch(ctx context.Context, creds credentials, known ...sensitiv
 	secrets := append([]sensitive{creds.AppSecret}, known...)
 	var failure *fetchError
 	for calls := 0; ; {
-		if cooldown := c.cooldown(creds.BaseURL, creds.AppKey, time.Now()); cooldown != nil {
+		if cooldown := c.cooldowns.inForce(creds.BaseURL, creds.AppKey, time.Now()); cooldown != nil {
 			return nil, calls, cooldown
 		}
 		calls++
@@ -280,7 +274,8 @@ func (c *client) fetch(ctx context.Context, creds credentials, known ...sensitiv
 		if failure == nil || !err.repeatable() {
 			failure = err // the first cause, not what cut the last attempt short
 		}
-		if !err.repeatable() || calls == maxAttempts || !beforeRepeat(ctx, calls) {
+		pause := jitter(time.Duration(2*calls-1) * 100 * time.Millisecond) // about 100 ms, then about 300
+		if !err.repeatable() || calls == maxAttempts || sleep(ctx, pause) != nil {
 			failure.attempts = calls
 			c.cooldowns.start(creds.BaseURL, creds.AppKey, failure, time.Now())
 			return nil, calls, failure
@@ -288,23 +283,15 @@ func (c *client) fetch(ctx context.Context, creds credentials, known ...sensitiv
 	}
 }
 
-// cooldown says whether a call to this host with this key may be made now: it returns what stands
-// against one, with its end, or nil. Every call is preceded by it.
-func (c *client) cooldown(baseURL, appKey string, now time.Time) *fetchError {
-	return c.cooldowns.inForce(baseURL, appKey, now)
-}
-
-// beforeRepeat waits before the next attempt: about 100 ms, then about 300. It reports whether the
-// context still lives.
-func beforeRepeat(ctx context.Context, attempt int) bool {
-	wait := time.Duration(2*attempt-1) * 100 * time.Millisecond
-	timer := time.NewTimer(jitter(wait))
+// sleep passes time, unless the context ends before.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return true
+		return nil
 	case <-ctx.Done():
-		return false
+		return ctx.Err()
 	}
 }
 
@@ -363,7 +350,7 @@ func (c *client) call(ctx context.Context, creds credentials, secrets []sensitiv
 	}
 	tok := newToken(grant.accessToken, sent, grant.expireIn)
 	if !tok.servable(time.Now()) {
-		cause := fmt.Sprintf("the token had expired when it arrived (expireIn %d)", int64(grant.expireIn.Seconds()))
+		cause := fmt.Sprintf("the token had expired when it arrived (expireIn %.0f)", grant.expireIn.Seconds())
 		return nil, &fetchError{class: classMalformed, cause: cause}
 	}
 	return tok, nil
@@ -551,7 +538,7 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 		return 0
 	}
 	wait := time.Duration(0)
-	if n, err := strconv.ParseUint(value, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) { // then n is the largest
+	if n, err := strconv.ParseUint(value, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) { // n is the largest
 		wait = time.Duration(min(n, uint64(maxRetryAfter/time.Second))) * time.Second
 	} else if date, err := http.ParseTime(value); err == nil {
 		wait = date.Sub(now)
@@ -662,7 +649,8 @@ func (c *cooldowns) full(baseURL string) bool {
 // isDingTalk reports whether a base_url is one of DingTalk's two.
 func isDingTalk(baseURL string) bool { return baseURL == defaultBaseURL || baseURL == chinaBaseURL }
 
-// inForce returns the cooldown that ends last; nil where there is none.
+// inForce says whether a call to this host with this key may be made now: it returns what stands
+// against one longest, or nil. Every call is preceded by it.
 func (c *cooldowns) inForce(baseURL, appKey string, now time.Time) *fetchError {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -68,6 +68,13 @@ type appConfig struct {
 	Leased         bool
 }
 
+// withoutSecret is what memory holds of it.
+func (c *appConfig) withoutSecret() *appConfig {
+	bare := *c
+	bare.AppSecret = sensitive{}
+	return &bare
+}
+
 func (c *appConfig) credentials() credentials {
 	return credentials{BaseURL: c.BaseURL, AppKey: c.AppKey, AppSecret: c.AppSecret}
 }
@@ -77,10 +84,7 @@ func (c *appConfig) equal(other *appConfig) bool {
 	if c == nil || other == nil {
 		return c == other
 	}
-	a, b := *c, *other
-	secretsMatch := a.AppSecret.reveal() == b.AppSecret.reveal()
-	a.AppSecret, b.AppSecret = sensitive{}, sensitive{}
-	return secretsMatch && a == b
+	return c.AppSecret.reveal() == other.AppSecret.reveal() && *c.withoutSecret() == *other.withoutSecret()
 }
 
 // configChange is what one write to config/<app> asks for; nil is a field that it does not name.
@@ -112,25 +116,15 @@ func badInput(format string, args ...any) error {
 func parseChange(raw map[string]any) (*configChange, error) {
 	c := &configChange{}
 	// A secret that is not a string must be refused before anything can repeat it.
-	secret, given, err := stringField(raw, fieldAppSecret)
+	secret, err := credentialField(raw, fieldAppSecret, "\n", "\r")
 	if err != nil {
 		return nil, err
 	}
-	if given {
-		secret = strings.TrimSuffix(strings.TrimSuffix(secret, "\n"), "\r")
-		if err := checkCredential(fieldAppSecret, secret); err != nil {
-			return nil, err
-		}
-		s := newSensitive(secret)
-		c.appSecret = &s
+	if secret != nil {
+		c.appSecret = &sensitive{text: secret}
 	}
-	if key, given, err := stringField(raw, fieldAppKey); err != nil {
+	if c.appKey, err = credentialField(raw, fieldAppKey); err != nil {
 		return nil, err
-	} else if given {
-		if err := checkCredential(fieldAppKey, key); err != nil {
-			return nil, err
-		}
-		c.appKey = &key
 	}
 	if base, given, err := stringField(raw, fieldBaseURL); err != nil {
 		return nil, err
@@ -185,21 +179,29 @@ func kindOf(v any) string {
 	}
 }
 
-func checkCredential(field, value string) error {
+// credentialField reads app_key or app_secret, of which each of the endings is cut once.
+func credentialField(raw map[string]any, field string, endings ...string) (*string, error) {
+	value, given, err := stringField(raw, field)
+	if err != nil || !given {
+		return nil, err
+	}
+	for _, ending := range endings {
+		value = strings.TrimSuffix(value, ending)
+	}
 	const allowed = "allowed are 1 to 512 printable ASCII characters without spaces"
 	switch {
 	case value == "":
-		return badInput("%s: empty; %s", field, allowed)
+		return nil, badInput("%s: empty; %s", field, allowed)
 	case len(value) > maxCredentialLength:
-		return badInput("%s: %d bytes long; %s", field, len(value), allowed)
+		return nil, badInput("%s: %d bytes long; %s", field, len(value), allowed)
 	}
 	for i := range len(value) {
 		if value[i] <= ' ' || value[i] > '~' {
-			return badInput("%s: the byte at position %d is a space, a control character or not ASCII; %s",
+			return nil, badInput("%s: the byte at position %d is a space, a control character or not ASCII; %s",
 				field, i+1, allowed)
 		}
 	}
-	return nil
+	return &value, nil
 }
 
 // longestDuration is the longest that there is in whole seconds: 292 years.

@@ -2,14 +2,15 @@
 
 package dingtalk
 
-// This file is config/<app>, an app's credentials and how its tokens are kept, and config/, the list of apps.
+// This file is config/<app>, an app's credentials and how its tokens are kept, and config/, the list of
+// apps.
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -17,158 +18,154 @@ import (
 )
 
 func (b *backend) pathConfig() *framework.Path {
-	return &framework.Path{
-		Pattern: configPrefix + framework.GenericNameRegex("app"),
-		DisplayAttrs: &framework.DisplayAttributes{
-			OperationPrefix: operationPrefix,
-			OperationSuffix: "app",
+	p := path(configPrefix, "app", configSchema())
+	p.HelpSynopsis, p.HelpDescription = "Configure an app: its credentials and how its tokens are kept.", configHelp
+	p.ExistenceCheck = b.configExists
+	write := b.configWrite("configure", "Store an app's credentials, or change how they are used.")
+	patch := b.configWrite("patch", "Change some fields of an app that exists.")
+	patch.Responses[http.StatusNotFound] = []framework.Response{{Description: "The app is not configured"}}
+	p.Operations = map[logical.Operation]framework.OperationHandler{
+		logical.CreateOperation: write,
+		logical.UpdateOperation: write,
+		logical.PatchOperation:  patch,
+		logical.ReadOperation: &framework.PathOperation{
+			Callback: forApp(b.readConfig),
+			Summary:  "Read how an app is configured. The secret is not part of the response.",
+			DisplayAttrs: &framework.DisplayAttributes{
+				OperationVerb: "read", OperationSuffix: "app-configuration",
+			},
+			ForwardPerformanceStandby: true,
+			Responses: responses(map[string]*framework.FieldSchema{
+				fieldAppKey:  field(framework.TypeString, true, "The app's AppKey (Client ID)."),
+				fieldBaseURL: field(framework.TypeString, true, "The host of DingTalk's API."),
+				fieldRefreshBefore: field(framework.TypeInt64, true,
+					"A token with this remaining TTL, or less, is due for a refresh, in seconds."),
+				fieldRequestTimeout: field(framework.TypeInt64, true, "How long fetching a token may take, in seconds."),
+				fieldLeased:         field(framework.TypeBool, true, "Whether creds/<app> responds with a lease."),
+			}, map[int]string{
+				http.StatusBadRequest: "The app's name is too long",
+				http.StatusNotFound:   "The app is not configured",
+			}),
 		},
-		Fields: map[string]*framework.FieldSchema{
-			"app": appField(),
-			fieldAppKey: {
-				Type: framework.TypeString,
-				Description: `The app's AppKey, called Client ID in DingTalk's console. Required to
+		logical.DeleteOperation: &framework.PathOperation{
+			Callback: forApp(b.deleteConfig),
+			Summary:  "Delete an app, its credentials and its cached token.",
+			DisplayAttrs: &framework.DisplayAttributes{
+				OperationVerb: "delete", OperationSuffix: "app-configuration",
+			},
+			ForwardPerformanceStandby:   true,
+			ForwardPerformanceSecondary: true,
+			Responses: responses(nil, map[int]string{
+				http.StatusNoContent:          "Deleted, or was not there",
+				http.StatusBadRequest:         "The app's name is too long",
+				http.StatusServiceUnavailable: "The engine was unloaded meanwhile: try again",
+			}),
+		},
+	}
+	return p
+}
+
+func configSchema() map[string]*framework.FieldSchema {
+	return map[string]*framework.FieldSchema{
+		fieldAppKey: {
+			Type: framework.TypeString,
+			Description: `The app's AppKey, called Client ID in DingTalk's console. Required to
 create an app. Another value requires app_secret in the same request.`,
-				DisplayAttrs: &framework.DisplayAttributes{Name: "App key"},
-			},
-			fieldAppSecret: {
-				Type: framework.TypeString,
-				Description: `The app's AppSecret, called Client Secret in DingTalk's console.
+			DisplayAttrs: &framework.DisplayAttributes{Name: "App key"},
+		},
+		fieldAppSecret: {
+			Type: framework.TypeString,
+			Description: `The app's AppSecret, called Client Secret in DingTalk's console.
 Required to create an app, and to change app_key or base_url. Never
-returned. One line break at its end is cut.`,
-				DisplayAttrs: &framework.DisplayAttributes{Name: "App secret", Sensitive: true},
-			},
-			fieldBaseURL: {
-				Type:    framework.TypeString,
-				Default: defaultBaseURL,
-				Description: `The host of DingTalk's API, as https://host[:port]. Apps of the China
+returned. One line break at its end is cut. For an app whose base_url is
+not one of DingTalk's two hosts, name base_url too.`,
+			DisplayAttrs: &framework.DisplayAttributes{Name: "App secret", Sensitive: true},
+		},
+		fieldBaseURL: {
+			Type:    framework.TypeString,
+			Default: defaultBaseURL,
+			Description: `The host of DingTalk's API, as https://host[:port]. Apps of the China
 edition need https://api.dingtalk.com. By default, when an app is
 created, https://api.dingtalk.io. Another value requires app_secret in
 the same request.`,
-				DisplayAttrs: &framework.DisplayAttributes{Name: "Base URL"},
-			},
-			fieldRefreshBefore: {
-				Type:    framework.TypeDurationSecond,
-				Default: inSeconds(defaultRefreshBefore),
-				Description: `A token with this much life left, or less, is due for a refresh. 0s to
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Base URL"},
+		},
+		fieldRefreshBefore: {
+			Type:    framework.TypeDurationSecond,
+			Default: inSeconds(defaultRefreshBefore),
+			Description: `A token with this remaining TTL, or less, is due for a refresh. 0s to
 1h; by default, when an app is created, 200s. It counts as a quarter of
 the token's lifetime at most: 30 minutes of DingTalk's usual two hours.`,
-				DisplayAttrs: &framework.DisplayAttributes{Name: "Refresh before"},
-			},
-			fieldRequestTimeout: {
-				Type:    framework.TypeDurationSecond,
-				Default: inSeconds(defaultRequestTimeout),
-				Description: `How long fetching a token may take, retries included. 1s to 30s; by
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Refresh before"},
+		},
+		fieldRequestTimeout: {
+			Type:    framework.TypeDurationSecond,
+			Default: inSeconds(defaultRequestTimeout),
+			Description: `How long fetching a token may take, retries included. 1s to 30s; by
 default, when an app is created, 10s.`,
-				DisplayAttrs: &framework.DisplayAttributes{Name: "Request timeout"},
-			},
-			fieldLeased: {
-				Type:    framework.TypeBool,
-				Default: true,
-				Description: `Whether creds/<app> answers with a lease. Without one, a read costs
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Request timeout"},
+		},
+		fieldLeased: {
+			Type:    framework.TypeBool,
+			Default: true,
+			Description: `Whether creds/<app> responds with a lease. Without one, a read costs
 Vault no write to its storage. By default, when an app is created, true.`,
-				DisplayAttrs: &framework.DisplayAttributes{Name: "Leased"},
-			},
-			fieldVerifyConnection: {
-				Type: framework.TypeBool,
-				Description: `Whether to fetch a token with the resulting credentials before anything
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Leased"},
+		},
+		fieldVerifyConnection: {
+			Type: framework.TypeBool,
+			Description: `Whether to fetch a token with the resulting credentials before anything
 is stored. By default true where app_key, app_secret or base_url gets
-another value, else false. Counts for this request alone.`,
-				DisplayAttrs: &framework.DisplayAttributes{Name: "Verify connection"},
-			},
+another value, otherwise false. Counts for this request alone.`,
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Verify connection"},
 		},
-		ExistenceCheck: b.configExists,
-		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.CreateOperation: b.configWriteOperation(b.updateConfig, "configure", "Store an app's credentials, or change how they are used.", nil),
-			logical.UpdateOperation: b.configWriteOperation(b.updateConfig, "configure", "Store an app's credentials, or change how they are used.", nil),
-			logical.PatchOperation: b.configWriteOperation(b.patchConfig, "patch", "Change some fields of an app that exists.", map[int][]framework.Response{
-				http.StatusNotFound: {{Description: "The app is not configured"}},
-			}),
-			logical.ReadOperation: &framework.PathOperation{
-				Callback:                  b.readConfig,
-				Summary:                   "Read how an app is configured. The secret is not part of the answer.",
-				DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read", OperationSuffix: "app-configuration"},
-				ForwardPerformanceStandby: true,
-				Responses: map[int][]framework.Response{
-					http.StatusOK:         {{Description: "OK", Fields: configResponseFields()}},
-					http.StatusBadRequest: {{Description: "The app's name is too long"}},
-					http.StatusNotFound:   {{Description: "The app is not configured"}},
-				},
-			},
-			logical.DeleteOperation: &framework.PathOperation{
-				Callback:                    b.deleteConfig,
-				Summary:                     "Delete an app, its credentials and its cached token.",
-				DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: "delete", OperationSuffix: "app-configuration"},
-				ForwardPerformanceStandby:   true,
-				ForwardPerformanceSecondary: true,
-				Responses: map[int][]framework.Response{
-					http.StatusNoContent:          {{Description: "Deleted, or was not there"}},
-					http.StatusBadRequest:         {{Description: "The app's name is too long"}},
-					http.StatusServiceUnavailable: {{Description: "The engine was unloaded meanwhile: try again"}},
-				},
-			},
-		},
-		HelpSynopsis:    "Configure an app: its credentials and how its tokens are kept.",
-		HelpDescription: configHelp,
 	}
 }
 
-func (b *backend) configWriteOperation(callback framework.OperationFunc, verb, summary string, more map[int][]framework.Response) *framework.PathOperation {
-	responses := map[int][]framework.Response{
-		http.StatusOK:                 {{Description: "Stored, with warnings"}},
-		http.StatusNoContent:          {{Description: "Stored"}},
-		http.StatusBadRequest:         {{Description: "A field is not valid, or DingTalk rejects the credentials; nothing is changed"}},
-		http.StatusBadGateway:         {{Description: "DingTalk could not be asked to verify the credentials; nothing is changed"}},
-		http.StatusServiceUnavailable: {{Description: "The engine was unloaded during the verification; nothing is changed"}},
-	}
-	maps.Copy(responses, more)
+// configWrite is what create, update and patch have in common.
+func (b *backend) configWrite(verb, summary string) *framework.PathOperation {
 	return &framework.PathOperation{
-		Callback:                    callback,
-		Summary:                     summary,
-		Description:                 "Only the fields that are named change. Credentials are verified with DingTalk before they are stored.",
+		Callback: forApp(b.writeConfig),
+		Summary:  summary,
+		Description: "Only the fields that are named change. Credentials are verified with DingTalk before they are " +
+			"stored.",
 		DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: verb, OperationSuffix: "app"},
 		ForwardPerformanceStandby:   true,
 		ForwardPerformanceSecondary: true,
-		Responses:                   responses,
+		Responses: responses(nil, map[int]string{
+			http.StatusOK:                 "Stored, with warnings",
+			http.StatusNoContent:          "Stored",
+			http.StatusBadRequest:         "A field is not valid, or DingTalk rejects the credentials; nothing is changed",
+			http.StatusBadGateway:         "DingTalk could not be asked to verify the credentials; nothing is changed",
+			http.StatusServiceUnavailable: "The engine was unloaded during the verification; nothing is changed",
+		}),
 	}
 }
 
 // inSeconds is a duration as a default of the schema, where durations are strings.
 func inSeconds(d time.Duration) string { return fmt.Sprintf("%.0fs", d.Seconds()) }
 
-func configResponseFields() map[string]*framework.FieldSchema {
-	return map[string]*framework.FieldSchema{
-		fieldAppKey:         {Type: framework.TypeString, Required: true, Description: "The app's AppKey (Client ID)."},
-		fieldBaseURL:        {Type: framework.TypeString, Required: true, Description: "The host of DingTalk's API."},
-		fieldRefreshBefore:  {Type: framework.TypeInt64, Required: true, Description: "A token with this much life left, or less, is due for a refresh, in seconds."},
-		fieldRequestTimeout: {Type: framework.TypeInt64, Required: true, Description: "How long fetching a token may take, in seconds."},
-		fieldLeased:         {Type: framework.TypeBool, Required: true, Description: "Whether creds/<app> answers with a lease."},
-	}
-}
-
 func (b *backend) pathConfigList() *framework.Path {
+	const summary = "List the names of the configured apps."
 	return &framework.Path{
 		Pattern: configPrefix + "?$",
 		DisplayAttrs: &framework.DisplayAttributes{
-			OperationPrefix: operationPrefix,
-			OperationVerb:   "list",
-			OperationSuffix: "apps",
+			OperationPrefix: operationPrefix, OperationVerb: "list", OperationSuffix: "apps",
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ListOperation: &framework.PathOperation{
 				Callback:                  b.listConfig,
-				Summary:                   "List the names of the configured apps.",
+				Summary:                   summary,
 				ForwardPerformanceStandby: true,
-				Responses: map[int][]framework.Response{
-					http.StatusOK: {{Description: "OK", Fields: map[string]*framework.FieldSchema{
-						"keys": {Type: framework.TypeStringSlice, Required: true, Description: "The names of the apps."},
-					}}},
-					http.StatusBadRequest: {{Description: "A parameter that is not taken here is not valid"}},
-					http.StatusNotFound:   {{Description: "No app is configured"}},
-				},
+				Responses: responses(map[string]*framework.FieldSchema{
+					"keys": field(framework.TypeStringSlice, true, "The names of the apps."),
+				}, map[int]string{
+					http.StatusBadRequest: "A parameter that is not taken here is not valid",
+					http.StatusNotFound:   "No app is configured",
+				}),
 			},
 		},
-		HelpSynopsis:    "List the names of the configured apps.",
+		HelpSynopsis:    summary,
 		HelpDescription: configListHelp,
 	}
 }
@@ -176,8 +173,8 @@ func (b *backend) pathConfigList() *framework.Path {
 // configExists is Vault's question whether a write is a create or an update, which decides the policy
 // that applies. Vault asks it before it looks at policies: like a read, it is one look at storage, for
 // which a caller without rights makes nobody wait.
-func (b *backend) configExists(ctx context.Context, req *logical.Request, data *framework.FieldData) (bool, error) {
-	name, err := appName(data)
+func (b *backend) configExists(ctx context.Context, req *logical.Request, d *framework.FieldData) (bool, error) {
+	name, err := appName(d)
 	if err != nil {
 		return false, nil //nolint:nilerr // the write itself says what is wrong with the name
 	}
@@ -185,27 +182,9 @@ func (b *backend) configExists(ctx context.Context, req *logical.Request, data *
 	return config != nil, err
 }
 
-func (b *backend) updateConfig(
-	ctx context.Context, req *logical.Request, data *framework.FieldData,
-) (*logical.Response, error) {
-	return b.writeConfig(ctx, req, data, false)
-}
-
-func (b *backend) patchConfig(
-	ctx context.Context, req *logical.Request, data *framework.FieldData,
-) (*logical.Response, error) {
-	return b.writeConfig(ctx, req, data, true)
-}
-
 // writeConfig changes what the request names. The verification, which can take a while, is done
 // without a lock; if the configuration changed meanwhile, nothing is stored.
-func (b *backend) writeConfig(
-	ctx context.Context, req *logical.Request, data *framework.FieldData, patch bool,
-) (*logical.Response, error) {
-	name, err := appName(data)
-	if err != nil {
-		return nil, err
-	}
+func (b *backend) writeConfig(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
 	change, err := parseChange(req.Data)
 	if err != nil {
 		return nil, err
@@ -214,7 +193,7 @@ func (b *backend) writeConfig(
 	if err != nil {
 		return nil, err
 	}
-	if present == nil && patch {
+	if present == nil && req.Operation == logical.PatchOperation {
 		return nil, logical.CodedError(http.StatusNotFound, fmt.Sprintf("app %q is not configured: nothing to patch", name))
 	}
 	next, newGeneration, err := change.apply(name, present)
@@ -254,13 +233,8 @@ func (b *backend) writeConfig(
 	if err != nil {
 		return nil, err
 	}
-	resp := &logical.Response{}
-	for _, w := range []string{warning, stored} {
-		if w != "" {
-			resp.AddWarning(w)
-		}
-	}
-	return resp, nil
+	none := func(text string) bool { return text == "" }
+	return &logical.Response{Warnings: slices.DeleteFunc([]string{warning, stored}, none)}, nil
 }
 
 func valueOr[T any](given *T, otherwise T) T {
@@ -288,13 +262,7 @@ func (b *backend) verifyPresent(
 	return "The credentials were not verified again, since a token was fetched with them less than 10 seconds ago.", nil
 }
 
-func (b *backend) readConfig(
-	ctx context.Context, req *logical.Request, data *framework.FieldData,
-) (*logical.Response, error) {
-	name, err := appName(data)
-	if err != nil {
-		return nil, err
-	}
+func (b *backend) readConfig(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
 	config, err := readConfig(ctx, req.Storage, name)
 	if err != nil || config == nil {
 		return nil, err // to Vault, neither response nor error is a 404
@@ -308,20 +276,16 @@ func (b *backend) readConfig(
 	}}, nil
 }
 
-func (b *backend) deleteConfig(
-	ctx context.Context, req *logical.Request, data *framework.FieldData,
-) (*logical.Response, error) {
-	name, err := appName(data)
-	if err != nil {
-		return nil, err
-	}
-	_, err = b.apps.commit(ctx, name, func(toTheEnd context.Context) (warning string, err error) {
+func (b *backend) deleteConfig(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
+	_, err := b.apps.commit(ctx, name, func(toTheEnd context.Context) (warning string, err error) {
 		return "", b.apps.remove(toTheEnd, req.Storage, name)
 	})
 	return nil, err
 }
 
-func (b *backend) listConfig(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+func (b *backend) listConfig(
+	ctx context.Context, req *logical.Request, _ *framework.FieldData,
+) (*logical.Response, error) {
 	names, err := req.Storage.List(ctx, configPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("listing the apps in storage: %w", err)

@@ -2,8 +2,9 @@
 
 package dingtalk
 
-// This file is creds/<app>, the access token, and its lease. A lease stands for one token: renewing it extends the token
-// itself, revoking it does nothing, since the token is shared and DingTalk cannot revoke it.
+// This file is creds/<app>, the access token, and its lease. A lease stands for one token: renewing it
+// extends the token itself, revoking it does nothing, since the token is shared and DingTalk cannot
+// revoke it.
 
 import (
 	"context"
@@ -30,65 +31,64 @@ const (
 	internalApp    = "app"
 	internalDigest = "token_digest"
 
-	// endedLease is the TTL of a lease whose token is no longer the app's. An error would make LifetimeWatcher and Proxy keep
-	// the old token to its end; this makes them read again at once.
+	// endedLease is the TTL of a lease whose token is no longer the app's. An error would make
+	// LifetimeWatcher and Proxy keep the old token to its end; this makes them read again at once.
 	endedLease = time.Second
 
-	// endedLeaseSlack is how long Vault may take from the engine's answer to its own sum.
+	// endedLeaseSlack is how long Vault may take from the engine's response to its own sum.
 	endedLeaseSlack = 10 * time.Second
 )
 
 func (b *backend) pathCreds() *framework.Path {
-	return &framework.Path{
-		Pattern: credsPrefix + framework.GenericNameRegex("app"),
-		DisplayAttrs: &framework.DisplayAttributes{
-			OperationPrefix: operationPrefix,
-			OperationSuffix: "credentials",
+	p := path(credsPrefix, "credentials", map[string]*framework.FieldSchema{
+		fieldMinTTL: {
+			Type:    framework.TypeDurationSecond,
+			Query:   true,
+			Default: inSeconds(0),
+			Description: `The least remaining TTL that the token must have: one with less is
+refreshed first. More than three quarters of the token's lifetime counts
+as three quarters, with a warning. By default 0s.`,
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Minimum TTL"},
 		},
-		Fields: map[string]*framework.FieldSchema{
-			"app": appField(),
-			fieldMinTTL: {
-				Type:    framework.TypeDurationSecond,
-				Query:   true,
-				Default: inSeconds(0),
-				Description: `The least life left that the token must have: one with less is refreshed
-first. More than three quarters of the token's lifetime counts as three
-quarters, with a warning. By default 0s.`,
-				DisplayAttrs: &framework.DisplayAttributes{Name: "Minimum TTL"},
-			},
+	})
+	p.HelpSynopsis, p.HelpDescription = "Get the access token of an app.", credsHelp
+	p.Operations = map[logical.Operation]framework.OperationHandler{
+		logical.ReadOperation: &framework.PathOperation{
+			Callback:                  forApp(b.readCreds),
+			Summary:                   "Get the app's access token.",
+			Description:               "With a lease, the response holds access_token alone: its life is the lease's.",
+			DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read"},
+			ForwardPerformanceStandby: true,
+			Responses: responses(map[string]*framework.FieldSchema{
+				"access_token": accessTokenField(),
+				"expires_at": field(framework.TypeTime, false,
+					"Without a lease only: when DingTalk stops accepting the token, as far as is known."),
+				"ttl": field(framework.TypeInt64, false, "Without a lease only: when to read again, in seconds."),
+				"rotation_period": field(framework.TypeInt64, false,
+					"Without a lease only: how long after fetching the token becomes due for a refresh, in seconds."),
+				"last_vault_rotation": field(framework.TypeTime, false, "Without a lease only: when the token was fetched."),
+			}, map[int]string{
+				http.StatusBadRequest: "The app is not configured, min_ttl is not valid, or DingTalk rejects the app's " +
+					"credentials, the request or Vault's IP address",
+				http.StatusBadGateway: "There is no token, and DingTalk cannot be reached, throttles, or responds with " +
+					"something else",
+				http.StatusServiceUnavailable: "The engine was unloaded meanwhile, or the token ran out: try again",
+			}),
 		},
-		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation: &framework.PathOperation{
-				Callback:                  b.readCreds,
-				Summary:                   "Get the app's access token.",
-				Description:               "With a lease, the answer holds access_token alone: its life is the lease's.",
-				DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read"},
-				ForwardPerformanceStandby: true,
-				Responses: map[int][]framework.Response{
-					http.StatusOK: {{Description: "OK", Fields: map[string]*framework.FieldSchema{
-						"access_token":        {Type: framework.TypeString, Required: true, Description: "The access token, for the header x-acs-dingtalk-access-token.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
-						"expires_at":          {Type: framework.TypeTime, Description: "Without a lease only: when DingTalk stops accepting the token, as far as is known."},
-						"ttl":                 {Type: framework.TypeInt64, Description: "Without a lease only: when to read again, in seconds."},
-						"rotation_period":     {Type: framework.TypeInt64, Description: "Without a lease only: how long after fetching the token becomes due for a refresh, in seconds."},
-						"last_vault_rotation": {Type: framework.TypeTime, Description: "Without a lease only: when the token was fetched."},
-					}}},
-					http.StatusBadRequest:         {{Description: "The app is not configured, min_ttl is not valid, or DingTalk rejects the app's credentials, the request or Vault's IP address"}},
-					http.StatusBadGateway:         {{Description: "There is no token, and DingTalk cannot be reached, throttles, or answers with something else"}},
-					http.StatusServiceUnavailable: {{Description: "The engine was unloaded meanwhile, or the token ran out: try again"}},
-				},
-			},
-		},
-		HelpSynopsis:    "Get the access token of an app.",
-		HelpDescription: credsHelp,
 	}
+	return p
+}
+
+func accessTokenField() *framework.FieldSchema {
+	f := field(framework.TypeString, true, "The access token, for the header x-acs-dingtalk-access-token.")
+	f.DisplayAttrs = &framework.DisplayAttributes{Sensitive: true}
+	return f
 }
 
 func (b *backend) secretAccessToken() *framework.Secret {
 	return &framework.Secret{
-		Type: secretAccessTokenType,
-		Fields: map[string]*framework.FieldSchema{
-			"access_token": {Type: framework.TypeString, Description: "The access token.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
-		},
+		Type:   secretAccessTokenType,
+		Fields: map[string]*framework.FieldSchema{"access_token": accessTokenField()},
 		Renew:  b.renewAccessToken,
 		Revoke: revokeAccessToken,
 	}
@@ -104,18 +104,10 @@ func parseMinTTL(raw map[string]any) (time.Duration, error) {
 // DingTalk for ever.
 func maxMinTTL(t *token) time.Duration { return want{remaining: forever, quarters: 3}.atLeast(t) }
 
-func (b *backend) readCreds(
-	ctx context.Context, req *logical.Request, data *framework.FieldData,
-) (*logical.Response, error) {
-	name, err := appName(data)
+func (b *backend) readCreds(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
+	minTTL, err := parseMinTTL(req.Data)
 	if err != nil {
 		return nil, err
-	}
-	var minTTL time.Duration
-	if len(req.Data) > 0 {
-		if minTTL, err = parseMinTTL(req.Data); err != nil {
-			return nil, err
-		}
 	}
 	a, t, warning, err := b.apps.get(ctx, req.Storage, name, want{remaining: minTTL, quarters: 3})
 	if err != nil {
@@ -127,9 +119,9 @@ func (b *backend) readCreds(
 	}
 	a.touch(now, true)
 
-	settings, remaining := a.settings.Load(), t.remaining(now)
+	config, remaining := a.config.Load(), t.remaining(now)
 	var resp *logical.Response
-	if settings.leased {
+	if config.Leased {
 		resp = b.Secret(secretAccessTokenType).Response(
 			map[string]any{"access_token": t.Value.reveal()},
 			map[string]any{internalApp: name, internalDigest: t.digest},
@@ -140,7 +132,7 @@ func (b *backend) readCreds(
 			"access_token":        t.Value.reveal(),
 			"expires_at":          timestamp(t.expiresAt),
 			"ttl":                 int64(a.readAgainIn(t, now) / time.Second),
-			"rotation_period":     int64((t.lifetime - t.window(settings.refreshBefore)) / time.Second),
+			"rotation_period":     int64((t.lifetime - t.window(config.RefreshBefore)) / time.Second),
 			"last_vault_rotation": timestamp(t.fetchedAt),
 		}}
 	}
@@ -160,8 +152,8 @@ func warn(resp *logical.Response, t *token, now time.Time, warning error, minTTL
 			timestamp(t.expiresAt), warning))
 	}
 	if minTTL > most {
-		resp.AddWarning(fmt.Sprintf("min_ttl of %s is more than three quarters of the token's lifetime of %s, and counts as %s.",
-			short(minTTL), short(t.lifetime), short(most.Truncate(time.Second))))
+		resp.AddWarning(fmt.Sprintf("min_ttl of %s is more than three quarters of the token's lifetime of %s, "+
+			"and counts as %s.", short(minTTL), short(t.lifetime), short(most.Truncate(time.Second))))
 	}
 	if tooSoon != nil && t.remaining(now) < min(minTTL, most) {
 		resp.AddWarning(fmt.Sprintf("The token has a shorter remaining TTL than min_ttl, but was refreshed less than %s ago.",
@@ -173,10 +165,10 @@ func warn(resp *logical.Response, t *token, now time.Time, warning error, minTTL
 // token becomes due, or, where it is, when the next attempt to refresh it is made; but always before
 // it has expired.
 func (a *app) readAgainIn(t *token, now time.Time) time.Duration {
-	settings := a.settings.Load()
+	config := a.config.Load()
 	remaining := t.remaining(now)
-	if t.state(now, settings.refreshBefore) == stateFresh {
-		return max(time.Second, remaining-max(t.window(settings.refreshBefore), minServed))
+	if t.state(now, config.RefreshBefore) == stateFresh {
+		return max(time.Second, remaining-max(t.window(config.RefreshBefore), minServed))
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -258,42 +250,35 @@ func renewed(secret *logical.Secret, ttl time.Duration, now time.Time) *logical.
 func awaitSecond(ctx context.Context) error {
 	const nearlyOver = 20 * time.Millisecond
 	now := time.Now()
-	rest := now.Truncate(time.Second).Add(time.Second).Sub(now)
-	if rest > nearlyOver {
-		return nil
+	if rest := now.Truncate(time.Second).Add(time.Second).Sub(now); rest <= nearlyOver {
+		return sleep(ctx, rest)
 	}
-	timer := time.NewTimer(rest)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return nil
 }
 
-// revokeAccessToken does nothing and always succeeds, also when the app is gone: the token is shared by every reader, DingTalk has no
-// way to revoke it, and a lease that cannot be revoked would block unmounting.
+// revokeAccessToken does nothing and always succeeds, also when the app is gone: the token is shared by
+// every reader, DingTalk has no way to revoke it, and a lease that cannot be revoked would block
+// unmounting.
 func revokeAccessToken(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
 	return nil, nil //nolint:nilnil // to Vault this is success
 }
 
 const credsHelp = `
-Answers with the app's access token, for the header x-acs-dingtalk-access-token
-of DingTalk's APIs:
+Returns the app's access token, for the header x-acs-dingtalk-access-token of
+DingTalk's APIs:
 
     vault read -field=access_token dingtalk/creds/myapp
     vault read dingtalk/creds/myapp min_ttl=30m
 
 The token is shared by all readers. It is fetched when there is none, and
-refreshed shortly before it expires; if that fails, the token in hand is served
+refreshed shortly before it expires; if that fails, the current token is served
 with a warning for as long as it lives.
 
-By default the answer has a lease that ends with the token. Renewing the lease
+By default the response has a lease that ends with the token. Renewing the lease
 extends the token itself. Revoking it does not end the token: DingTalk offers no
 way to do that.
 
-An app with leased=false answers without a lease, but with expires_at, when the
+The response for an app with leased=false has no lease, but expires_at, when the
 token ends; ttl, in how many seconds to read again; last_vault_rotation, when
 the token was fetched; and rotation_period, how many seconds after that it is
 due for a refresh.

@@ -2,12 +2,12 @@
 
 package dingtalk
 
-// This file is status/<app>, the state of an app's token without any secret, and refresh/<app>, which fetches now.
+// This file is status/<app>, the state of an app's token without any secret, and refresh/<app>, which
+// fetches now.
 
 import (
 	"context"
 	"fmt"
-	"maps"
 	"net/http"
 	"time"
 
@@ -21,78 +21,63 @@ const (
 )
 
 func (b *backend) pathStatus() *framework.Path {
-	return &framework.Path{
-		Pattern: statusPrefix + framework.GenericNameRegex("app"),
-		DisplayAttrs: &framework.DisplayAttributes{
-			OperationPrefix: operationPrefix,
-			OperationSuffix: "status",
+	p := path(statusPrefix, "status", map[string]*framework.FieldSchema{})
+	p.HelpSynopsis, p.HelpDescription = "Read the state of an app's token, without the token.", statusHelp
+	p.Operations = map[logical.Operation]framework.OperationHandler{
+		logical.ReadOperation: &framework.PathOperation{
+			Callback:                  forApp(b.readStatus),
+			Summary:                   p.HelpSynopsis,
+			DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read"},
+			ForwardPerformanceStandby: true,
+			Responses: responses(statusSchema(), map[int]string{
+				http.StatusBadRequest: "The app is not configured",
+			}),
 		},
-		Fields: map[string]*framework.FieldSchema{"app": appField()},
-		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation: &framework.PathOperation{
-				Callback:                  b.readStatus,
-				Summary:                   "Read the state of an app's token, without the token.",
-				DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read"},
-				ForwardPerformanceStandby: true,
-				Responses:                 statusResponses(nil),
-			},
-		},
-		HelpSynopsis:    "Read the state of an app's token, without the token.",
-		HelpDescription: statusHelp,
 	}
+	return p
 }
 
 func (b *backend) pathRefresh() *framework.Path {
-	return &framework.Path{
-		Pattern: refreshPrefix + framework.GenericNameRegex("app"),
-		DisplayAttrs: &framework.DisplayAttributes{
-			OperationPrefix: operationPrefix,
-			OperationSuffix: "token",
+	p := path(refreshPrefix, "token", map[string]*framework.FieldSchema{})
+	p.HelpSynopsis, p.HelpDescription = "Fetch an app's token now.", refreshHelp
+	p.Operations = map[logical.Operation]framework.OperationHandler{
+		logical.UpdateOperation: &framework.PathOperation{
+			Callback: forApp(b.updateRefresh),
+			Summary:  "Fetch an app's token now, whatever the cache says.",
+			Description: "Responds like status/. When the last refresh was less than 10 seconds ago, nothing is fetched " +
+				"and a warning says so.",
+			DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "refresh"},
+			ForwardPerformanceStandby: true,
+			Responses: responses(statusSchema(), map[int]string{
+				http.StatusBadRequest: "The app is not configured, or DingTalk rejects its credentials, the request or " +
+					"Vault's IP address",
+				http.StatusBadGateway: "DingTalk cannot be reached, throttles, or responds with something else than a " +
+					"token",
+				http.StatusServiceUnavailable: "The engine was unloaded meanwhile: try again",
+			}),
 		},
-		Fields: map[string]*framework.FieldSchema{"app": appField()},
-		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.UpdateOperation: &framework.PathOperation{
-				Callback:                  b.updateRefresh,
-				Summary:                   "Fetch an app's token now, whatever the cache says.",
-				Description:               "Answers like status/. When the last refresh was less than 10 seconds ago, nothing is fetched and a warning says so.",
-				DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "refresh"},
-				ForwardPerformanceStandby: true,
-				Responses: statusResponses(map[int][]framework.Response{
-					http.StatusBadRequest:         {{Description: "The app is not configured, or DingTalk rejects its credentials, the request or Vault's IP address"}},
-					http.StatusBadGateway:         {{Description: "DingTalk cannot be reached, throttles, or answers with something else than a token"}},
-					http.StatusServiceUnavailable: {{Description: "The engine was unloaded meanwhile: try again"}},
-				}),
-			},
-		},
-		HelpSynopsis:    "Fetch an app's token now.",
-		HelpDescription: refreshHelp,
+	}
+	return p
+}
+
+func statusSchema() map[string]*framework.FieldSchema {
+	state := field(framework.TypeString, true, "absent: there is no token; fresh: it is served; due: it is served, and "+
+		"refreshed by the next reader; expired: it is not served any more.")
+	state.AllowedValues = []any{string(stateAbsent), string(stateFresh), string(stateDue), string(stateExpired)}
+	return map[string]*framework.FieldSchema{
+		"state":             state,
+		"expires_at":        field(framework.TypeTime, false, "When DingTalk stops accepting the token, as far as is known."),
+		"fetched_at":        field(framework.TypeTime, false, "When the token was fetched."),
+		"ttl":               field(framework.TypeInt64, false, "The remaining TTL, in seconds."),
+		"upstream_calls":    field(framework.TypeInt64, true, "Calls to DingTalk, with retries, since the app came into memory."),
+		"upstream_failures": field(framework.TypeInt64, true, "How many of these calls failed."),
+		"last_error":        field(framework.TypeString, false, "Why the last fetch failed; left out once one works."),
+		"last_error_at":     field(framework.TypeTime, false, "When the last fetch failed."),
+		"next_attempt_at":   field(framework.TypeTime, false, "Until when no reader's fetch is attempted, after a failure."),
 	}
 }
 
-func statusResponses(more map[int][]framework.Response) map[int][]framework.Response {
-	responses := map[int][]framework.Response{
-		http.StatusOK: {{Description: "OK", Fields: map[string]*framework.FieldSchema{
-			"state":             {Type: framework.TypeString, Required: true, AllowedValues: []any{string(stateAbsent), string(stateFresh), string(stateDue), string(stateExpired)}, Description: "absent: there is no token; fresh: it is served; due: it is served, and refreshed by the next reader; expired: it is not served any more."},
-			"expires_at":        {Type: framework.TypeTime, Description: "When DingTalk stops accepting the token, as far as is known."},
-			"fetched_at":        {Type: framework.TypeTime, Description: "When the token was fetched."},
-			"ttl":               {Type: framework.TypeInt64, Description: "The life left, in seconds."},
-			"upstream_calls":    {Type: framework.TypeInt64, Required: true, Description: "Calls to DingTalk for this app, retries included, since it came into memory."},
-			"upstream_failures": {Type: framework.TypeInt64, Required: true, Description: "How many of these calls failed."},
-			"last_error":        {Type: framework.TypeString, Description: "Why the last fetch failed; left out once one works."},
-			"last_error_at":     {Type: framework.TypeTime, Description: "When the last fetch failed."},
-			"next_attempt_at":   {Type: framework.TypeTime, Description: "Until when no reader's fetch is attempted, after a failure."},
-		}}},
-		http.StatusBadRequest: {{Description: "The app is not configured"}},
-	}
-	maps.Copy(responses, more)
-	return responses
-}
-
-func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
-	name, err := appName(data)
-	if err != nil {
-		return nil, err
-	}
+func (b *backend) readStatus(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
 	a, err := b.apps.app(ctx, req.Storage, name)
 	if err != nil {
 		return nil, err
@@ -102,13 +87,7 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, data *fr
 	return a.status(now), nil
 }
 
-func (b *backend) updateRefresh(
-	ctx context.Context, req *logical.Request, data *framework.FieldData,
-) (*logical.Response, error) {
-	name, err := appName(data)
-	if err != nil {
-		return nil, err
-	}
+func (b *backend) updateRefresh(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
 	a, _, warning, err := b.apps.get(ctx, req.Storage, name, want{force: true})
 	if err != nil {
 		return nil, err
@@ -123,7 +102,7 @@ func (b *backend) updateRefresh(
 // status is the response of status/ and refresh/. What does not apply is left out.
 func (a *app) status(now time.Time) *logical.Response {
 	t := a.token.Load()
-	data := map[string]any{"state": string(t.state(now, a.settings.Load().refreshBefore))}
+	data := map[string]any{"state": string(t.state(now, a.config.Load().RefreshBefore))}
 	if t != nil {
 		data["expires_at"] = timestamp(t.expiresAt)
 		data["fetched_at"] = timestamp(t.fetchedAt)
@@ -145,15 +124,15 @@ func (a *app) status(now time.Time) *logical.Response {
 }
 
 const statusHelp = `
-Tells how an app's token stands, for monitoring. No field holds a secret, and
-what does not apply is left out:
+Reports the state of an app's token, for monitoring. No field holds a secret,
+and what does not apply is left out:
 
     state              absent: there is no token. fresh: it is served. due: it
                        is served, and refreshed by the next reader. expired: it
                        is not served any more
     fetched_at         when the token was fetched
     expires_at         when DingTalk stops accepting it, as far as is known
-    ttl                the life left, in seconds
+    ttl                the remaining TTL, in seconds
     upstream_calls     calls to DingTalk, since the app came into memory
     upstream_failures  how many of these calls failed
     last_error         why the last fetch failed; gone once one works
@@ -162,13 +141,13 @@ what does not apply is left out:
 `
 
 const refreshHelp = `
-Fetches an app's token now, whatever the cache says, and answers like status/:
+Fetches an app's token now, whatever the cache says, and responds like status/:
 
     vault write -f dingtalk/refresh/myapp
 
-Use it after mending what made fetches fail: it does not wait for the back-off,
-but for a ban, for DingTalk's own Retry-After, and for 10 seconds since the last
-time. When it is too soon, the answer is the present state with a warning.
+Use it after you fixed what made fetches fail. It ignores the back-off, but
+honors bans, DingTalk's own Retry-After and a minimum interval of 10 seconds.
+When it is too soon, the response is the present state with a warning.
 
 DingTalk gives the same token again while it lives and extends it, so a refresh
 does not replace a token that has leaked.

@@ -174,15 +174,17 @@ func (r *registry) app(ctx context.Context, s logical.Storage, name string) (*ap
 
 // newApp makes the object of a configuration, which nobody else knows yet.
 func (r *registry) newApp(name string, c *appConfig) *app {
-	a := &app{name: name, generation: c.Generation, registry: r}
-	a.settings.Store(c.settings())
+	a := &app{name: name, registry: r}
+	a.config.Store(c.withoutSecret())
 	a.usedAt.Store(time.Now().Unix())
 	return a
 }
 
 // get brings an app's token to what the caller wants, as app.get does. It waits for the app's
 // request_timeout at most.
-func (r *registry) get(ctx context.Context, s logical.Storage, name string, w want) (a *app, t *token, warning, err error) {
+func (r *registry) get(
+	ctx context.Context, s logical.Storage, name string, w want,
+) (a *app, t *token, warning, err error) {
 	if a, err = r.app(ctx, s, name); err != nil {
 		return nil, nil, nil, err
 	}
@@ -191,7 +193,7 @@ func (r *registry) get(ctx context.Context, s logical.Storage, name string, w wa
 		return a, t, nil, nil
 	}
 	a.touch(now, false) // also where there is no token: what the app failed with is to outlive the wait
-	timeout := a.settings.Load().requestTimeout + w.timeout + waitGrace
+	timeout := a.config.Load().RequestTimeout + w.timeout + waitGrace
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errNoResponse)
 	defer cancel()
 	for {
@@ -307,7 +309,7 @@ func (r *registry) configure(
 	old := r.inMemory(name)
 	if !newGeneration {
 		if old != nil {
-			old.settings.Store(next.settings())
+			old.config.Store(next.withoutSecret())
 		}
 		return "", nil
 	}
@@ -337,8 +339,7 @@ func (r *registry) configure(
 // agree makes sure that memory has no other configuration than storage, which may have taken a write
 // that was told to have failed.
 func (r *registry) agree(name string, stored *appConfig) {
-	a := r.inMemory(name)
-	if a != nil && (a.generation != stored.Generation || *a.settings.Load() != *stored.settings()) {
+	if a := r.inMemory(name); a != nil && !a.config.Load().equal(stored.withoutSecret()) {
 		r.drop(a)
 	}
 }
