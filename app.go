@@ -2,9 +2,9 @@
 
 package dingtalk
 
-// This file is one app in memory. Its token is in one of four states (tokenState); app.get is the one
-// place that decides what a caller gets in each, app.fetchAndStore the one that fetches and stores,
-// app.finishFetch the one that publishes. What holds the apps together is in registry.go.
+// This file is one app in memory. Its token is in one of four states (tokenState); app.get is the
+// one place that decides what a caller gets in each, app.fetchAndStore the one that fetches and
+// stores, app.finishFetch the one that publishes. What holds the apps together is in registry.go.
 
 import (
 	"context"
@@ -39,8 +39,8 @@ const (
 const (
 	tokenPrefix = "token/"
 
-	// minServed is the least remaining TTL of a token that is served, since a TTL of 0 means 32 days
-	// to Vault.
+	// minServed is the least remaining TTL of a token that is served, since a TTL of 0 means 32
+	// days to Vault.
 	minServed = 2 * time.Second
 
 	// forceInterval is how often at most a token that is not due is refreshed all the same.
@@ -49,16 +49,16 @@ const (
 	// storeBudget bounds the wait for storage to take a token or a configuration.
 	storeBudget = 5 * time.Second
 
-	// waitGrace is what a reader waits longer than request_timeout, so that the fetch can say itself
-	// why it failed.
+	// waitGrace is what a reader waits longer than request_timeout, so that the fetch can say
+	// itself why it failed.
 	waitGrace = 500 * time.Millisecond
 
-	// refreshAhead is how long before a token becomes due the background refreshes it: two passes of
-	// the periodic function, which Vault calls once a minute.
+	// refreshAhead is how long before a token becomes due the background refreshes it: two passes
+	// of the periodic function, which Vault calls once a minute.
 	refreshAhead = 2 * time.Minute
 
-	// minIdle is how long an app stays in memory unused at the least, so that the limits on how often
-	// DingTalk is called outlive a short-lived token.
+	// minIdle is how long an app stays in memory unused at the least, so that the limits on how
+	// often DingTalk is called outlive a short-lived token.
 	minIdle = time.Minute
 
 	// usualLifetime is what DingTalk's tokens live, as its documentation says.
@@ -104,8 +104,9 @@ func digestOf(value sensitive) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// remaining is the remaining TTL in whole seconds, by the wall clock or the monotonic one, whichever
-// says less: the monotonic clock stops while a machine sleeps, the wall clock can be set back.
+// remaining is the remaining TTL in whole seconds, by the wall clock or the monotonic one,
+// whichever says less: the monotonic clock stops while a machine sleeps, the wall clock can be set
+// back.
 func (t *token) remaining(now time.Time) time.Duration {
 	if t == nil {
 		return 0
@@ -183,7 +184,8 @@ func (a *app) writeToken(ctx context.Context, s logical.Storage, t *token) error
 	})
 }
 
-// app is one app's one generation in memory: its configuration, its token, its flight, its back-off.
+// app is one app's one generation in memory: its configuration, its token, its flight, its
+// back-off.
 type app struct {
 	// What a read and the background look at comes first, so that it lies in one line of the
 	// processor's cache.
@@ -217,8 +219,8 @@ type flight struct {
 	// fetched is the token as soon as DingTalk gave it, before it is stored.
 	fetched atomic.Pointer[token]
 
-	// err is why there is no token; to be read once done is closed. It is errGone where the app left
-	// memory meanwhile.
+	// err is why there is no token; to be read once done is closed. It is errGone where the app
+	// left memory meanwhile.
 	err error
 }
 
@@ -254,8 +256,8 @@ func (w want) atLeast(t *token) time.Duration {
 	return min(w.remaining, t.lifetime*time.Duration(w.quarters)/4)
 }
 
-// tokenError is why no token was fetched, for a caller: with the app's name and the time of the next
-// attempt.
+// tokenError is why no token was fetched, for a caller: with the app's name and the time of the
+// next attempt.
 type tokenError struct {
 	*fetchError
 	app, baseURL string
@@ -283,8 +285,8 @@ func (e *tooSoonError) Error() string {
 }
 
 var (
-	// errGone: the app left memory while its caller waited; the caller starts over with what is there
-	// now.
+	// errGone: the app left memory while its caller waited; the caller starts over with what is
+	// there now.
 	errGone = errors.New("the app's configuration changed")
 
 	// errNoResponse: request_timeout is over.
@@ -308,10 +310,10 @@ func (a *app) meets(t *token, now time.Time, w want) bool {
 	}
 }
 
-// get brings the app's token to what the caller wants, as far as that may be done now, and waits for
-// that no longer than the context allows. With a token, the warning says why it is not as wanted: a
-// *tokenError or a *tooSoonError. The error is errGone where the caller has to start over with what
-// is in memory now.
+// get brings the app's token to what the caller wants, as far as that may be done now, and waits
+// for that no longer than the context allows. With a token, the warning says why it is not as
+// wanted: a *tokenError or a *tooSoonError. The error is errGone where the caller has to start over
+// with what is in memory now.
 func (a *app) get(ctx context.Context, s logical.Storage, w want) (t *token, warning, err error) {
 	f, warning, err := a.join(ctx, s, w)
 	switch {
@@ -346,7 +348,8 @@ func (w want) result(current *token, warned error) (t *token, warning, err error
 // errExpired: the token ran out between the decision and its use, on a machine that slept perhaps.
 var errExpired = errors.New("the token expired while it was being handed out: try again")
 
-// orExpired is why there is no token to hand out: what kept it from being refreshed, if that is known.
+// orExpired is why there is no token to hand out: what kept it from being refreshed, if that is
+// known.
 func orExpired(warning error) error {
 	if warning != nil {
 		return warning
@@ -354,8 +357,8 @@ func orExpired(warning error) error {
 	return errExpired
 }
 
-// join returns the flight to wait for; nil where the current token is to be served, with what stands
-// against a fetch where one is wanted.
+// join returns the flight to wait for; nil where the current token is to be served, with what
+// stands against a fetch where one is wanted.
 func (a *app) join(ctx context.Context, s logical.Storage, w want) (f *flight, warning, err error) {
 	for {
 		f, warning, err = a.decide(ctx, s, w)
@@ -424,8 +427,8 @@ func (a *app) cooldown(now time.Time) *fetchError {
 	return a.registry.client.cooldowns.inForce(c.BaseURL, c.AppKey, now)
 }
 
-// nextAttempt is when the next fetch may be made, while something stands against it; zero otherwise.
-// It is called with a.mu held.
+// nextAttempt is when the next fetch may be made, while something stands against it; zero
+// otherwise. It is called with a.mu held.
 func (a *app) nextAttempt(now time.Time) time.Time {
 	var next time.Time
 	if cooldown := a.cooldown(now); cooldown != nil {
@@ -622,8 +625,8 @@ func (a *app) touch(now time.Time, served bool) {
 	}
 }
 
-// wantsRefreshAhead reports whether the background should refresh the token: it is in use, good, and
-// due soon.
+// wantsRefreshAhead reports whether the background should refresh the token: it is in use, good,
+// and due soon.
 func (a *app) wantsRefreshAhead(now time.Time) bool {
 	if !a.servedSinceFetch.Load() {
 		return false

@@ -22,9 +22,9 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// Version is what the plugin reports to Vault: v and a semantic version. This is where the project's
-// version is written down: the Makefile, the release and the changelog's test take it from here.
-// `make build VERSION=…` lets the linker set another.
+// Version is what the plugin reports to Vault: v and a semantic version. This is where the
+// project's version is written down: the Makefile, the release and the changelog's test take it
+// from here. `make build VERSION=…` lets the linker set another.
 var Version = "v0.1.0"
 
 // operationPrefix starts every operation's name in OpenAPI.
@@ -117,9 +117,9 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	return resp, nil
 }
 
-// inlineSchemas puts the schemas of the OpenAPI document where it refers to them. When Vault merges the
-// document of a plugin in a process of its own with those of the other mounts, it loses the references
-// (hashicorp/vault issue 30714).
+// inlineSchemas puts the schemas of the OpenAPI document where it refers to them. When Vault merges
+// the document of a plugin in a process of its own with those of the other mounts, it loses the
+// references (hashicorp/vault issue 30714).
 func inlineSchemas(resp *logical.Response) {
 	document, ok := resp.Data["openapi"].(*framework.OASDocument)
 	if !ok {
@@ -148,7 +148,8 @@ func inlineSchemas(resp *logical.Response) {
 }
 
 // HandleExistenceCheck implements logical.Backend. Whether an app exists does not depend on the
-// request's fields, so the framework is not shown them; HandleRequest tells what is wrong with them.
+// request's fields, so the framework is not shown them; HandleRequest tells what is wrong with
+// them.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (found, exists bool, err error) {
 	if _, _, err := stringField(req.Data, fieldAppSecret); err != nil {
 		return false, false, errutil.UserError{Err: err.Error()} // the one error that Vault answers with a 400 here
@@ -181,8 +182,8 @@ func checkFields(req *logical.Request) error {
 	return err
 }
 
-// coded gives an error its HTTP status. The coded error is returned as it is: wrapped, it would reach
-// Vault as a 500.
+// coded gives an error its HTTP status. The coded error is returned as it is: wrapped, it would
+// reach Vault as a 500.
 func coded(err error, mountPoint string) error {
 	var (
 		input   *inputError
@@ -203,8 +204,8 @@ func coded(err error, mountPoint string) error {
 	}
 }
 
-// periodic is called by Vault about once a minute, under its state lock. It does nothing where this node
-// may not write, or where the mount is about to go.
+// periodic is called by Vault about once a minute, under its state lock. It does nothing where this
+// node may not write, or where the mount is about to go.
 func (b *backend) periodic(_ context.Context, req *logical.Request) error {
 	const mayNotWrite = consts.ReplicationPerformanceStandby | consts.ReplicationDRSecondary
 	if !b.System().ReplicationState().HasState(mayNotWrite) && !b.System().Tainted() {
@@ -222,12 +223,12 @@ func (b *backend) invalidate(_ context.Context, key string) {
 	}
 }
 
-// clean is called by Vault when the mount goes, under locks that other mounts wait for. It may be called
-// twice.
+// clean is called by Vault when the mount goes, under locks that other mounts wait for. It may be
+// called twice.
 func (b *backend) clean(context.Context) { b.apps.life.close() }
 
-// systemView keeps the replication state for a second: the framework asks for it at every request, over
-// gRPC, which is a fifth of a cached read's cost.
+// systemView keeps the replication state for a second: the framework asks for it at every request,
+// over gRPC, which is a fifth of a cached read's cost.
 type systemView struct {
 	logical.SystemView
 	kept atomic.Pointer[keptState]

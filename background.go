@@ -95,7 +95,8 @@ func (r *registry) refreshAll(s logical.Storage, apps []*app) {
 	_ = group.Wait()
 }
 
-// sweep removes stored tokens that no configuration owns, such as a delete that was cut short leaves.
+// sweep removes stored tokens that no configuration owns, such as a delete that was cut short
+// leaves.
 func (r *registry) sweep(s logical.Storage) {
 	ctx, cancel := context.WithTimeout(r.life.ctx, sweepTimeout)
 	defer cancel()
@@ -140,7 +141,8 @@ func (r *registry) removeOrphan(ctx context.Context, s logical.Storage, name str
 
 // lifecycle owns every goroutine of a mount.
 type lifecycle struct {
-	// ctx ends with the mount. It derives from nothing: the factory's context ends with the factory.
+	// ctx ends with the mount. It derives from nothing: the factory's context ends with the
+	// factory.
 	ctx    context.Context
 	cancel context.CancelFunc
 

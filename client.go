@@ -2,9 +2,9 @@
 
 package dingtalk
 
-// This file is the engine's only way to DingTalk: one fetch of a token, what the response means, how
-// long DingTalk is then to be left alone, and what went wrong in words for the person on call. It
-// knows nothing of Vault, caches or leases.
+// This file is the engine's only way to DingTalk: one fetch of a token, what the response means,
+// how long DingTalk is then to be left alone, and what went wrong in words for the person on call.
+// It knows nothing of Vault, caches or leases.
 
 import (
 	"bytes"
@@ -61,7 +61,8 @@ const (
 	banDuration = 5 * time.Minute
 
 	// maxCooldowns bounds what is kept of them for each host of DingTalk's, and for all other hosts
-	// together, so that a host of a stranger's cannot fill memory, nor take the place of DingTalk's.
+	// together, so that a host of a stranger's cannot fill memory, nor take the place of
+	// DingTalk's.
 	maxCooldowns = 1000
 )
 
@@ -170,7 +171,8 @@ var descriptions = map[errorClass]struct{ what, hint string }{
 	},
 }
 
-// describe tells the person on call what happened to the app, what DingTalk said and what to do next.
+// describe tells the person on call what happened to the app, what DingTalk said and what to do
+// next.
 func (f *fetchError) describe(app, baseURL string) string {
 	names := strings.NewReplacer("{app}", strconv.Quote(app), "{host}", baseURL)
 	d := descriptions[f.class]
@@ -256,9 +258,9 @@ func (p proxyError) Error() string {
 	return fmt.Sprintf("the proxy refused to connect with HTTP status %d", int(p))
 }
 
-// fetch gets a token. The context bounds it, retries included, whatever the transport does. It returns
-// how many calls it made, whatever their outcome; tokens known to the caller are kept out of the
-// error's texts.
+// fetch gets a token. The context bounds it, retries included, whatever the transport does. It
+// returns how many calls it made, whatever their outcome; tokens known to the caller are kept out
+// of the error's texts.
 func (c *client) fetch(ctx context.Context, creds credentials, known ...sensitive) (*token, int, *fetchError) {
 	secrets := append([]sensitive{creds.AppSecret}, known...)
 	var failure *fetchError
@@ -390,8 +392,8 @@ type grant struct {
 }
 
 // wireResponse is every field of a response that the engine looks at. encoding/json matches names
-// without regard to case, which covers the gateway's spelling (Code, Message, requestId). Raw, since
-// a field of an unexpected type must not hide the others.
+// without regard to case, which covers the gateway's spelling (Code, Message, requestId). Raw,
+// since a field of an unexpected type must not hide the others.
 type wireResponse struct {
 	AccessToken json.RawMessage `json:"accessToken"`
 	ExpireIn    json.RawMessage `json:"expireIn"`
@@ -546,8 +548,8 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 	return max(0, min(wait, maxRetryAfter))
 }
 
-// transportFailure puts a failed exchange in a few words. The library's own texts can quote what the
-// other side sent, so they are not repeated, or as a stranger's.
+// transportFailure puts a failed exchange in a few words. The library's own texts can quote what
+// the other side sent, so they are not repeated, or as a stranger's.
 func transportFailure(ctx context.Context, err error, took time.Duration, secrets []sensitive) *fetchError {
 	f := &fetchError{class: classUnreachable}
 	var (

@@ -56,8 +56,9 @@ const (
 
 // appConfig is an app as an operator configured it.
 type appConfig struct {
-	// Generation stands for one set of credentials: it changes with app_key, app_secret and base_url.
-	// It is random, since a counter would start over when an app is deleted and made again.
+	// Generation stands for one set of credentials: it changes with app_key, app_secret and
+	// base_url. It is random, since a counter would start over when an app is deleted and made
+	// again.
 	Generation string
 	AppKey     string
 	AppSecret  sensitive
@@ -110,9 +111,9 @@ func badInput(format string, args ...any) error {
 	return &inputError{text: fmt.Sprintf(format, args...)}
 }
 
-// parseChange reads the fields of a write to config/<app>. It works on the request's raw data, since
-// the framework's own conversion takes "" and 500ms for 0 and repeats in its error what it cannot
-// convert.
+// parseChange reads the fields of a write to config/<app>. It works on the request's raw data,
+// since the framework's own conversion takes "" and 500ms for 0 and repeats in its error what it
+// cannot convert.
 func parseChange(raw map[string]any) (*configChange, error) {
 	c := &configChange{}
 	// A secret that is not a string must be refused before anything can repeat it.
@@ -150,8 +151,8 @@ func parseChange(raw map[string]any) (*configChange, error) {
 	return c, nil
 }
 
-// stringField never repeats the value in its error: what is not a string may be a secret in the wrong
-// place.
+// stringField never repeats the value in its error: what is not a string may be a secret in the
+// wrong place.
 func stringField(raw map[string]any, field string) (value string, given bool, err error) {
 	v, given := raw[field]
 	if !given {
@@ -251,8 +252,8 @@ func short(d time.Duration) string {
 	return s
 }
 
-// refused is a value as the error that refuses it shows it. What is as long as a secret may be one in
-// the wrong field, and Vault writes errors in clear to its audit log.
+// refused is a value as the error that refuses it shows it. What is as long as a secret may be one
+// in the wrong field, and Vault writes errors in clear to its audit log.
 func refused(raw map[string]any, value string) string {
 	const longest = 24
 	secret, _ := raw[fieldAppSecret].(string)
@@ -396,7 +397,8 @@ func (c *configChange) apply(name string, present *appConfig) (next *appConfig, 
 	if present != nil {
 		moved := next.BaseURL != present.BaseURL || next.AppKey != present.AppKey
 		if moved && c.appSecret == nil {
-			// Otherwise whoever may write config/ could have the stored secret sent to a host of theirs.
+			// Otherwise whoever may write config/ could have the stored secret sent to a host of
+			// theirs.
 			return nil, false, badInput("app %q: changing %s or %s requires %s in the same request",
 				name, fieldBaseURL, fieldAppKey, fieldAppSecret)
 		}

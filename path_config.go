@@ -2,8 +2,8 @@
 
 package dingtalk
 
-// This file is config/<app>, an app's credentials and how its tokens are kept, and config/, the list of
-// apps.
+// This file is config/<app>, an app's credentials and how its tokens are kept, and config/, the
+// list of apps.
 
 import (
 	"context"
@@ -170,9 +170,9 @@ func (b *backend) pathConfigList() *framework.Path {
 	}
 }
 
-// configExists is Vault's question whether a write is a create or an update, which decides the policy
-// that applies. Vault asks it before it looks at policies: like a read, it is one look at storage, for
-// which a caller without rights makes nobody wait.
+// configExists is Vault's question whether a write is a create or an update, which decides the
+// policy that applies. Vault asks it before it looks at policies: like a read, it is one look at
+// storage, for which a caller without rights makes nobody wait.
 func (b *backend) configExists(ctx context.Context, req *logical.Request, d *framework.FieldData) (bool, error) {
 	name, err := appName(d)
 	if err != nil {
@@ -244,8 +244,8 @@ func valueOr[T any](given *T, otherwise T) T {
 	return otherwise
 }
 
-// verifyPresent fetches a token with credentials that stay as they are: a refresh of the app's token,
-// within the request_timeout that is to be stored.
+// verifyPresent fetches a token with credentials that stay as they are: a refresh of the app's
+// token, within the request_timeout that is to be stored.
 func (b *backend) verifyPresent(
 	ctx context.Context, req *logical.Request, name string, next *appConfig,
 ) (warning string, err error) {

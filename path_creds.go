@@ -2,9 +2,9 @@
 
 package dingtalk
 
-// This file is creds/<app>, the access token, and its lease. A lease stands for one token: renewing it
-// extends the token itself, revoking it does nothing, since the token is shared and DingTalk cannot
-// revoke it.
+// This file is creds/<app>, the access token, and its lease. A lease stands for one token: renewing
+// it extends the token itself, revoking it does nothing, since the token is shared and DingTalk
+// cannot revoke it.
 
 import (
 	"context"
@@ -162,8 +162,8 @@ func warn(resp *logical.Response, t *token, now time.Time, warning error, minTTL
 }
 
 // readAgainIn is when a reader without a lease has something to gain from reading again: when the
-// token becomes due, or, where it is, when the next attempt to refresh it is made; but always before
-// it has expired.
+// token becomes due, or, where it is, when the next attempt to refresh it is made; but always
+// before it has expired.
 func (a *app) readAgainIn(t *token, now time.Time) time.Duration {
 	config := a.config.Load()
 	remaining := t.remaining(now)
@@ -179,8 +179,8 @@ func (a *app) readAgainIn(t *token, now time.Time) time.Duration {
 	return max(time.Second, min(next, remaining-minServed))
 }
 
-// renewAccessToken keeps the lease's token alive, and lets a lease whose token is no longer the app's
-// end. It returns req.Secret itself, which holds what revocation needs, and repeats no token.
+// renewAccessToken keeps the lease's token alive, and lets a lease whose token is no longer the
+// app's end. It returns req.Secret itself, which holds what revocation needs, and repeats no token.
 func (b *backend) renewAccessToken(
 	ctx context.Context, req *logical.Request, _ *framework.FieldData,
 ) (*logical.Response, error) {
@@ -224,8 +224,8 @@ func (b *backend) renewAccessToken(
 func ended(req *logical.Request, name, why string, now time.Time) *logical.Response {
 	resp := renewed(req.Secret, endedLease, now)
 	// Vault does its sum a moment later. If the clock's second has turned by then, MaxTTL leaves
-	// nothing, which Vault answers with an error. More of it makes no lease longer, unless the client
-	// asked for an increment.
+	// nothing, which Vault answers with an error. More of it makes no lease longer, unless the
+	// client asked for an increment.
 	if req.Secret.Increment == 0 {
 		resp.Secret.MaxTTL += endedLeaseSlack
 	}
@@ -234,8 +234,8 @@ func ended(req *logical.Request, name, why string, now time.Time) *logical.Respo
 }
 
 // renewed gives the lease so much time from now. Vault takes a client's increment over the TTL,
-// bounded by MaxTTL from the time of issue, and reckons in whole seconds of the clock: so does this,
-// otherwise half of the renewals would warn of a cut TTL.
+// bounded by MaxTTL from the time of issue, and reckons in whole seconds of the clock: so does
+// this, otherwise half of the renewals would warn of a cut TTL.
 func renewed(secret *logical.Secret, ttl time.Duration, now time.Time) *logical.Response {
 	secret.TTL, secret.MaxTTL = ttl, ttl
 	if !secret.IssueTime.IsZero() {
@@ -245,8 +245,8 @@ func renewed(secret *logical.Secret, ttl time.Duration, now time.Time) *logical.
 }
 
 // awaitSecond waits for the clock's next whole second where that is a moment away, so that Vault,
-// which does its sum a moment later, does it in the same second: otherwise it would warn that it cut
-// the TTL by one.
+// which does its sum a moment later, does it in the same second: otherwise it would warn that it
+// cut the TTL by one.
 func awaitSecond(ctx context.Context) error {
 	const nearlyOver = 20 * time.Millisecond
 	now := time.Now()
@@ -256,9 +256,9 @@ func awaitSecond(ctx context.Context) error {
 	return nil
 }
 
-// revokeAccessToken does nothing and always succeeds, also when the app is gone: the token is shared by
-// every reader, DingTalk has no way to revoke it, and a lease that cannot be revoked would block
-// unmounting.
+// revokeAccessToken does nothing and always succeeds, also when the app is gone: the token is
+// shared by every reader, DingTalk has no way to revoke it, and a lease that cannot be revoked
+// would block unmounting.
 func revokeAccessToken(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
 	return nil, nil //nolint:nilnil // to Vault this is success
 }

@@ -2,8 +2,8 @@
 
 package dingtalk
 
-// This file is status/<app>, the state of an app's token without any secret, and refresh/<app>, which
-// fetches now.
+// This file is status/<app>, the state of an app's token without any secret, and refresh/<app>,
+// which fetches now.
 
 import (
 	"context"

@@ -87,8 +87,8 @@ func (r *registry) changes(name string) int {
 	return st.changes
 }
 
-// install makes a the app in memory, in place of any other, unless storage has changed since seen. It
-// is called with the app's lock held.
+// install makes a the app in memory, in place of any other, unless storage has changed since seen.
+// It is called with the app's lock held.
 func (r *registry) install(a *app, seen int) bool {
 	st := r.stripe(a.name)
 	st.mu.Lock()
@@ -102,8 +102,8 @@ func (r *registry) install(a *app, seen int) bool {
 	return true
 }
 
-// invalidate drops an app from memory because its storage changed by another node's doing. It blocks
-// on nothing, and a load that is under way does not bring the old state back.
+// invalidate drops an app from memory because its storage changed by another node's doing. It
+// blocks on nothing, and a load that is under way does not bring the old state back.
 func (r *registry) invalidate(name string) {
 	st := r.stripe(name)
 	st.mu.Lock()
@@ -208,8 +208,8 @@ func (r *registry) get(
 	}
 }
 
-// storeToken stores a fetched token, unless the app has left memory, which is errGone. A storage that
-// fails or is slow is logged and no error, since the token is good all the same.
+// storeToken stores a fetched token, unless the app has left memory, which is errGone. A storage
+// that fails or is slow is logged and no error, since the token is good all the same.
 func (r *registry) storeToken(a *app, s logical.Storage, t *token) error {
 	ctx, cancel := context.WithTimeout(r.life.ctx, storeBudget)
 	defer cancel()
@@ -268,8 +268,8 @@ func (r *registry) commit(
 	}
 }
 
-// verify fetches the first token of a new generation, before anything of it is stored. Back-off does
-// not stand against it, since the operator may have fixed something; cooldowns do.
+// verify fetches the first token of a new generation, before anything of it is stored. Back-off
+// does not stand against it, since the operator may have fixed something; cooldowns do.
 func (r *registry) verify(ctx context.Context, name string, next *appConfig) (t *token, calls int, err error) {
 	var known []sensitive
 	if a := r.inMemory(name); a != nil {
@@ -336,16 +336,16 @@ func (r *registry) configure(
 	return warning, nil
 }
 
-// agree makes sure that memory has no other configuration than storage, which may have taken a write
-// that was told to have failed.
+// agree makes sure that memory has no other configuration than storage, which may have taken a
+// write that was told to have failed.
 func (r *registry) agree(name string, stored *appConfig) {
 	if a := r.inMemory(name); a != nil && !a.config.Load().equal(stored.withoutSecret()) {
 		r.drop(a)
 	}
 }
 
-// remove deletes an app: its configuration first, so that a token without one is all that can be left
-// over, then its token. It is called in a commit.
+// remove deletes an app: its configuration first, so that a token without one is all that can be
+// left over, then its token. It is called in a commit.
 func (r *registry) remove(ctx context.Context, s logical.Storage, name string) error {
 	err := s.Delete(ctx, configPrefix+name)
 	r.forget(name) // the delete may have taken effect even if it failed: storage has the word

@@ -2,8 +2,9 @@
 
 package main
 
-// This file is the load generator. It shares the machine with what it measures, so it does little: one keep-alive connection per
-// worker, answers checked as bytes, latencies into a histogram per worker.
+// This file is the load generator. It shares the machine with what it measures, so it does little:
+// one keep-alive connection per worker, answers checked as bytes, latencies into a histogram per
+// worker.
 
 import (
 	"bytes"
@@ -89,8 +90,8 @@ func newConnection(base, token string) *connection {
 
 func (c *connection) close() { c.client.CloseIdleConnections() }
 
-// do sends a request for a path below /v1/ and returns the body, which is valid until the next one. An answer that is not a
-// success is an error.
+// do sends a request for a path below /v1/ and returns the body, which is valid until the next one.
+// An answer that is not a success is an error.
 func (c *connection) do(method, path string, body []byte) ([]byte, error) {
 	c.req.Header.SetMethod(method)
 	c.req.SetRequestURI(c.base + "/v1/" + path)
@@ -145,9 +146,9 @@ func closedLoop(began time.Time, length time.Duration) pace {
 	}
 }
 
-// openLoop starts reads at a fixed rate, whatever the answers do. A read that no connection was free for at its time is
-// late, and its latency counts from that time: else the waiting that a slow answer causes would not show (coordinated
-// omission).
+// openLoop starts reads at a fixed rate, whatever the answers do. A read that no connection was
+// free for at its time is late, and its latency counts from that time: else the waiting that a slow
+// answer causes would not show (coordinated omission).
 func openLoop(began time.Time, length time.Duration, perSecond float64) pace {
 	var next atomic.Int64
 	total := int64(length.Seconds() * perSecond)
@@ -162,8 +163,8 @@ func openLoop(began time.Time, length time.Duration, perSecond float64) pace {
 	}
 }
 
-// load reads the target over so many connections, which are open before the first read counts, at the pace that start makes.
-// It ends early with the context.
+// load reads the target over so many connections, which are open before the first read counts, at
+// the pace that start makes. It ends early with the context.
 func load(ctx context.Context, t *target, connections int, start func(began time.Time) pace) (*measured, error) {
 	readers := make([]*reader, connections)
 	defer func() {

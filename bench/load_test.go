@@ -49,21 +49,32 @@ func total(m *measured) (sum time.Duration) {
 
 func TestOpenLoop_counts_the_waiting_that_a_slow_answer_causes(t *testing.T) {
 	const stall = 300 * time.Millisecond
-	m, err := load(t.Context(), stalling(t, stall), 1, func(began time.Time) pace { return openLoop(began, time.Second, 100) })
+	m, err := load(
+		t.Context(),
+		stalling(t, stall),
+		1,
+		func(began time.Time) pace { return openLoop(began, time.Second, 100) },
+	)
 	require.NoError(t, err)
 	require.EqualValues(t, 100, m.latency.TotalCount(), "every read that was due was made")
-	// 100 a second were due, so 25 of them fell into the first 250 ms of the stall and waited for its end.
+	// 100 a second were due, so 25 of them fell into the first 250 ms of the stall and waited for
+	// its end.
 	require.GreaterOrEqual(t, slowerThan(m, 50*time.Millisecond), int64(24))
 	require.Greater(t, total(m), m.took)
 }
 
 func TestClosedLoop_reads_again_when_answered(t *testing.T) {
 	const stall = 300 * time.Millisecond
-	m, err := load(t.Context(), stalling(t, stall), 1, func(began time.Time) pace { return closedLoop(began, time.Second) })
+	m, err := load(
+		t.Context(),
+		stalling(t, stall),
+		1,
+		func(began time.Time) pace { return closedLoop(began, time.Second) },
+	)
 	require.NoError(t, err)
 	require.Positive(t, slowerThan(m, stall-time.Millisecond), "the slow answer counts")
-	// One connection's reads begin one after the other. Were the waiting for the slow one counted, they would add up to more
-	// than the time that there was, however slow the machine.
+	// One connection's reads begin one after the other. Were the waiting for the slow one counted,
+	// they would add up to more than the time that there was, however slow the machine.
 	require.LessOrEqual(t, total(m), m.took, "the reads behind the slow one begin after it")
 	require.InDelta(t, 1, m.took.Seconds(), 5)
 	require.InEpsilon(t, float64(m.latency.TotalCount())/m.took.Seconds(), m.perSecond(), 1e-9)
@@ -94,7 +105,12 @@ func TestLoad_counts_what_is_not_an_answer_as_an_error(t *testing.T) {
 func TestLoad_fails_where_nothing_answers_rightly(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
-	_, err := load(t.Context(), &target{base: server.URL, paths: []string{"a"}}, 2, func(began time.Time) pace { return closedLoop(began, time.Second) })
+	_, err := load(
+		t.Context(),
+		&target{base: server.URL, paths: []string{"a"}},
+		2,
+		func(began time.Time) pace { return closedLoop(began, time.Second) },
+	)
 	require.ErrorContains(t, err, "status 404")
 }
 
@@ -139,7 +155,11 @@ func TestTable_shows_errors_and_ratios(t *testing.T) {
 	other.rounds[0].errors, other.rounds[0].err = 3, errors.New("status 502")
 	var out bytes.Buffer
 	printTable(&out, "Title", []*outcome{base, other})
-	require.Contains(t, out.String(), "| engine | 100 | 2.00 | 2.00 | 2.00 | 3 | no-op | 1.00 (1.00–1.00) | 1.00 (1.00–1.00) |")
+	require.Contains(
+		t,
+		out.String(),
+		"| engine | 100 | 2.00 | 2.00 | 2.00 | 3 | no-op | 1.00 (1.00–1.00) | 1.00 (1.00–1.00) |",
+	)
 	require.Contains(t, out.String(), "engine: the first of 3 errors: status 502")
 	for line := range strings.Lines(out.String()) {
 		if strings.HasPrefix(line, "|") {

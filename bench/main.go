@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// The command bench measures what reading tokens costs in a real Vault, next to a plugin that does nothing, and how the
-// engine takes to many apps. It starts all it needs on loopback, prints tables in Markdown and whether the bars were met,
-// and removes everything. Run it as `make bench`; see docs/benchmarks.md for what the figures mean.
+// The command bench measures what reading tokens costs in a real Vault, next to a plugin that does
+// nothing, and how the engine takes to many apps. It starts all it needs on loopback, prints tables
+// in Markdown and whether the bars were met, and removes everything. Run it as `make bench`; see
+// docs/benchmarks.md for what the figures mean.
 package main
 
 import (
@@ -49,7 +50,13 @@ func (o *options) has(part string) bool { return slices.Contains(o.parts, part) 
 
 func main() {
 	// A reader of the output that has gone ends the run as well, with all that it started.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(
+		context.Background(),
+		os.Interrupt,
+		syscall.SIGTERM,
+		syscall.SIGHUP,
+		syscall.SIGPIPE,
+	)
 	err := bench(ctx, os.Args[1:])
 	stop()
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
@@ -85,16 +92,40 @@ func parse(args []string) (*options, *environment, error) {
 	opts := &options{}
 
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.StringVar(&env.vault, "vault", os.Getenv("VAULT_BIN"), "Vault's program; by default VAULT_BIN of the environment")
-	flags.StringVar(&env.plugin, "plugin", filepath.Join(here, "..", "vault-plugin-secrets-dingtalk"), "the plugin's program")
+	flags.StringVar(
+		&env.vault,
+		"vault",
+		os.Getenv("VAULT_BIN"),
+		"Vault's program; by default VAULT_BIN of the environment",
+	)
+	flags.StringVar(
+		&env.plugin,
+		"plugin",
+		filepath.Join(here, "..", "vault-plugin-secrets-dingtalk"),
+		"the plugin's program",
+	)
 	parts := flags.String("parts", strings.Join(allParts, ","), "what to measure")
-	quick := flags.Bool("quick", false, "a minute's run, to see that all works and roughly where things stand: its bars say little")
+	quick := flags.Bool(
+		"quick",
+		false,
+		"a minute's run, to see that all works and roughly where things stand: its bars say little",
+	)
 	flags.IntVar(&opts.rounds, "rounds", 15, "how often each path is measured")
 	flags.DurationVar(&opts.slice, "slice", time.Second, "for how long each time")
 	flags.IntVar(&opts.apps, "apps", 10_000, "how many apps are read at random")
 	scale := flags.String("scale", "10000,100000", "the numbers of apps of the part scale; it measures 1 app besides")
-	flags.StringVar(&opts.histograms, "histograms", "", "a folder to write every path's latencies to, as percentile distributions")
-	flags.StringVar(&opts.profiles, "profiles", "", "a folder to write CPU profiles of Vault and of the plugins to; the plugin is then one built with profiling")
+	flags.StringVar(
+		&opts.histograms,
+		"histograms",
+		"",
+		"a folder to write every path's latencies to, as percentile distributions",
+	)
+	flags.StringVar(
+		&opts.profiles,
+		"profiles",
+		"",
+		"a folder to write CPU profiles of Vault and of the plugins to; the plugin is then one built with profiling",
+	)
 	if err := flags.Parse(args); err != nil {
 		return nil, nil, err
 	}
@@ -105,7 +136,9 @@ func parse(args []string) (*options, *environment, error) {
 		// What is given besides stands.
 		given := map[string]bool{}
 		flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
-		for name, value := range map[string]string{"rounds": "3", "slice": "300ms", "apps": "500", "scale": "1000", "parts": "inmem,audit,proxy,open,hung,scale"} {
+		for name, value := range map[string]string{
+			"rounds": "3", "slice": "300ms", "apps": "500", "scale": "1000", "parts": "inmem,audit,proxy,open,hung,scale",
+		} {
 			if !given[name] {
 				if err := flags.Set(name, value); err != nil {
 					return nil, nil, err
@@ -116,7 +149,11 @@ func parse(args []string) (*options, *environment, error) {
 	opts.parts = strings.Split(*parts, ",")
 	for _, part := range opts.parts {
 		if !slices.Contains(allParts, part) {
-			return nil, nil, fmt.Errorf("-parts: there is no part %q; the parts are %s", part, strings.Join(allParts, ","))
+			return nil, nil, fmt.Errorf(
+				"-parts: there is no part %q; the parts are %s",
+				part,
+				strings.Join(allParts, ","),
+			)
 		}
 	}
 	for text := range strings.SplitSeq(*scale, ",") {

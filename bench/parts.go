@@ -19,7 +19,8 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// The mounts: the engine with an app of each kind, with many of each kind and with one that hangs, and the plugin that does nothing.
+// The mounts: the engine with an app of each kind, with many of each kind and with one that hangs,
+// and the plugin that does nothing.
 const (
 	mountOne  = "one"
 	mountMany = "many"
@@ -93,7 +94,11 @@ func (r *run) storage(ctx context.Context, storage string) (err error) {
 	}
 	apps := []app{{mountOne, "leased", true, true}, {mountOne, "unleased", false, true}}
 	for i := range r.apps {
-		apps = append(apps, app{mountMany, manyName("leased", i), true, true}, app{mountMany, manyName("unleased", i), false, true})
+		apps = append(
+			apps,
+			app{mountMany, manyName("leased", i), true, true},
+			app{mountMany, manyName("unleased", i), false, true},
+		)
 	}
 	if err := s.configure(ctx, apps); err != nil {
 		return err
@@ -128,7 +133,8 @@ func manyName(kind string, i int) string { return fmt.Sprintf("%s-%05d", kind, i
 // kinds are the two ways to hand out a token.
 var kinds = []string{"leased", "unleased"}
 
-// subject makes a path to be read directly: the engine's creds/ of a mount, or what the plugin that does nothing has in its place.
+// subject makes a path to be read directly: the engine's creds/ of a mount, or what the plugin that
+// does nothing has in its place.
 func (s *server) subject(name, against, mount, kind string, apps ...string) *subject {
 	t := target{base: s.addr, token: s.token, want: []string{`"access_token":"`}}
 	if kind == "leased" {
@@ -182,9 +188,21 @@ func (r *run) direct(ctx context.Context, s *server, storage string) error {
 		}
 		for _, kind := range kinds {
 			engine, noop := "engine, "+kind, "no-op, "+kind
-			r.atLeast(kind+" reads/s over the no-op plugin's", map[string]float64{"leased": 1.10, "unleased": 1.20}[kind], ratio(engine, noop, reads))
-			r.atLeast(kind+" reads/s over a no-op plugin's that keeps the replication state", 0.95, ratio(engine, "no-op keeping the state, "+kind, reads))
-			r.atLeast(kind+" reads/s over the no-op plugin's, "+many+" at random", map[string]float64{"leased": 1.05, "unleased": 1.15}[kind], ratio(engine+", "+many, noop+", "+many, reads))
+			r.atLeast(
+				kind+" reads/s over the no-op plugin's",
+				map[string]float64{"leased": 1.10, "unleased": 1.20}[kind],
+				ratio(engine, noop, reads),
+			)
+			r.atLeast(
+				kind+" reads/s over a no-op plugin's that keeps the replication state",
+				0.95,
+				ratio(engine, "no-op keeping the state, "+kind, reads),
+			)
+			r.atLeast(
+				kind+" reads/s over the no-op plugin's, "+many+" at random",
+				map[string]float64{"leased": 1.05, "unleased": 1.15}[kind],
+				ratio(engine+", "+many, noop+", "+many, reads),
+			)
 			r.atMost(kind+" p99 over the no-op plugin's, closed loop", 1.10, ratio(engine, noop, p99))
 		}
 	}
@@ -195,7 +213,12 @@ func (r *run) direct(ctx context.Context, s *server, storage string) error {
 		return nil
 	}
 	return s.audited(ctx, func() error {
-		_, err := r.measure(ctx, s, "Direct reads, "+storage+" storage, with a file audit device", append(s.plain("leased"), s.plain("unleased")...))
+		_, err := r.measure(
+			ctx,
+			s,
+			"Direct reads, "+storage+" storage, with a file audit device",
+			append(s.plain("leased"), s.plain("unleased")...),
+		)
 		return err
 	})
 }
@@ -216,7 +239,11 @@ func (r *run) open(ctx context.Context, s *server) error {
 		return err
 	}
 	for _, kind := range kinds {
-		r.atMost(kind+" p99 over the no-op plugin's, open loop", 1.10, find(got, "engine, "+kind).ratio(find(got, "no-op, "+kind), p99))
+		r.atMost(
+			kind+" p99 over the no-op plugin's, open loop",
+			1.10,
+			find(got, "engine, "+kind).ratio(find(got, "no-op, "+kind), p99),
+		)
 	}
 	return nil
 }
@@ -241,11 +268,16 @@ func (r *run) proxied(ctx context.Context, s *server) (err error) {
 	if err != nil {
 		return err
 	}
-	r.atLeast("leased reads/s through Vault Proxy over the no-op plugin's without", 5, find(got, "engine, leased, through Proxy").ratio(find(got, "no-op, leased"), reads))
+	r.atLeast(
+		"leased reads/s through Vault Proxy over the no-op plugin's without",
+		5,
+		find(got, "engine, leased, through Proxy").ratio(find(got, "no-op, leased"), reads),
+	)
 	return nil
 }
 
-// hung measures reads of many apps with and without another whose upstream does not answer, and whose readers wait for it.
+// hung measures reads of many apps with and without another whose upstream does not answer, and
+// whose readers wait for it.
 func (r *run) hung(ctx context.Context, s *server) error {
 	if err := s.mount(ctx, mountHung, pluginEngine, nil); err != nil {
 		return err
@@ -265,7 +297,12 @@ func (r *run) hung(ctx context.Context, s *server) error {
 	with := s.subject("one hangs", "all answer", mountHung, "unleased", names...)
 	readers := s.subject("", "", mountHung, "unleased", stuck)
 	with.beside = func(ctx context.Context) { readers.target.insist(ctx) }
-	got, err := r.measure(ctx, s, fmt.Sprintf("One hung app among %d: the others", hungAmong), []*subject{without, with})
+	got, err := r.measure(
+		ctx,
+		s,
+		fmt.Sprintf("One hung app among %d: the others", hungAmong),
+		[]*subject{without, with},
+	)
 	if err != nil {
 		return err
 	}
@@ -276,8 +313,8 @@ func (r *run) hung(ctx context.Context, s *server) error {
 	return nil
 }
 
-// insist has as many readers as a measurement ask for what does not come, each again a second after it failed. It ends with
-// the context.
+// insist has as many readers as a measurement ask for what does not come, each again a second after
+// it failed. It ends with the context.
 func (t *target) insist(ctx context.Context) {
 	var readers sync.WaitGroup
 	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: connections}}
@@ -343,7 +380,8 @@ func (r *run) profile(ctx context.Context, s *server, storage string, subjects [
 		errs := make(chan error, len(from))
 		for of, url := range from {
 			go func() {
-				errs <- download(ctx, fmt.Sprintf("%s?seconds=%.0f", url, length.Seconds()), s.root.Token(), filepath.Join(r.profiles, fileName(storage, sub.name, of)+".pprof"))
+				file := filepath.Join(r.profiles, fileName(storage, sub.name, of)+".pprof")
+				errs <- download(ctx, fmt.Sprintf("%s?seconds=%.0f", url, length.Seconds()), s.root.Token(), file)
 			}()
 		}
 		_, err := sub.measure(ctx, length)
@@ -394,6 +432,11 @@ func (r *run) binary() error {
 		return err
 	}
 	const most = 30e6
-	r.bar("the plugin's program", "at most 30 MB", fmt.Sprintf("%.1f MB", float64(info.Size())/1e6), info.Size() <= most)
+	r.bar(
+		"the plugin's program",
+		"at most 30 MB",
+		fmt.Sprintf("%.1f MB", float64(info.Size())/1e6),
+		info.Size() <= most,
+	)
 	return nil
 }

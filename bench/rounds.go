@@ -2,9 +2,9 @@
 
 package main
 
-// This file measures paths in turn, round by round, in another order each round, so that a machine that gets slower or busier
-// on the way does so for all alike. Paths are compared within a round, and the comparison's spread over the rounds is
-// shown.
+// This file measures paths in turn, round by round, in another order each round, so that a machine
+// that gets slower or busier on the way does so for all alike. Paths are compared within a round,
+// and the comparison's spread over the rounds is shown.
 
 import (
 	"cmp"
@@ -168,11 +168,15 @@ func find(outcomes []*outcome, name string) *outcome {
 	return nil
 }
 
-// printTable writes a table of the outcomes in Markdown. Reads a second are the median of the rounds, latencies are of all
-// rounds together, and ratios are medians of the rounds' own with their spread.
+// printTable writes a table of the outcomes in Markdown. Reads a second are the median of the
+// rounds, latencies are of all rounds together, and ratios are medians of the rounds' own with
+// their spread.
 func printTable(w io.Writer, title string, outcomes []*outcome) {
 	fmt.Fprintf(w, "\n### %s\n\n", title)
-	fmt.Fprintln(w, "| path | reads/s | p50 ms | p99 ms | p99.9 ms | errors | compared with | reads/s, ratio | p99, ratio |")
+	fmt.Fprintln(
+		w,
+		"| path | reads/s | p50 ms | p99 ms | p99.9 ms | errors | compared with | reads/s, ratio | p99, ratio |",
+	)
 	fmt.Fprintln(w, "|---|--:|--:|--:|--:|--:|---|---|---|")
 	for _, o := range outcomes {
 		h := o.all()
@@ -198,8 +202,8 @@ func fileName(parts ...string) string {
 	return strings.Trim(notInFileName.ReplaceAllString(strings.ToLower(strings.Join(parts, "-")), "-"), "-")
 }
 
-// writeHistograms writes each outcome's latencies in milliseconds as a percentile distribution, which the tools around
-// HdrHistogram plot.
+// writeHistograms writes each outcome's latencies in milliseconds as a percentile distribution,
+// which the tools around HdrHistogram plot.
 func writeHistograms(dir, title string, outcomes []*outcome) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

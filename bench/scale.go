@@ -2,9 +2,10 @@
 
 package main
 
-// This file measures how the engine takes to many apps: making and listing them, what a restart of the plugin costs, the first
-// read of each after it, and how much memory each takes. Memory is counted by the plugin itself after a garbage collection;
-// the size of its process, which has room for garbage besides, is shown too.
+// This file measures how the engine takes to many apps: making and listing them, what a restart of
+// the plugin costs, the first read of each after it, and how much memory each takes. Memory is
+// counted by the plugin itself after a garbage collection; the size of its process, which has room
+// for garbage besides, is shown too.
 
 import (
 	"context"
@@ -34,7 +35,8 @@ const (
 	// mostPerApp is how many bytes an app in memory may take.
 	mostPerApp = 2048
 
-	// startMayGrow is how much longer a start with many apps may take than with one, for the noise of starting processes.
+	// startMayGrow is how much longer a start with many apps may take than with one, for the noise
+	// of starting processes.
 	startMayGrow = 1.25
 )
 
@@ -66,7 +68,11 @@ func (r *run) scaleAll(ctx context.Context) error {
 	}
 
 	fmt.Fprint(r.out, "\n### Many apps in one mount, raft storage\n\n")
-	fmt.Fprintln(r.out, "| apps | made per s | listed in ms | first read, with a fetch: reads/s | from reload to first answer, ms | first read after it: reads/s | p50 ms | p99 ms | memory per app, bytes | process before, MiB | after, MiB |")
+	fmt.Fprintln(
+		r.out,
+		"| apps | made per s | listed in ms | first read, with a fetch: reads/s | from reload to first answer, ms | "+
+			"first read after it: reads/s | p50 ms | p99 ms | memory per app, bytes | process before, MiB | after, MiB |",
+	)
 	fmt.Fprintln(r.out, "|--:|--:|---|--:|---|--:|--:|--:|--:|--:|--:|")
 	for _, s := range found {
 		fmt.Fprintf(r.out, "| %d | %.0f | %s | %.0f | %s | %.0f | %.2f | %.2f | %s | %.0f | %.0f |\n",
@@ -76,9 +82,19 @@ func (r *run) scaleAll(ctx context.Context) error {
 	}
 	one := found[0]
 	for _, s := range found[1:] {
-		r.bar(fmt.Sprintf("memory of each of %d apps, counted by the plugin", s.apps), fmt.Sprintf("at most %d bytes", mostPerApp), s.perApp()+" bytes", s.heap.perApp(s.apps) <= mostPerApp)
+		r.bar(
+			fmt.Sprintf("memory of each of %d apps, counted by the plugin", s.apps),
+			fmt.Sprintf("at most %d bytes", mostPerApp),
+			s.perApp()+" bytes",
+			s.heap.perApp(s.apps) <= mostPerApp,
+		)
 		growth := s.start.median / one.start.median
-		r.bar(fmt.Sprintf("from reload to first answer with %d apps over with 1", s.apps), fmt.Sprintf("at most %.2f", startMayGrow), fmt.Sprintf("%.2f", growth), growth <= startMayGrow)
+		r.bar(
+			fmt.Sprintf("from reload to first answer with %d apps over with 1", s.apps),
+			fmt.Sprintf("at most %.2f", startMayGrow),
+			fmt.Sprintf("%.2f", growth),
+			growth <= startMayGrow,
+		)
 	}
 	return nil
 }
@@ -125,7 +141,8 @@ func (r *run) scaleTo(ctx context.Context, apps int) (result *scaled, err error)
 	}
 
 	r.log("scale: reading %d apps after the restart", apps)
-	// As many reads of one app first, so that what requests take by themselves is there before and after.
+	// As many reads of one app first, so that what requests take by themselves is there before and
+	// after.
 	same := make([]app, apps)
 	for i := range same {
 		same[i] = all[0]
@@ -181,8 +198,8 @@ func (s *server) readAll(ctx context.Context, apps []app) (*measured, error) {
 	return m, err
 }
 
-// restart ends the plugin's process and has Vault start another, some times, and returns how many milliseconds pass until the
-// first token is read.
+// restart ends the plugin's process and has Vault start another, some times, and returns how many
+// milliseconds pass until the first token is read.
 func (s *server) restart(ctx context.Context, apps []app) (spread, error) {
 	reader := newConnection(s.addr, s.token)
 	defer reader.close()
@@ -193,7 +210,8 @@ func (s *server) restart(ctx context.Context, apps []app) (spread, error) {
 			return spread{}, err
 		}
 		began := time.Now()
-		if _, err := s.root.Sys().ReloadPluginWithContext(ctx, &api.ReloadPluginInput{Plugin: pluginEngine}); err != nil {
+		if _, err := s.root.Sys().
+			ReloadPluginWithContext(ctx, &api.ReloadPluginInput{Plugin: pluginEngine}); err != nil {
 			return spread{}, err
 		}
 		a := apps[rand.IntN(len(apps))]
@@ -216,11 +234,11 @@ func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Mi
 
 var inUse = regexp.MustCompile(`(?m)^# (HeapInuse|Stack) = (\d+)`)
 
-// memory returns how many bytes of heap and stack the plugin has in use after a garbage collection, and how many its process
-// takes.
+// memory returns how many bytes of heap and stack the plugin has in use after a garbage collection,
+// and how many its process takes.
 func (s *server) memory(ctx context.Context) (heap, resident int64, err error) {
-	// What is finalized in one collection is freed in the next. The first answer may be long in coming: the process before had
-	// the port.
+	// What is finalized in one collection is freed in the next. The first answer may be long in
+	// coming: the process before had the port.
 	var profile []byte
 	for range 2 {
 		err := s.proc.await(ctx, func() error {

@@ -2,8 +2,8 @@
 
 package main
 
-// This file is the set-up that is measured: a Vault server with the plugins mounted and the simulator in DingTalk's place, and a
-// Vault Proxy in front of it.
+// This file is the set-up that is measured: a Vault server with the plugins mounted and the
+// simulator in DingTalk's place, and a Vault Proxy in front of it.
 
 import (
 	"context"
@@ -31,9 +31,10 @@ const (
 	storageInmem = "inmem"
 	storageRaft  = "raft"
 
-	// Everything the clients here read, and what Proxy needs. They hold a service token with this policy, as clients do, not the
-	// root token. Vault's default policy would come with it: that has templates, so that Vault parses it anew at every request,
-	// which takes it a third of its time.
+	// Everything the clients here read, and what Proxy needs. They hold a service token with this
+	// policy, as clients do, not the root token. Vault's default policy would come with it: that
+	// has templates, so that Vault parses it anew at every request, which takes it a third of its
+	// time.
 	policy = `
 path "+/creds/*"    { capabilities = ["read"] }
 path "+/leased/*"   { capabilities = ["read"] }
@@ -73,7 +74,8 @@ type server struct {
 	upstream string // the simulator's base URL
 }
 
-// startServer starts a Vault over the storage. Its plugins are named by program; those to be looked into serve profiles.
+// startServer starts a Vault over the storage. Its plugins are named by program; those to be looked
+// into serve profiles.
 func startServer(ctx context.Context, env *environment, storage string, programs map[string]string) (*server, error) {
 	dir, err := os.MkdirTemp(env.work, "vault-")
 	if err != nil {
@@ -128,7 +130,13 @@ listener "tcp" {
 	if err != nil {
 		return err
 	}
-	if s.proc, err = startProcess(filepath.Join(s.dir, "vault.log"), s.dir, env.vault, "server", "-config="+config); err != nil {
+	if s.proc, err = startProcess(
+		filepath.Join(s.dir, "vault.log"),
+		s.dir,
+		env.vault,
+		"server",
+		"-config="+config,
+	); err != nil {
 		return err
 	}
 	if err := s.initialise(ctx); err != nil {
@@ -161,7 +169,10 @@ func (s *server) initialise(ctx context.Context) error {
 	}
 	client.SetToken("")
 	s.root = client
-	if err := s.proc.await(ctx, func() error { _, err := client.Sys().SealStatusWithContext(ctx); return err }); err != nil {
+	if err := s.proc.await(
+		ctx,
+		func() error { _, err := client.Sys().SealStatusWithContext(ctx); return err },
+	); err != nil {
 		return err
 	}
 	keys, err := client.Sys().InitWithContext(ctx, &api.InitRequest{SecretShares: 1, SecretThreshold: 1})
@@ -218,8 +229,8 @@ func (s *server) mount(ctx context.Context, path, plugin string, options map[str
 	return s.root.Sys().MountWithContext(ctx, path, &api.MountInput{Type: plugin, Options: options})
 }
 
-// endLeases ends all leases. Vault's garbage collector takes the longer the more there are, and what it happens to run in
-// would be measured for slow.
+// endLeases ends all leases. Vault's garbage collector takes the longer the more there are, and
+// what it happens to run in would be measured for slow.
 func (s *server) endLeases(ctx context.Context) error {
 	mounts, err := s.root.Sys().ListMountsWithContext(ctx)
 	if err != nil {
@@ -307,7 +318,8 @@ func (s *server) audited(ctx context.Context, f func() error) error {
 	return errors.Join(err, s.root.Sys().DisableAuditWithContext(context.WithoutCancel(ctx), "file"))
 }
 
-// proxy is a Vault Proxy with its cache on, which uses the token it logged in with for every request.
+// proxy is a Vault Proxy with its cache on, which uses the token it logged in with for every
+// request.
 type proxy struct {
 	proc *process
 	addr string
@@ -362,7 +374,8 @@ listener "tcp" {
 	return p, nil
 }
 
-// awaitHit reads a path through the proxy until it answers from its cache, so that nothing else is measured for it.
+// awaitHit reads a path through the proxy until it answers from its cache, so that nothing else is
+// measured for it.
 func (p *proxy) awaitHit(ctx context.Context, path string) error {
 	return p.proc.await(ctx, func() error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.addr+"/v1/"+path, http.NoBody)

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// The command noop is a plugin that does nothing: what it costs to read from it is what Vault, gRPC and the framework cost by
-// themselves. It answers leased/<app> and unleased/<app> with constants that look and weigh like the engine's answers. A
-// mount with the option keep_replication_state keeps Vault's replication state for a second, as the engine does.
+// The command noop is a plugin that does nothing: what it costs to read from it is what Vault, gRPC
+// and the framework cost by themselves. It answers leased/<app> and unleased/<app> with constants
+// that look and weigh like the engine's answers. A mount with the option keep_replication_state
+// keeps Vault's replication state for a second, as the engine does.
 package main
 
 import (
@@ -47,14 +48,17 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 		BackendType: logical.TypeLogical,
 		Secrets:     []*framework.Secret{secret},
 		Paths: []*framework.Path{
-			path("leased/", func(_ context.Context, _ *logical.Request, data *framework.FieldData) (*logical.Response, error) {
-				resp := secret.Response(
-					map[string]any{"access_token": accessToken},
-					map[string]any{"app": data.Get("app"), "token_digest": digest},
-				)
-				resp.Secret.TTL, resp.Secret.MaxTTL = lifetime, lifetime
-				return resp, nil
-			}),
+			path(
+				"leased/",
+				func(_ context.Context, _ *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+					resp := secret.Response(
+						map[string]any{"access_token": accessToken},
+						map[string]any{"app": data.Get("app"), "token_digest": digest},
+					)
+					resp.Secret.TTL, resp.Secret.MaxTTL = lifetime, lifetime
+					return resp, nil
+				},
+			),
 			path("unleased/", func(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
 				return &logical.Response{Data: map[string]any{
 					"access_token":        accessToken,

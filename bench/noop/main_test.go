@@ -27,7 +27,10 @@ func shape(data map[string]any) map[string]int {
 func mount(t *testing.T, factory logical.Factory, options map[string]string) (logical.Backend, logical.Storage) {
 	t.Helper()
 	storage := &logical.InmemStorage{}
-	b, err := factory(t.Context(), &logical.BackendConfig{StorageView: storage, System: &logical.StaticSystemView{}, Config: options})
+	b, err := factory(
+		t.Context(),
+		&logical.BackendConfig{StorageView: storage, System: &logical.StaticSystemView{}, Config: options},
+	)
 	require.NoError(t, err)
 	t.Cleanup(func() { b.Cleanup(t.Context()) })
 	return b, storage
@@ -35,7 +38,10 @@ func mount(t *testing.T, factory logical.Factory, options map[string]string) (lo
 
 func read(t *testing.T, b logical.Backend, storage logical.Storage, path string) *logical.Response {
 	t.Helper()
-	resp, err := b.HandleRequest(t.Context(), &logical.Request{Operation: logical.ReadOperation, Path: path, Storage: storage})
+	resp, err := b.HandleRequest(
+		t.Context(),
+		&logical.Request{Operation: logical.ReadOperation, Path: path, Storage: storage},
+	)
 	require.NoError(t, err)
 	require.NotNil(t, resp)
 	return resp

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Package profiling lets a plugin be looked into while Vault runs it: profiles of its time, and how much memory is in use.
+// Package profiling lets a plugin be looked into while Vault runs it: profiles of its time, and how
+// much memory is in use.
 package profiling
 
 import (
@@ -11,11 +12,12 @@ import (
 	"time"
 )
 
-// AddressEnv names the environment variable with the loopback address to serve the profiles of net/http/pprof at.
+// AddressEnv names the environment variable with the loopback address to serve the profiles of
+// net/http/pprof at.
 const AddressEnv = "BENCH_PPROF"
 
-// Serve serves profiles in the background if the environment asks for it. A process that Vault is about to end may still
-// have the port: it is waited for.
+// Serve serves profiles in the background if the environment asks for it. A process that Vault is
+// about to end may still have the port: it is waited for.
 func Serve() {
 	address := os.Getenv(AddressEnv)
 	if address == "" {

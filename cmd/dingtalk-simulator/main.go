@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Command dingtalk-simulator serves DingTalk's token API on loopback, for trying out the secrets engine and for
-// tests. See its -help, and the package internal/simulator for the API that controls it while it runs.
+// Command dingtalk-simulator serves DingTalk's token API on loopback, for trying out the secrets
+// engine and for tests. See its -help, and the package internal/simulator for the API that controls
+// it while it runs.
 package main
 
 import (

@@ -25,7 +25,8 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// The flags are tested in this process; serving and ending, in a process of its own, as its users have it.
+// The flags are tested in this process; serving and ending, in a process of its own, as its users
+// have it.
 
 const secret = "GT-lsu-made-up-secret"
 
@@ -51,8 +52,12 @@ func TestCommand_refuses_bad_flags_with_status_2_and_shows_no_secret(t *testing.
 		"app without a key":    {[]string{"-app", "=" + secret}, "-app number 1: want key=secret or key=@file"},
 		"app key of all":       {[]string{"-app", "*=" + secret}, "-app number 1: want key=secret or key=@file"},
 		"empty secret":         {[]string{"-app", "dinga=x", "-app", "dingb="}, "-app number 2: the secret is empty"},
-		"app given twice":      {[]string{"-app", "dinga=" + secret, "-app", "dinga=" + secret}, "-app number 2: its key was given before"},
-		"secret's file gone":   {[]string{"-app", "dinga=@" + secret}, "-app number 1: the file of the secret: no such file or directory"},
+		"app given twice": {
+			[]string{"-app", "dinga=" + secret, "-app", "dinga=" + secret}, "-app number 2: its key was given before",
+		},
+		"secret's file gone": {
+			[]string{"-app", "dinga=@" + secret}, "-app number 1: the file of the secret: no such file or directory",
+		},
 		"secret's file empty":  {[]string{"-app", "dinga=@" + empty}, "-app number 1: the secret is empty"},
 		"secret's file longer": {[]string{"-app", "dinga=@" + twoLines}, "-app number 1: the secret has a line break in it"},
 		"unknown flag":         {[]string{"-port=" + secret}, "flag provided but not defined: -port"},
@@ -73,7 +78,10 @@ func TestCommand_help_names_every_flag_and_how_to_keep_a_secret_off_the_command_
 	for _, arg := range []string{"-help", "-h", "--help"} {
 		var stdout, stderr bytes.Buffer
 		assert.Equal(t, 0, run(t.Context(), []string{arg}, &stdout, &stderr))
-		for _, want := range []string{"-address", "127.0.0.1:8123", "-app key=secret", "-app key=@file", "-token-lifetime", "Other users of this machine can read a command line"} {
+		for _, want := range []string{
+			"-address", "127.0.0.1:8123", "-app key=secret", "-app key=@file", "-token-lifetime",
+			"Other users of this machine can read a command line",
+		} {
 			assert.Contains(t, stdout.String(), want)
 		}
 		for _, kind := range simulator.FaultKinds() {
@@ -129,7 +137,12 @@ func TestCommand_serves_until_it_is_told_to_stop(t *testing.T) {
 			assert.Equal(t, 204, p.send(t, http.MethodPut, "/simulator/faults/dinga", `{"kind":"hang"}`))
 			hung := make(chan error, 1)
 			go func() {
-				_, err := p.request(t.Context(), http.MethodPost, "/v1.0/oauth2/accessToken", credentials("dinga", secret))
+				_, err := p.request(
+					t.Context(),
+					http.MethodPost,
+					"/v1.0/oauth2/accessToken",
+					credentials("dinga", secret),
+				)
 				hung <- err
 			}()
 			require.Eventually(t, func() bool {

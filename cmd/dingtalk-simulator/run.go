@@ -17,8 +17,8 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// This file is the command without the process around it: its flags, and serving until the context ends. No
-// value of -app is ever shown, since it may hold a secret however wrong it is.
+// This file is the command without the process around it: its flags, and serving until the context
+// ends. No value of -app is ever shown, since it may hold a secret however wrong it is.
 
 func usage() string {
 	return usageHead + strings.Join(simulator.FaultKinds(), "\n  ") + "\n"
@@ -126,7 +126,10 @@ func parse(args []string) (settings, error) {
 		return settings{}, err
 	}
 	if flags.NArg() > 0 {
-		return settings{}, fmt.Errorf("%d arguments too many after the flags; a value with spaces needs quotes", flags.NArg())
+		return settings{}, fmt.Errorf(
+			"%d arguments too many after the flags; a value with spaces needs quotes",
+			flags.NArg(),
+		)
 	}
 	if err := simulator.CheckAddress(set.address); err != nil {
 		return settings{}, fmt.Errorf("-address: %w", err)

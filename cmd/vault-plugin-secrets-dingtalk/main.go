@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// The command vault-plugin-secrets-dingtalk is the plugin binary. Vault starts it, one process for all the mounts of a
-// version, and talks gRPC with it; run by hand it only answers -version.
+// The command vault-plugin-secrets-dingtalk is the plugin binary. Vault starts it, one process for
+// all the mounts of a version, and talks gRPC with it; run by hand it only answers -version.
 package main
 
 import (
@@ -20,8 +20,8 @@ import (
 )
 
 func main() {
-	// Libraries that use the standard logger may repeat what a host sent them: net/http does. Vault would
-	// write it to its log.
+	// Libraries that use the standard logger may repeat what a host sent them: net/http does. Vault
+	// would write it to its log.
 	log.SetOutput(io.Discard)
 
 	if err := run(os.Args[1:]); err != nil {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Command go-app calls one of DingTalk's APIs with an access token from Vault. It is the model of an app that lives with
-// such a token: how it gets one, keeps it alive, and replaces one that DingTalk no longer takes. That is all in token.go.
+// Command go-app calls one of DingTalk's APIs with an access token from Vault. It is the model of
+// an app that lives with such a token: how it gets one, keeps it alive, and replaces one that
+// DingTalk no longer takes. That is all in token.go.
 //
-// It lists the organisation's apps, once, or again and again until it is interrupted. The environment says how:
+// It lists the organisation's apps, once, or again and again until it is interrupted. The
+// environment says how:
 //
 //	DINGTALK_APP           the app's name in Vault: the token is read from creds/<name>; required
 //	DINGTALK_MOUNT         where the secrets engine is mounted; dingtalk
@@ -109,7 +111,8 @@ func countApps(ctx context.Context, t *tokens, baseURL string) (int, error) {
 	return count, err
 }
 
-// apiError is DingTalk's answer to a call that failed. Its message is left out: it may repeat what was sent.
+// apiError is DingTalk's answer to a call that failed. Its message is left out: it may repeat what
+// was sent.
 type apiError struct {
 	Status    int    `json:"-"`
 	Code      string `json:"code"`
@@ -127,7 +130,12 @@ var dingtalk = &http.Client{
 }
 
 func listApps(ctx context.Context, baseURL, token string) (int, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, baseURL+"/v1.0/microApp/allInnerApps", http.NoBody) //nolint:gosec // whoever sets the environment names the host
+	req, err := http.NewRequestWithContext(
+		ctx,
+		http.MethodGet,
+		baseURL+"/v1.0/microApp/allInnerApps",
+		http.NoBody,
+	) //nolint:gosec // whoever sets the environment names the host
 	if err != nil {
 		return 0, err
 	}

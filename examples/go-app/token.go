@@ -19,7 +19,8 @@ import (
 	vault "github.com/hashicorp/vault/api"
 )
 
-// tokens holds the access token of one app. Its get and replace may be called by many goroutines at once.
+// tokens holds the access token of one app. Its get and replace may be called by many goroutines at
+// once.
 type tokens struct {
 	vault                    *vault.Client
 	proxied                  bool // a Vault Proxy renews what it hands out
@@ -45,14 +46,16 @@ func (t *tokens) get(ctx context.Context) (string, error) {
 		if t.value == "" {
 			return "", err
 		}
-		// The lease ends before the token does: while Vault is away this one may be good for a while.
+		// The lease ends before the token does: while Vault is away this one may be good for a
+		// while.
 		log.Printf("going on with the token in hand: %v", err)
 		t.lease = spanOf(5 * time.Second)
 	}
 	return t.value, nil
 }
 
-// replace returns another token than one that DingTalk refused, which may have been ended there before its time.
+// replace returns another token than one that DingTalk refused, which may have been ended there
+// before its time.
 func (t *tokens) replace(ctx context.Context, refused string) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -61,17 +64,23 @@ func (t *tokens) replace(ctx context.Context, refused string) (string, error) {
 	}
 	t.lease.end()
 	t.lease = span{}
-	// The engine takes its token for good until it is told to ask DingTalk. It does so once in 10 seconds at most.
+	// The engine takes its token for good until it is told to ask DingTalk. It does so once in 10
+	// seconds at most.
 	secret, err := t.write(ctx, t.mount+"/refresh/"+t.app, nil)
 	if err != nil {
 		return "", err
 	}
 	logWarnings(secret)
 	if t.leaseID != "" {
-		// Revoking makes a Proxy drop its copy of the answer: if it came before the refresh, somebody else's read could have the
-		// refused token copied again. The Proxy takes notice only of a lease in the body, and of an answer that comes when the
-		// lease has gone. To Vault and DingTalk it does not matter: the token goes on as it is.
-		if _, err := t.write(ctx, "sys/leases/revoke", map[string]any{"lease_id": t.leaseID, "sync": true}); err != nil {
+		// Revoking makes a Proxy drop its copy of the answer: if it came before the refresh,
+		// somebody else's read could have the refused token copied again. The Proxy takes notice
+		// only of a lease in the body, and of an answer that comes when the lease has gone. To
+		// Vault and DingTalk it does not matter: the token goes on as it is.
+		if _, err := t.write(
+			ctx,
+			"sys/leases/revoke",
+			map[string]any{"lease_id": t.leaseID, "sync": true},
+		); err != nil {
 			log.Printf("the lease was not revoked: %v", err)
 		}
 		if t.proxied {
@@ -123,7 +132,8 @@ func (t *tokens) write(ctx context.Context, path string, body map[string]any) (*
 	return t.ask(ctx, func() (*vault.Secret, error) { return t.vault.Logical().WriteWithContext(ctx, path, body) })
 }
 
-// ask makes a request, after a login where it is time for one, and once more where Vault refuses the token of the last.
+// ask makes a request, after a login where it is time for one, and once more where Vault refuses
+// the token of the last.
 func (t *tokens) ask(ctx context.Context, request func() (*vault.Secret, error)) (*vault.Secret, error) {
 	if t.roleIDFile == "" {
 		return request()
@@ -172,8 +182,9 @@ func (t *tokens) logIn(ctx context.Context) error {
 	return nil
 }
 
-// keep has a lease or a login renewed for as long as that goes. Renewing a lease extends the token at DingTalk. A Proxy
-// renews by itself, and would cache the answer to a renewal like any other: behind one this only watches the time.
+// keep has a lease or a login renewed for as long as that goes. Renewing a lease extends the token
+// at DingTalk. A Proxy renews by itself, and would cache the answer to a renewal like any other:
+// behind one this only watches the time.
 func (t *tokens) keep(secret *vault.Secret) (span, error) {
 	behavior := vault.RenewBehaviorIgnoreErrors
 	if t.proxied {

@@ -88,7 +88,11 @@ type settings struct {
 
 func readSettings(getenv func(string) string) (settings, error) {
 	set := settings{
-		appKey: getenv("DINGTALK_APP_KEY"), appSecret: getenv("DINGTALK_APP_SECRET"), baseURL: getenv("DINGTALK_BASE_URL"),
+		appKey: getenv(
+			"DINGTALK_APP_KEY",
+		),
+		appSecret: getenv("DINGTALK_APP_SECRET"),
+		baseURL:   getenv("DINGTALK_BASE_URL"),
 	}
 	switch {
 	case set.appKey != "" && set.appSecret != "":
@@ -97,7 +101,9 @@ func readSettings(getenv func(string) string) (settings, error) {
 		return set, errors.New("set both DINGTALK_APP_KEY and DINGTALK_APP_SECRET for the live API, " +
 			"or neither for the simulator")
 	case set.baseURL != "":
-		return set, errors.New("DINGTALK_BASE_URL is for the live API: set DINGTALK_APP_KEY and DINGTALK_APP_SECRET too")
+		return set, errors.New(
+			"DINGTALK_BASE_URL is for the live API: set DINGTALK_APP_KEY and DINGTALK_APP_SECRET too",
+		)
 	default:
 		set.appKey, set.appSecret = "dingdemo", rand.Text()
 	}

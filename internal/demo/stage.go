@@ -57,7 +57,8 @@ func newStage(ctx context.Context, set settings, work string) *stage {
 	s := &stage{settings: set, ctx: ctx, out: os.Stdout, began: time.Now(), work: work}
 	s.hide(s.appSecret)
 	for _, pair := range os.Environ() {
-		if !strings.HasPrefix(pair, "VAULT_") && !strings.HasPrefix(pair, "BAO_") && !strings.HasPrefix(pair, "DINGTALK_") {
+		if !strings.HasPrefix(pair, "VAULT_") && !strings.HasPrefix(pair, "BAO_") &&
+			!strings.HasPrefix(pair, "DINGTALK_") {
 			s.env = append(s.env, pair)
 		}
 	}

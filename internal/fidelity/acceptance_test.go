@@ -4,7 +4,8 @@
 
 package fidelity
 
-// The table against the live API, or whatever the environment names. It prints every row, and fails where one differs.
+// The table against the live API, or whatever the environment names. It prints every row, and fails
+// where one differs.
 
 import (
 	"fmt"
@@ -28,8 +29,13 @@ func TestAcceptance_the_API_is_as_it_is_known_to_be(t *testing.T) {
 			missing = append(missing, name)
 		}
 	}
-	require.Empty(t, missing, "not set in the environment: %s. They are an internal app's AppKey and AppSecret, and the host of "+
-		"its edition, https://api.dingtalk.io or https://api.dingtalk.com", strings.Join(missing, ", "))
+	require.Empty(
+		t,
+		missing,
+		"not set in the environment: %s. They are an internal app's AppKey and AppSecret, and the host of "+
+			"its edition, https://api.dingtalk.io or https://api.dingtalk.com",
+		strings.Join(missing, ", "),
+	)
 
 	base := os.Getenv(envBaseURL)
 	rows, err := Run(t.Context(), API{BaseURL: base, AppKey: os.Getenv(envAppKey), AppSecret: os.Getenv(envAppSecret)})

@@ -2,7 +2,8 @@
 
 package fidelity
 
-// This file is the table: what is sent, what is looked at in the answer, what is expected, and how that is known.
+// This file is the table: what is sent, what is looked at in the answer, what is expected, and how
+// that is known.
 
 import (
 	"encoding/json"
@@ -44,14 +45,16 @@ const (
 	// unknownKey looks like an AppKey and is nobody's.
 	unknownKey = "dingnoappxhasthiskey"
 
-	// repeatAfter is the pause before the repeat. It is long enough for an expireIn that counts down to show it.
+	// repeatAfter is the pause before the repeat. It is long enough for an expireIn that counts
+	// down to show it.
 	repeatAfter = 3 * time.Second
 
 	rejectedCode    = "invalidClientIdOrSecret"
 	rejectedMessage = "无效的clientId或者clientSecret"
 )
 
-// call is one request, and the checks of its answer. Without a method it is a POST, without a path the token operation's.
+// call is one request, and the checks of its answer. Without a method it is a POST, without a path
+// the token operation's.
 type call struct {
 	name        string
 	method      string
@@ -62,7 +65,8 @@ type call struct {
 	checks      []check
 }
 
-// check looks at one thing of an answer. It passes where what it got is what it wants, word for word.
+// check looks at one thing of an answer. It passes where what it got is what it wants, word for
+// word.
 type check struct {
 	name   string
 	source Source
@@ -88,9 +92,13 @@ func table() []call {
 			),
 		},
 		{
-			name: "a wrong secret", contentType: jsonType,
-			body:   func(api API) string { return object("appKey", api.AppKey, "appSecret", wrongSecret) },
-			checks: append(rejectedChecks(), check{"names and types", Seen, "code string, message string, requestid string", namesAndTypes}),
+			name:        "a wrong secret",
+			contentType: jsonType,
+			body:        func(api API) string { return object("appKey", api.AppKey, "appSecret", wrongSecret) },
+			checks: append(
+				rejectedChecks(),
+				check{"names and types", Seen, "code string, message string, requestid string", namesAndTypes},
+			),
 		},
 		{
 			name: "right credentials again", contentType: jsonType, body: good,

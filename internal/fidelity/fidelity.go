@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Package fidelity compares a token API with what is known of DingTalk's. One table of checks runs against any base URL:
-// against the simulator in the unit tests, so that it stays what it claims to be, and against DingTalk itself for whoever
-// has an app to ask with. What came is shown next to what was expected, with every token and secret masked.
+// Package fidelity compares a token API with what is known of DingTalk's. One table of checks runs
+// against any base URL: against the simulator in the unit tests, so that it stays what it claims to
+// be, and against DingTalk itself for whoever has an app to ask with. What came is shown next to
+// what was expected, with every token and secret masked.
 //
 // This file runs the table and masks what it met; the table is in checks.go.
 package fidelity
@@ -42,11 +43,13 @@ const (
 
 // API is where to ask, and the app to ask with.
 type API struct {
-	// BaseURL is https://host[:port]; http:// is for loopback addresses only, since the secret is sent there.
+	// BaseURL is https://host[:port]; http:// is for loopback addresses only, since the secret is
+	// sent there.
 	BaseURL string
 	// AppKey and AppSecret are the credentials of an internal app.
 	AppKey, AppSecret string
-	// Transport makes the calls; nil is one of the package's own, with certificates verified and the environment's proxy.
+	// Transport makes the calls; nil is one of the package's own, with certificates verified and
+	// the environment's proxy.
 	Transport http.RoundTripper
 }
 
@@ -65,8 +68,9 @@ type Row struct {
 // OK tells whether what came is what was expected.
 func (r Row) OK() bool { return r.Want == r.Got }
 
-// Run makes every call of the table once, in order and spaced, and returns a row for each check. A call without an answer
-// fails its checks and does not end the run. The error says what is wrong with the API's fields, or that the context ended.
+// Run makes every call of the table once, in order and spaced, and returns a row for each check. A
+// call without an answer fails its checks and does not end the run. The error says what is wrong
+// with the API's fields, or that the context ended.
 func Run(ctx context.Context, api API) ([]Row, error) {
 	base, err := checkAPI(api)
 	if err != nil {
@@ -152,7 +156,8 @@ func (r *run) hide(text, name string) {
 	slices.SortStableFunc(r.hidden, func(a, b hiddenText) int { return len(b.form) - len(a.form) })
 }
 
-// show makes a text of an answer fit to be printed: without what is hidden, in one line, and not too long.
+// show makes a text of an answer fit to be printed: without what is hidden, in one line, and not
+// too long.
 func (r *run) show(text string) string {
 	text = strings.Map(func(c rune) rune {
 		switch {

@@ -51,7 +51,10 @@ func (p inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 // rowsOf runs the table against a handler, in the bubble of a synctest.
 func rowsOf(t *testing.T, h http.Handler) []Row {
 	t.Helper()
-	rows, err := Run(t.Context(), API{BaseURL: "https://api.test", AppKey: appKey, AppSecret: appSecret, Transport: inProcess{h, nil}})
+	rows, err := Run(
+		t.Context(),
+		API{BaseURL: "https://api.test", AppKey: appKey, AppSecret: appSecret, Transport: inProcess{h, nil}},
+	)
 	require.NoError(t, err)
 	require.NotEmpty(t, rows)
 	return rows
@@ -104,7 +107,10 @@ func TestRun_makes_few_calls_and_spaces_them(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked []time.Time
 		_, err := Run(t.Context(), API{
-			BaseURL: "http://127.0.0.1:1", AppKey: appKey, AppSecret: appSecret, Transport: inProcess{newSimulator(), &asked},
+			BaseURL:   "http://127.0.0.1:1",
+			AppKey:    appKey,
+			AppSecret: appSecret,
+			Transport: inProcess{newSimulator(), &asked},
 		})
 		require.NoError(t, err)
 		assert.Len(t, asked, len(table()))
@@ -223,7 +229,10 @@ func TestTable_tells_how_an_API_differs(t *testing.T) {
 					fields["code"] = "MissingappKey"
 				}
 			},
-			map[string]string{"the credentials as a form: code": "MissingappKey", "JSON that says it is a form: code": "MissingappKey"},
+			map[string]string{
+				"the credentials as a form: code":   "MissingappKey",
+				"JSON that says it is a form: code": "MissingappKey",
+			},
 		},
 		"text/plain": {
 			func(_ *http.Request, a *httptest.ResponseRecorder, _ map[string]any) {
@@ -296,8 +305,15 @@ func (deadEnd) RoundTrip(*http.Request) (*http.Response, error) {
 func TestRows_hold_no_secret_and_no_token_whatever_comes(t *testing.T) {
 	t.Parallel()
 	const token = "a-token/that+the=API=gives"
-	text := fmt.Sprintf("%s %s \x1b[31m %s %s %s %s\n", appSecret, token, url.QueryEscape(appSecret), url.PathEscape(token),
-		base64.StdEncoding.EncodeToString([]byte(appSecret)), base64.StdEncoding.EncodeToString([]byte(token)))
+	text := fmt.Sprintf(
+		"%s %s \x1b[31m %s %s %s %s\n",
+		appSecret,
+		token,
+		url.QueryEscape(appSecret),
+		url.PathEscape(token),
+		base64.StdEncoding.EncodeToString([]byte(appSecret)),
+		base64.StdEncoding.EncodeToString([]byte(token)),
+	)
 	hostile := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/"+token+"; "+appSecret)
 		fields := map[string]any{"accessToken": token, "expireIn": text, "extra": text, appSecret: 1, token: 2}
@@ -337,7 +353,10 @@ func TestRun_refuses_what_it_cannot_ask(t *testing.T) {
 		"the secret is not sent in clear text ": func(a *API) { a.BaseURL = "http://192.0.2.1:80" },
 	} {
 		api := good
-		api.Transport = inProcess{http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was asked") }), nil}
+		api.Transport = inProcess{
+			http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was asked") }),
+			nil,
+		}
 		change(&api)
 		rows, err := Run(t.Context(), api)
 		require.ErrorContains(t, err, strings.TrimSpace(want))

@@ -7,16 +7,17 @@ import (
 	"net/http"
 )
 
-// This file is one API that an access token opens, so that a client can be tried whole: from the token to the call that
-// it is for.
+// This file is one API that an access token opens, so that a client can be tried whole: from the
+// token to the call that it is for.
 //
-// What is known of it. The path, that it needs no parameter, and the fields of its answer are in DingTalk's documentation.
-// The answer to a token that is not valid, 400 InvalidAuthentication with this message, was seen at this very path; the
-// documentation says of the code that the token has expired or does not exist. The answer to a request without the header
-// was seen at another path of the same gateway.
+// What is known of it. The path, that it needs no parameter, and the fields of its answer are in
+// DingTalk's documentation. The answer to a token that is not valid, 400 InvalidAuthentication with
+// this message, was seen at this very path; the documentation says of the code that the token has
+// expired or does not exist. The answer to a request without the header was seen at another path of
+// the same gateway.
 //
-// What is assumed. That a token which has not expired is taken although the app was given a newer one since, and that a
-// wrong method is answered as by the token API.
+// What is assumed. That a token which has not expired is taken although the app was given a newer
+// one since, and that a wrong method is answered as by the token API.
 
 const (
 	// AppsPath lists the organisation's own apps to whoever has the access token of one.
@@ -74,8 +75,8 @@ func (s *Server) serveApps(w http.ResponseWriter, r *http.Request) {
 	send(w, a)
 }
 
-// Calls counts the calls of [AppsPath] with a token of the app's: accepted with a live one, and refused. For [AnyApp] it
-// counts all calls, also those with an unknown token or none.
+// Calls counts the calls of [AppsPath] with a token of the app's: accepted with a live one, and
+// refused. For [AnyApp] it counts all calls, also those with an unknown token or none.
 func (s *Server) Calls(appKey string) (accepted, refused int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -214,7 +214,12 @@ func TestAPI_logs_a_line_for_each_call_and_no_token(t *testing.T) {
 	require.Len(t, lines, 2)
 	assert.Regexp(t, `msg="API call" app=dingtestapp status=200 request_id=`+requestID+`$`, string(lines[0]))
 	assert.Regexp(t, `msg="API call" app=unknown status=400 request_id=`+requestID+`$`, string(lines[1]))
-	assert.Contains(t, unknown.body, between(string(lines[1])+" ", "request_id=", " "), "the log has the request id of the answer")
+	assert.Contains(
+		t,
+		unknown.body,
+		between(string(lines[1])+" ", "request_id=", " "),
+		"the log has the request id of the answer",
+	)
 	assert.NotContains(t, log.String(), token)
 	assert.NotContains(t, log.String(), appSecret)
 }

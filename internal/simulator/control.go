@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// This file is the control API: the methods of Server over HTTP, for tests that have the simulator in another
-// process and for a person with curl.
+// This file is the control API: the methods of Server over HTTP, for tests that have the simulator
+// in another process and for a person with curl.
 
 const controlPrefix = "/simulator/"
 

@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Package simulator is DingTalk's token API on loopback, and one API that a token opens, for tests and for trying out.
+// Package simulator is DingTalk's token API on loopback, and one API that a token opens, for tests
+// and for trying out.
 //
-// POST /v1.0/oauth2/accessToken answers as DingTalk does: the same token again within its lifetime, its
-// validity extended by every call to a full lifetime, and a new token after that. The error bodies are
-// DingTalk's own, and every known way of failing can be switched on for one app or for all of them.
+// POST /v1.0/oauth2/accessToken answers as DingTalk does: the same token again within its lifetime,
+// its validity extended by every call to a full lifetime, and a new token after that. The error
+// bodies are DingTalk's own, and every known way of failing can be switched on for one app or for
+// all of them.
 //
-// GET /v1.0/microApp/allInnerApps with a token in the header x-acs-dingtalk-access-token answers with a list of one app. A
-// token that has expired or was never given is refused as DingTalk refuses it: 400 InvalidAuthentication. No fault applies
-// here.
+// GET /v1.0/microApp/allInnerApps with a token in the header x-acs-dingtalk-access-token answers
+// with a list of one app. A token that has expired or was never given is refused as DingTalk
+// refuses it: 400 InvalidAuthentication. No fault applies here.
 //
 // # Control over HTTP
 //
-// The methods of [Server] are also an HTTP API below /simulator/. Bodies are JSON. A change is answered
-// 204, a question 200, bad input 400 with {"error":"…"}, an operation that does not exist 404 with the same.
-// An app key that holds a slash is written with %2F. No call of this API is counted as a token request.
+// The methods of [Server] are also an HTTP API below /simulator/. Bodies are JSON. A change is
+// answered 204, a question 200, bad input 400 with {"error":"…"}, an operation that does not exist
+// 404 with the same. An app key that holds a slash is written with %2F. No call of this API is
+// counted as a token request.
 //
 //	PUT    /simulator/faults/<app key or *>    {"kind":"hang"}              SetFault; the fields are below
 //	DELETE /simulator/faults/<app key or *>                                ClearFault: that fault alone
@@ -37,7 +40,8 @@
 //	 "part":"secret", "encoding":"json-all,json",
 //	 "raw":"HTTP/1.1 …", "repeat":"…", "interval":"1s"}
 //
-// "expire_in" is any JSON value and is put into the answer as it is; without it the answer has no expireIn.
+// "expire_in" is any JSON value and is put into the answer as it is; without it the answer has no
+// expireIn.
 //
 // For example, to leave the next request of an app without an answer:
 //

@@ -92,7 +92,8 @@ func TestFault_echo_request_can_be_decoded(t *testing.T) {
 			return string(b), err
 		},
 	} {
-		// All of it is repeated, whatever it is: a line break, punctuation, characters beyond the BMP.
+		// All of it is repeated, whatever it is: a line break, punctuation, characters beyond the
+		// BMP.
 		const body = "not JSON\n !\"#$%&'()*+,-./09:;<=>?@AZ[\\]^_`az{|}~ 密\U0001F511"
 		c.set(t, simulator.AnyApp, simulator.Fault{Kind: simulator.FaultEchoRequest, Encoding: encoding})
 		var got struct{ RequestID, Code, Message string }

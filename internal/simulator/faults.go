@@ -26,7 +26,8 @@ import (
 // credentials' message and the ban's body are DingTalk's to the letter; the other messages are
 // plausible. What is no HTTP response is in stream.go.
 
-// The kinds of [Fault]. What is said of status, code and message is for a fault that names no other.
+// The kinds of [Fault]. What is said of status, code and message is for a fault that names no
+// other.
 const (
 	// FaultError is an error in DingTalk's envelope with the fault's own code and message, and 400.
 	FaultError = "error"
@@ -40,7 +41,8 @@ const (
 	FaultMissingBody = "missing-body"
 	// FaultIPNotAllowed is 403 Forbidden.AccessDenied.IpNotInWhiteList.
 	FaultIPNotAllowed = "ip-not-allowed"
-	// FaultPermissionDenied is 403 Forbidden.AccessDenied.AccessTokenPermissionDenied with its accessdenieddetail.
+	// FaultPermissionDenied is 403 Forbidden.AccessDenied.AccessTokenPermissionDenied with its
+	// accessdenieddetail.
 	FaultPermissionDenied = "permission-denied"
 	// FaultThrottledQPS is 403 Forbidden.AccessDenied.QpsLimitForAppkeyAndApi.
 	FaultThrottledQPS = "throttled-qps"
@@ -61,14 +63,16 @@ const (
 	FaultUnavailableEmpty = "unavailable-empty"
 	// FaultMixedCase is 400 invalidClientIdOrSecret with the fields Code, Message and requestId.
 	FaultMixedCase = "mixed-case"
-	// FaultEchoSecret is 400 invalidParameter with a message of some kilobytes that repeats the secret sent and the
-	// app's last token, whole and split by control characters: a reader that cuts it first will hardly miss them all.
+	// FaultEchoSecret is 400 invalidParameter with a message of some kilobytes that repeats the
+	// secret sent and the app's last token, whole and split by control characters: a reader that
+	// cuts it first will hardly miss them all.
 	FaultEchoSecret = "echo-secret"
 	// FaultEchoRequest is 400 with what [Fault.Part] says for code, message and requestid, in the
 	// form that [Fault.Encoding] says. The fault's own code and message stand in its place.
 	FaultEchoRequest = "echo-request"
 
-	// FaultTruncated is the usual answer cut in half, with a Content-Length to match: whole HTTP, broken JSON.
+	// FaultTruncated is the usual answer cut in half, with a Content-Length to match: whole HTTP,
+	// broken JSON.
 	FaultTruncated = "truncated"
 	// FaultEmptyToken is 200 with an empty accessToken.
 	FaultEmptyToken = "empty-token"
@@ -142,11 +146,12 @@ const (
 	PartToken = "token"
 )
 
-// DefaultRedirect is where [FaultRedirect] leads without a Location: another loopback host, where nothing
-// should listen.
+// DefaultRedirect is where [FaultRedirect] leads without a Location: another loopback host, where
+// nothing should listen.
 const DefaultRedirect = "http://127.0.0.2:1/"
 
-// hugeBytes is the size of the bodies of FaultHuge and FaultGzipBomb, without a few bytes of JSON around it.
+// hugeBytes is the size of the bodies of FaultHuge and FaultGzipBomb, without a few bytes of JSON
+// around it.
 const hugeBytes = 100 << 20
 
 const bannedBody = `{"status":1111,"wait":5,"source":"x5","punish":"deny","uuid":"xxx"}`
@@ -165,15 +170,23 @@ var envelopes = map[string]struct {
 	FaultUnauthorizedClient:  {http.StatusUnauthorized, "unauthorized.client", "应用未被授权"},
 	FaultMissingBody:         {http.StatusBadRequest, "Missingbody", "body is mandatory for this action."},
 	FaultIPNotAllowed:        {http.StatusForbidden, "Forbidden.AccessDenied.IpNotInWhiteList", "访问ip不在白名单之中"},
-	FaultPermissionDenied:    {http.StatusForbidden, "Forbidden.AccessDenied.AccessTokenPermissionDenied", "应用尚未开通所需的权限"},
-	FaultThrottledQPS:        {http.StatusForbidden, "Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", "应用调用该接口的频率超过限制"},
-	FaultThrottledBusy:       {http.StatusTooManyRequests, "system.busy", "系统繁忙"},
-	FaultUnavailableUnknown:  {http.StatusInternalServerError, "unknownError", "未知错误"},
-	FaultUnavailableBusy:     {http.StatusInternalServerError, "system.busy", "系统繁忙"},
-	FaultUnavailableServer:   {http.StatusInternalServerError, "server.error", "服务器错误"},
-	FaultMixedCase:           {http.StatusBadRequest, "invalidClientIdOrSecret", "无效的clientId或者clientSecret"},
-	FaultEchoSecret:          {http.StatusBadRequest, "invalidParameter", ""},
-	FaultEchoRequest:         {status: http.StatusBadRequest},
+	FaultPermissionDenied: {
+		http.StatusForbidden,
+		"Forbidden.AccessDenied.AccessTokenPermissionDenied",
+		"应用尚未开通所需的权限",
+	},
+	FaultThrottledQPS: {
+		http.StatusForbidden,
+		"Forbidden.AccessDenied.QpsLimitForAppkeyAndApi",
+		"应用调用该接口的频率超过限制",
+	},
+	FaultThrottledBusy:      {http.StatusTooManyRequests, "system.busy", "系统繁忙"},
+	FaultUnavailableUnknown: {http.StatusInternalServerError, "unknownError", "未知错误"},
+	FaultUnavailableBusy:    {http.StatusInternalServerError, "system.busy", "系统繁忙"},
+	FaultUnavailableServer:  {http.StatusInternalServerError, "server.error", "服务器错误"},
+	FaultMixedCase:          {http.StatusBadRequest, "invalidClientIdOrSecret", "无效的clientId或者clientSecret"},
+	FaultEchoSecret:         {http.StatusBadRequest, "invalidParameter", ""},
+	FaultEchoRequest:        {status: http.StatusBadRequest},
 }
 
 // FaultKinds lists every kind, in the order of the constants.
@@ -191,22 +204,24 @@ func FaultKinds() []string {
 	}
 }
 
-// Fault is a way in which token requests fail. What does not apply to its kind is ignored. As JSON its fields
-// are those of the control API, in the package's documentation.
+// Fault is a way in which token requests fail. What does not apply to its kind is ignored. As JSON
+// its fields are those of the control API, in the package's documentation.
 //
 // In Code, Message, RetryAfter and Token, {n} stands for how many requests there were so far, so
 // that no two responses are alike.
 type Fault struct {
-	// Kind is one of the constants; empty is no fault, which still may have a Delay or a RetryAfter.
+	// Kind is one of the constants; empty is no fault, which still may have a Delay or a
+	// RetryAfter.
 	Kind string
-	// Status is the HTTP status in place of the kind's own, 200 to 599. The kinds that spoil a usual answer or
-	// give none ignore it.
+	// Status is the HTTP status in place of the kind's own, 200 to 599. The kinds that spoil a
+	// usual answer or give none ignore it.
 	Status int
 	// Code and Message stand in the envelope in place of the kind's own.
 	Code, Message string
 	// RetryAfter is a Retry-After header as it is, for any kind that answers with a whole response.
 	RetryAfter string
-	// Delay is a wait before the answer. A token's life counts from the request, not from the answer.
+	// Delay is a wait before the answer. A token's life counts from the request, not from the
+	// answer.
 	Delay time.Duration
 	// Location is where FaultRedirect leads; empty means DefaultRedirect.
 	Location string
@@ -237,7 +252,8 @@ func (f Fault) Validate() error {
 		return fmt.Errorf("unknown fault kind %q; the kinds are %s", f.Kind, strings.Join(FaultKinds(), ", "))
 	case f.Kind == "" && f != Fault{RetryAfter: f.RetryAfter, Delay: f.Delay, Times: f.Times}:
 		return errors.New("without a kind, a fault can only have delay, retry_after and times")
-	case f.Status != 0 && (f.Status < 200 || f.Status > 599 || f.Status == http.StatusNoContent || f.Status == http.StatusNotModified):
+	case f.Status != 0 && (f.Status < 200 || f.Status > 599 ||
+		f.Status == http.StatusNoContent || f.Status == http.StatusNotModified):
 		return fmt.Errorf("status %d is not one from 200 to 599 that can have a body", f.Status)
 	case f.Delay < 0:
 		return fmt.Errorf("delay %s is negative", f.Delay)
@@ -405,8 +421,8 @@ func (s *Server) echoAnswer(req tokenRequest, f Fault, status int) answer {
 	return answer{status, contentTypeJSON, []byte(body)}
 }
 
-// echo is some kilobytes of text that repeat the secrets. One that is cut before the secrets are replaced, or
-// replaced before the control characters are gone, shows some of them.
+// echo is some kilobytes of text that repeat the secrets. One that is cut before the secrets are
+// replaced, or replaced before the control characters are gone, shows some of them.
 func echo(secrets ...string) string {
 	var b strings.Builder
 	b.WriteString("bad request\x00\x1b[31m\r\n:")
@@ -489,7 +505,8 @@ func (s *Server) trickle(w http.ResponseWriter, r *http.Request, a answer) {
 	}
 }
 
-// hugeHead, a number of hugeChunk and hugeTail are what a client without a limit would take for a good answer.
+// hugeHead, a number of hugeChunk and hugeTail are what a client without a limit would take for a
+// good answer.
 const (
 	hugeHead = `{"accessToken":"`
 	hugeTail = `","expireIn":7200}`
@@ -511,9 +528,10 @@ func writeHuge(w io.Writer) error {
 	return err
 }
 
-// gzipBomb is put together from parts, since compressing the whole takes the race detector two seconds, and the
-// client a timeout that this fault does not mean. A flushed deflate block ends at a byte and refers at most 32 KiB
-// back. Each chunk but the first follows a chunk, so one compressed chunk serves for all of them.
+// gzipBomb is put together from parts, since compressing the whole takes the race detector two
+// seconds, and the client a timeout that this fault does not mean. A flushed deflate block ends at
+// a byte and refers at most 32 KiB back. Each chunk but the first follows a chunk, so one
+// compressed chunk serves for all of them.
 var gzipBomb = sync.OnceValue(func() []byte {
 	chunk := hugeChunk()
 	chunks := hugeBytes / len(chunk)

@@ -41,7 +41,11 @@ var plainAnswers = map[string]struct {
 		504,
 		`^\{"requestid":"` + requestID + `","code":"unknownError"\}$`,
 	},
-	"error without a code": {simulator.Fault{Kind: simulator.FaultError, Status: 500}, 500, `^\{"requestid":"` + requestID + `"\}$`},
+	"error without a code": {
+		simulator.Fault{Kind: simulator.FaultError, Status: 500},
+		500,
+		`^\{"requestid":"` + requestID + `"\}$`,
+	},
 	"rejected-credentials": {simulator.Fault{Kind: simulator.FaultRejectedCredentials}, 400, rejected},
 	"invalid-client": {
 		simulator.Fault{Kind: simulator.FaultInvalidClient},
@@ -90,7 +94,11 @@ var plainAnswers = map[string]struct {
 		400,
 		`"code":"systemBusy"`,
 	},
-	"banned":               {simulator.Fault{Kind: simulator.FaultBanned}, 403, `^\{"status":1111,"wait":5,"source":"x5","punish":"deny","uuid":"xxx"\}$`},
+	"banned": {
+		simulator.Fault{Kind: simulator.FaultBanned},
+		403,
+		`^\{"status":1111,"wait":5,"source":"x5","punish":"deny","uuid":"xxx"\}$`,
+	},
 	"banned with a status": {simulator.Fault{Kind: simulator.FaultBanned, Status: 200}, 200, `^\{"status":1111,`},
 	"html":                 {simulator.Fault{Kind: simulator.FaultHTML}, 403, `^<!DOCTYPE html>`},
 	"html with a status":   {simulator.Fault{Kind: simulator.FaultHTML, Status: 502}, 502, `^<!DOCTYPE html>`},
@@ -116,14 +124,46 @@ var plainAnswers = map[string]struct {
 		400,
 		`^\{"Code":"invalidClientIdOrSecret","Message":"无效的clientId或者clientSecret","requestId":"` + requestID + `"\}$`,
 	},
-	"empty-token":             {simulator.Fault{Kind: simulator.FaultEmptyToken}, 200, `^\{"accessToken":"","expireIn":7200\}$`},
-	"expire-in missing":       {simulator.Fault{Kind: simulator.FaultExpireIn}, 200, `^\{"accessToken":"[0-9a-f]{32}"\}$`},
-	"expire-in zero":          {simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: `0`}, 200, `^\{"accessToken":"[0-9a-f]{32}","expireIn":0\}$`},
-	"expire-in negative":      {simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: `-1`}, 200, `,"expireIn":-1\}$`},
-	"expire-in string":        {simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: `"7200"`}, 200, `,"expireIn":"7200"\}$`},
-	"expire-in at the limit":  {simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: `9223372036854775807`}, 200, `,"expireIn":9223372036854775807\}$`},
-	"errcode":                 {simulator.Fault{Kind: simulator.FaultErrcode}, 200, `^\{"errcode":404,"errmsg":".+"\}$`},
-	"truncated":               {simulator.Fault{Kind: simulator.FaultTruncated}, 200, `^\{"accessToken":"[0-9a-f]{1,31}$`},
+	"empty-token": {
+		simulator.Fault{Kind: simulator.FaultEmptyToken},
+		200,
+		`^\{"accessToken":"","expireIn":7200\}$`,
+	},
+	"expire-in missing": {
+		simulator.Fault{Kind: simulator.FaultExpireIn},
+		200,
+		`^\{"accessToken":"[0-9a-f]{32}"\}$`,
+	},
+	"expire-in zero": {
+		simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: `0`},
+		200,
+		`^\{"accessToken":"[0-9a-f]{32}","expireIn":0\}$`,
+	},
+	"expire-in negative": {
+		simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: `-1`},
+		200,
+		`,"expireIn":-1\}$`,
+	},
+	"expire-in string": {
+		simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: `"7200"`},
+		200,
+		`,"expireIn":"7200"\}$`,
+	},
+	"expire-in at the limit": {
+		simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: `9223372036854775807`},
+		200,
+		`,"expireIn":9223372036854775807\}$`,
+	},
+	"errcode": {
+		simulator.Fault{Kind: simulator.FaultErrcode},
+		200,
+		`^\{"errcode":404,"errmsg":".+"\}$`,
+	},
+	"truncated": {
+		simulator.Fault{Kind: simulator.FaultTruncated},
+		200,
+		`^\{"accessToken":"[0-9a-f]{1,31}$`,
+	},
 	"redirect":                {simulator.Fault{Kind: simulator.FaultRedirect}, 307, `^$`},
 	"no fault":                {simulator.Fault{}, 200, goodAnswer},
 	"no fault with a header":  {simulator.Fault{RetryAfter: "1"}, 200, goodAnswer},
@@ -200,7 +240,10 @@ func TestFault_redirect_leads_to_another_host(t *testing.T) {
 	c := start(t, simulator.Options{})
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultRedirect})
 	assert.Equal(t, "http://127.0.0.2:1/", c.ask(t).header.Get("Location"))
-	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultRedirect, Location: "https://example.com/x?y=1", Status: 308})
+	c.SetFault(
+		appKey,
+		simulator.Fault{Kind: simulator.FaultRedirect, Location: "https://example.com/x?y=1", Status: 308},
+	)
 	res := c.ask(t)
 	assert.Equal(t, "https://example.com/x?y=1", res.header.Get("Location"))
 	assert.Equal(t, 308, res.status)
@@ -228,7 +271,12 @@ func TestFault_echo_secret_repeats_what_was_sent(t *testing.T) {
 	assert.Less(t, len(printable), len(e.Message), "it has control characters")
 	for _, secret := range []string{appSecret, token} {
 		assert.Contains(t, e.Message, secret)
-		assert.Greater(t, strings.Count(printable, secret), strings.Count(e.Message, secret), "some are split by control characters")
+		assert.Greater(
+			t,
+			strings.Count(printable, secret),
+			strings.Count(e.Message, secret),
+			"some are split by control characters",
+		)
 	}
 
 	assert.Equal(t, 400, c.post(t, "no secret at all").status)
@@ -338,7 +386,13 @@ func TestFault_hang_ends_with_Close(t *testing.T) {
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultHang})
 	failed := make(chan error, 1)
 	go func() {
-		_, err := c.do(t.Context(), http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+		_, err := c.do(
+			t.Context(),
+			http.MethodPost,
+			simulator.TokenPath,
+			"application/json",
+			credentials(appKey, appSecret),
+		)
 		failed <- err
 	}()
 	require.Eventually(t, func() bool { return c.Requests(appKey) == 1 }, 10*time.Second, time.Millisecond)
@@ -397,7 +451,13 @@ func TestFault_reset_resets_the_connection(t *testing.T) {
 	t.Parallel()
 	c := start(t, simulator.Options{})
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultReset, Times: 1})
-	_, err := c.do(t.Context(), http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+	_, err := c.do(
+		t.Context(),
+		http.MethodPost,
+		simulator.TokenPath,
+		"application/json",
+		credentials(appKey, appSecret),
+	)
 	require.ErrorIs(t, err, syscall.ECONNRESET)
 	c.token(t)
 	assert.Equal(t, 2, c.Requests(appKey))
@@ -407,7 +467,13 @@ func TestFault_reset_ends_a_connection_that_is_no_TCP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startVirtual(t, simulator.Options{})
 		c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultReset})
-		_, err := c.do(t.Context(), http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+		_, err := c.do(
+			t.Context(),
+			http.MethodPost,
+			simulator.TokenPath,
+			"application/json",
+			credentials(appKey, appSecret),
+		)
 		require.Error(t, err)
 	})
 }
@@ -422,7 +488,12 @@ func TestFault_delay_holds_back_any_answer(t *testing.T) {
 			assert.Equal(t, 7*time.Second, time.Since(begin))
 			assert.Equal(t, kind == "", res.status == http.StatusOK)
 		}
-		assert.Equal(t, 2*time.Hour-14*time.Second, c.lifeLeft(t, c.LastToken(appKey)), "its life counts from the request")
+		assert.Equal(
+			t,
+			2*time.Hour-14*time.Second,
+			c.lifeLeft(t, c.LastToken(appKey)),
+			"its life counts from the request",
+		)
 	})
 }
 
@@ -437,7 +508,13 @@ func TestFault_delay_ends_with_the_client_and_with_Close(t *testing.T) {
 
 		failed := make(chan error, 1)
 		go func() {
-			_, err := c.do(t.Context(), http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+			_, err := c.do(
+				t.Context(),
+				http.MethodPost,
+				simulator.TokenPath,
+				"application/json",
+				credentials(appKey, appSecret),
+			)
 			failed <- err
 		}()
 		synctest.Wait()
@@ -514,7 +591,8 @@ func TestFault_as_JSON_reads_back_the_same(t *testing.T) {
 		`{"kind":"hang"}`: {Kind: simulator.FaultHang},
 		`{"kind":"expire-in","expire_in":"7200"}`: {Kind: simulator.FaultExpireIn, ExpireIn: `"7200"`},
 		`{"kind":"expire-in","expire_in":null}`:   {Kind: simulator.FaultExpireIn, ExpireIn: `null`},
-		`{"kind":"error","status":418,"code":"c","message":"m","retry_after":"30","delay":"1.5s","location":"l","times":3,"expire_in":-1}`: {
+		`{"kind":"error","status":418,"code":"c","message":"m","retry_after":"30",` +
+			`"delay":"1.5s","location":"l","times":3,"expire_in":-1}`: {
 			Kind: simulator.FaultError, Status: 418, Code: "c", Message: "m", RetryAfter: "30",
 			Delay: 1500 * time.Millisecond, Location: "l", Times: 3, ExpireIn: "-1",
 		},

@@ -21,8 +21,8 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// This file is what the tests share: a simulator with a client, over real loopback connections or, for virtual
-// time, over net.Pipe.
+// This file is what the tests share: a simulator with a client, over real loopback connections or,
+// for virtual time, over net.Pipe.
 
 const (
 	appKey    = "dingtestapp"
@@ -53,7 +53,8 @@ func start(t *testing.T, o simulator.Options) *client {
 	return newClient(t, s, url, nil)
 }
 
-// startVirtual does so without a network. It is for the bubble of a synctest, which a network would keep awake.
+// startVirtual does so without a network. It is for the bubble of a synctest, which a network would
+// keep awake.
 func startVirtual(t *testing.T, o simulator.Options) *client {
 	t.Helper()
 	s := newServer(o)
@@ -67,7 +68,12 @@ func newServer(o simulator.Options) *simulator.Server {
 	return simulator.New(o)
 }
 
-func newClient(t *testing.T, s *simulator.Server, url string, dial func(context.Context, string, string) (net.Conn, error)) *client {
+func newClient(
+	t *testing.T,
+	s *simulator.Server,
+	url string,
+	dial func(context.Context, string, string) (net.Conn, error),
+) *client {
 	t.Helper()
 	transport := &http.Transport{DialContext: dial, DisableCompression: true}
 	t.Cleanup(func() {

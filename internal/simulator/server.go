@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// This file is the server's life: making it, listening, and ending it. Ending must be prompt and whole, since
-// tests check for leaked goroutines and the command must stop while requests hang.
+// This file is the server's life: making it, listening, and ending it. Ending must be prompt and
+// whole, since tests check for leaked goroutines and the command must stop while requests hang.
 
 // DefaultTokenLifetime is how long DingTalk lets a token live.
 const DefaultTokenLifetime = 7200 * time.Second
@@ -28,13 +28,15 @@ type Options struct {
 	TokenLifetime time.Duration
 	// Apps maps an AppKey to its AppSecret.
 	Apps map[string]string
-	// Logger gets one line for each token request and each API call, without any secret; nil logs nothing.
+	// Logger gets one line for each token request and each API call, without any secret; nil logs
+	// nothing.
 	Logger *slog.Logger
 }
 
-// Server is a simulated token API, with one API that a token opens and the control API. It is an [http.Handler], and can serve by itself with
-// [Server.Start] or [Server.Serve]. Its methods may be called at any time from any goroutine. For virtual time
-// make it inside the bubble of testing/synctest.
+// Server is a simulated token API, with one API that a token opens and the control API. It is an
+// [http.Handler], and can serve by itself with [Server.Start] or [Server.Serve]. Its methods may be
+// called at any time from any goroutine. For virtual time make it inside the bubble of
+// testing/synctest.
 type Server struct {
 	logger  *slog.Logger
 	control http.Handler
@@ -85,15 +87,19 @@ func New(o Options) *Server {
 	return s
 }
 
-// CheckAddress tells whether addr is a "host:port" that [Listen] takes: the host is localhost or a literal
-// loopback address, the port 0 to 65535. The simulator has no authentication, so it is for this machine alone.
+// CheckAddress tells whether addr is a "host:port" that [Listen] takes: the host is localhost or a
+// literal loopback address, the port 0 to 65535. The simulator has no authentication, so it is for
+// this machine alone.
 func CheckAddress(addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return fmt.Errorf("address %q is not host:port", addr)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("address %q is not a loopback address, such as 127.0.0.1:8123, [::1]:8123 or localhost:8123", addr)
+		return fmt.Errorf(
+			"address %q is not a loopback address, such as 127.0.0.1:8123, [::1]:8123 or localhost:8123",
+			addr,
+		)
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return fmt.Errorf("address %q has a port that is not a number from 0 to 65535", addr)
@@ -101,8 +107,8 @@ func CheckAddress(addr string) error {
 	return nil
 }
 
-// Listen opens a TCP listener on a loopback address; port 0 takes a free one. It fails where [CheckAddress]
-// does and where the address is in use.
+// Listen opens a TCP listener on a loopback address; port 0 takes a free one. It fails where
+// [CheckAddress] does and where the address is in use.
 func Listen(addr string) (net.Listener, error) {
 	if err := CheckAddress(addr); err != nil {
 		return nil, err
@@ -115,8 +121,8 @@ func BaseURL(l net.Listener) string {
 	return "http://" + l.Addr().String()
 }
 
-// Start listens on a loopback address as [Listen] does, serves in the background until [Server.Close], and
-// returns the base URL. It fails where Listen does and after Close.
+// Start listens on a loopback address as [Listen] does, serves in the background until
+// [Server.Close], and returns the base URL. It fails where Listen does and after Close.
 func (s *Server) Start(addr string) (baseURL string, err error) {
 	l, err := Listen(addr)
 	if err != nil {
@@ -152,8 +158,9 @@ func (s *Server) start(l net.Listener) error {
 	return nil
 }
 
-// Serve answers on l until [Server.Close], and closes l. It returns nil once the server is closed, else why l
-// gave no more connections. Any listener will do, also one that hands out net.Pipe connections.
+// Serve answers on l until [Server.Close], and closes l. It returns nil once the server is closed,
+// else why l gave no more connections. Any listener will do, also one that hands out net.Pipe
+// connections.
 func (s *Server) Serve(l net.Listener) error {
 	if !s.hold() {
 		return l.Close()
@@ -167,8 +174,8 @@ func (s *Server) ServeTLS(l net.Listener, config *tls.Config) error {
 	return s.Serve(s.overTLS(l, config))
 }
 
-// Close ends everything at once, requests without an answer included, and returns when what the server
-// started has ended. Closing again does nothing.
+// Close ends everything at once, requests without an answer included, and returns when what the
+// server started has ended. Closing again does nothing.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	if !s.closed {
@@ -181,7 +188,8 @@ func (s *Server) Close() error {
 	return err
 }
 
-// ServeHTTP answers a request to the token API, to the API that a token opens, or to the control API.
+// ServeHTTP answers a request to the token API, to the API that a token opens, or to the control
+// API.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case s.isClosed():
@@ -216,8 +224,8 @@ func (s *Server) serve(l net.Listener) error {
 	return nil
 }
 
-// serveOwn answers what came in by the server's own listeners. Their connections alone are waited for: Close
-// cannot end those of somebody else's server.
+// serveOwn answers what came in by the server's own listeners. Their connections alone are waited
+// for: Close cannot end those of somebody else's server.
 func (s *Server) serveOwn(w http.ResponseWriter, r *http.Request) {
 	if !s.hold() { // on HTTP/2 a request can begin when its connection has ended
 		panic(http.ErrAbortHandler)

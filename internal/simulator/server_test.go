@@ -87,7 +87,13 @@ func TestServer_Close_ends_many_connections_that_come_at_the_same_time(t *testin
 		ended := make(chan error, clients)
 		for range clients {
 			go func() {
-				_, err := c.do(t.Context(), http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+				_, err := c.do(
+					t.Context(),
+					http.MethodPost,
+					simulator.TokenPath,
+					"application/json",
+					credentials(appKey, appSecret),
+				)
 				ended <- err
 			}()
 		}
@@ -126,12 +132,24 @@ func TestServer_is_a_handler_for_any_server(t *testing.T) {
 	s.SetFault(appKey, simulator.Fault{Kind: simulator.FaultHang})
 	failed := make(chan error, 1)
 	go func() {
-		_, err := c.do(t.Context(), http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+		_, err := c.do(
+			t.Context(),
+			http.MethodPost,
+			simulator.TokenPath,
+			"application/json",
+			credentials(appKey, appSecret),
+		)
 		failed <- err
 	}()
 	require.Eventually(t, func() bool { return s.Requests(appKey) == 2 }, 10*time.Second, time.Millisecond)
 	require.NoError(t, s.Close())
 	require.ErrorIs(t, <-failed, io.EOF, "Close ends requests, not the server they came by")
-	_, err := c.do(context.Background(), http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+	_, err := c.do(
+		context.Background(),
+		http.MethodPost,
+		simulator.TokenPath,
+		"application/json",
+		credentials(appKey, appSecret),
+	)
 	require.ErrorIs(t, err, io.EOF)
 }

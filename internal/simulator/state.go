@@ -11,7 +11,8 @@ import (
 
 // This file is what the simulator remembers: apps, tokens, counters and armed faults.
 
-// AnyApp stands for all apps, and for requests that name none, in [Server.SetFault] and [Server.Requests].
+// AnyApp stands for all apps, and for requests that name none, in [Server.SetFault] and
+// [Server.Requests].
 const AnyApp = "*"
 
 type issuedToken struct {
@@ -19,8 +20,8 @@ type issuedToken struct {
 	expires time.Time
 }
 
-// SetApp adds an app, or gives it another secret. DingTalk does not document what a new secret does to issued
-// tokens; here they live on.
+// SetApp adds an app, or gives it another secret. DingTalk does not document what a new secret does
+// to issued tokens; here they live on.
 func (s *Server) SetApp(appKey, appSecret string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -34,8 +35,8 @@ func (s *Server) RemoveApp(appKey string) {
 	delete(s.secrets, appKey)
 }
 
-// SetTokenLifetime is the lifetime that tokens get from now on, when issued or extended; not positive means
-// [DefaultTokenLifetime]. A lifetime below a second is answered as an expireIn of 0.
+// SetTokenLifetime is the lifetime that tokens get from now on, when issued or extended; not
+// positive means [DefaultTokenLifetime]. A lifetime below a second is answered as an expireIn of 0.
 func (s *Server) SetTokenLifetime(d time.Duration) {
 	if d <= 0 {
 		d = DefaultTokenLifetime
@@ -45,8 +46,8 @@ func (s *Server) SetTokenLifetime(d time.Duration) {
 	s.lifetime = d
 }
 
-// RotateTokens makes every call of the app give a new token (on), or repeat the last one (off, as at first).
-// Older tokens live on to their end.
+// RotateTokens makes every call of the app give a new token (on), or repeat the last one (off, as
+// at first). Older tokens live on to their end.
 func (s *Server) RotateTokens(appKey string, on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,9 +67,9 @@ func (s *Server) ExpireTokens(appKey string) {
 	}
 }
 
-// SetFault makes the app's requests fail as f says, in place of the fault set before. [AnyApp] hits every token
-// request, also one whose body names no app. An app's own fault wins over it, so that Fault{} exempts an app.
-// It panics where [Fault.Validate] fails.
+// SetFault makes the app's requests fail as f says, in place of the fault set before. [AnyApp] hits
+// every token request, also one whose body names no app. An app's own fault wins over it, so that
+// Fault{} exempts an app. It panics where [Fault.Validate] fails.
 func (s *Server) SetFault(appKey string, f Fault) {
 	if err := f.Validate(); err != nil {
 		panic(fmt.Sprintf("simulator: SetFault: %v", err))
@@ -78,7 +79,8 @@ func (s *Server) SetFault(appKey string, f Fault) {
 	s.faults[appKey] = f
 }
 
-// ClearFault takes back the fault set for this app key, or for [AnyApp]. A request already hit stays so.
+// ClearFault takes back the fault set for this app key, or for [AnyApp]. A request already hit
+// stays so.
 func (s *Server) ClearFault(appKey string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,8 +94,9 @@ func (s *Server) ClearFaults() {
 	clear(s.faults)
 }
 
-// Requests counts the token requests that named the app, whatever their answer and whether the app is known;
-// for [AnyApp] all of them, also those that named none. A request counts once its body is read.
+// Requests counts the token requests that named the app, whatever their answer and whether the app
+// is known; for [AnyApp] all of them, also those that named none. A request counts once its body is
+// read.
 func (s *Server) Requests(appKey string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -103,8 +106,8 @@ func (s *Server) Requests(appKey string) int {
 	return s.requests[appKey]
 }
 
-// LifeLeft tells how long a token will still be accepted, zero or less if it has expired, and whether it was
-// ever issued.
+// LifeLeft tells how long a token will still be accepted, zero or less if it has expired, and
+// whether it was ever issued.
 func (s *Server) LifeLeft(token string) (left time.Duration, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -115,7 +118,8 @@ func (s *Server) LifeLeft(token string) (left time.Duration, known bool) {
 	return time.Until(t.expires), true
 }
 
-// owner is the app that a token was given to, and whether the token still lives; empty if it was never given.
+// owner is the app that a token was given to, and whether the token still lives; empty if it was
+// never given.
 func (s *Server) owner(token string) (appKey string, live bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,7 +152,8 @@ func (s *Server) issue(appKey, appSecret string) (token string, lifetime time.Du
 	return token, s.lifetime, true
 }
 
-// receive counts a token request and returns the fault that hits it; appKey is empty if it names no app.
+// receive counts a token request and returns the fault that hits it; appKey is empty if it names no
+// app.
 func (s *Server) receive(appKey string) Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// This file is the token API as it answers when no fault is set, and the way a request takes: read, counted,
-// answered in memory, logged, and only then sent, so that a slow or broken sending changes none of the rest.
+// This file is the token API as it answers when no fault is set, and the way a request takes: read,
+// counted, answered in memory, logged, and only then sent, so that a slow or broken sending changes
+// none of the rest.
 
 // TokenPath is where DingTalk gives out access tokens.
 const TokenPath = "/v1.0/oauth2/accessToken"
@@ -77,9 +78,10 @@ type tokenRequest struct {
 	missing           string // what the gateway would ask for first: body, appKey or appSecret
 }
 
-// readTokenRequest takes a JSON object of type application/json, as documented. It reads the names to the
-// letter, unlike a decoding into a struct, so that a client which spells one otherwise is found out. DingTalk
-// answers a form with Missingbody; that it treats all else that is no JSON object the same is assumed here.
+// readTokenRequest takes a JSON object of type application/json, as documented. It reads the names
+// to the letter, unlike a decoding into a struct, so that a client which spells one otherwise is
+// found out. DingTalk answers a form with Missingbody; that it treats all else that is no JSON
+// object the same is assumed here.
 func readTokenRequest(r *http.Request) tokenRequest {
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxRequestBytes+1))
 	var fields map[string]any

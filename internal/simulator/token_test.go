@@ -22,9 +22,11 @@ import (
 const (
 	requestID = `[0-9A-F]{8}-[0-9A-F]{4}-4[0-9A-F]{3}-[89AB][0-9A-F]{3}-[0-9A-F]{12}`
 
-	rejected    = `^\{"requestid":"` + requestID + `","code":"invalidClientIdOrSecret","message":"无效的clientId或者clientSecret"\}$`
-	missingBody = `^\{"requestid":"` + requestID + `","code":"Missingbody","message":"body is mandatory for this action\."\}$`
-	goodAnswer  = `^\{"accessToken":"[0-9a-f]{32}","expireIn":7200\}$`
+	rejected = `^\{"requestid":"` + requestID + `",` +
+		`"code":"invalidClientIdOrSecret","message":"无效的clientId或者clientSecret"\}$`
+	missingBody = `^\{"requestid":"` + requestID + `",` +
+		`"code":"Missingbody","message":"body is mandatory for this action\."\}$`
+	goodAnswer = `^\{"accessToken":"[0-9a-f]{32}","expireIn":7200\}$`
 )
 
 func TestSimulator_answers_good_credentials_to_the_letter(t *testing.T) {
@@ -67,7 +69,9 @@ func TestSimulator_misses_the_body_of_anything_but_a_JSON_object(t *testing.T) {
 	good := credentials(appKey, appSecret)
 
 	for name, in := range map[string]struct{ contentType, body string }{
-		"form":                 {"application/x-www-form-urlencoded", url.Values{"appKey": {appKey}, "appSecret": {appSecret}}.Encode()},
+		"form": {
+			"application/x-www-form-urlencoded", url.Values{"appKey": {appKey}, "appSecret": {appSecret}}.Encode(),
+		},
 		"form type, JSON body": {"application/x-www-form-urlencoded", good},
 		"no type":              {"", good},
 		"empty":                {"application/json", ""},
@@ -103,7 +107,9 @@ func TestSimulator_answers_a_wrong_path_with_200_and_an_errcode(t *testing.T) {
 	t.Parallel()
 	c := start(t, simulator.Options{})
 
-	for _, path := range []string{"/", "/v1.0/oauth2/accesstoken", simulator.TokenPath + "/", "/" + simulator.TokenPath, "/simulator"} {
+	for _, path := range []string{
+		"/", "/v1.0/oauth2/accesstoken", simulator.TokenPath + "/", "/" + simulator.TokenPath, "/simulator",
+	} {
 		res := c.must(t, http.MethodPost, path, "application/json", credentials(appKey, appSecret))
 		assert.Equal(t, http.StatusOK, res.status, path)
 		assert.JSONEq(t, `{"errcode":404,"errmsg":"请求的URI地址不存在"}`, res.body, path)
@@ -271,7 +277,13 @@ func TestSimulator_gives_one_token_to_concurrent_requests(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range tokens {
 		wg.Go(func() {
-			res, err := c.do(t.Context(), http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+			res, err := c.do(
+				t.Context(),
+				http.MethodPost,
+				simulator.TokenPath,
+				"application/json",
+				credentials(appKey, appSecret),
+			)
 			assert.NoError(t, err)
 			tokens[i] = res.body
 		})
@@ -295,7 +307,13 @@ func TestSimulator_logs_a_line_for_each_token_request_and_no_secret(t *testing.T
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultEchoSecret})
 	c.ask(t)
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultReset})
-	_, err := c.do(t.Context(), http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+	_, err := c.do(
+		t.Context(),
+		http.MethodPost,
+		simulator.TokenPath,
+		"application/json",
+		credentials(appKey, appSecret),
+	)
 	require.Error(t, err)
 	require.NoError(t, c.Close()) // nothing is logged after it
 
@@ -303,7 +321,12 @@ func TestSimulator_logs_a_line_for_each_token_request_and_no_secret(t *testing.T
 	require.Len(t, lines, 5)
 	assert.Regexp(t, `msg="token request" app=dingtestapp status=200 request_id=`+requestID+` fault=none$`, lines[0])
 	assert.Regexp(t, `app=dingtestapp status=400 request_id=`+requestID+` fault=none$`, lines[1])
-	assert.Contains(t, rejectedAnswer.body, between(lines[1], "request_id=", " "), "the log has the request id of the answer")
+	assert.Contains(
+		t,
+		rejectedAnswer.body,
+		between(lines[1], "request_id=", " "),
+		"the log has the request id of the answer",
+	)
 	assert.Contains(t, lines[2], "app=unknown status=400")
 	assert.Contains(t, lines[3], "status=400")
 	assert.Contains(t, lines[3], "fault=echo-secret")
