@@ -2,18 +2,25 @@
 
 package dingtalk
 
-// This file tests the way to DingTalk: what each answer means, what is shown of it, when a call is repeated, and what goes
-// wrong on the network. Where time matters the calls go through pipes, in virtual time; TLS and sockets are real, on loopback.
+// This file tests the way to DingTalk: what each response means, what is shown of it, when a call
+// is repeated, and what goes wrong on the network. Calls go through pipes, in virtual time; TLS and
+// proxies are real, on loopback.
 
 import (
+	"bytes"
+	"cmp"
+	"compress/gzip"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log"
 	"maps"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -27,6 +34,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
@@ -45,227 +53,156 @@ func envelope(code string) string {
 }
 
 func TestClient_tells_every_failure_from_the_others(t *testing.T) {
-	denied := "Forbidden.AccessDenied."
-	for _, c := range []struct {
-		name   string
-		status int
-		body   string
-		want   errorClass
-	}{
-		{"wrong credentials", 400, envelope("invalidClientIdOrSecret"), classRejectedCredentials},
-		{"wrong credentials, unified", 400, envelope("invalid.client"), classRejectedCredentials},
-		{"unauthorized client", 401, envelope("unauthorized.client"), classRejectedCredentials},
-		{"unauthorized client with 400", 400, envelope("unauthorized.client"), classRejectedCredentials},
-		{"server error, unified", 500, envelope("server.error"), classUnavailable},
-		{"unsupported grant type", 400, envelope("unsupported.grant.type"), classRejectedRequest},
-		{"a form-encoded body", 400, envelope("Missingbody"), classRejectedRequest},
-		{"any other 400", 400, envelope("invalidParameter"), classRejectedRequest},
-		{"any other 401", 401, envelope("unauthorized"), classRejectedRequest},
-		{"any other 404", 404, envelope("InvalidAction.NotFound"), classRejectedRequest},
-		{"egress IP", 403, envelope(denied + "IpNotInWhiteList"), classForbiddenIP},
-		{"permission", 403, `{"code":"` + denied + `AccessTokenPermissionDenied","message":"m","requestid":"r","accessdenieddetail":{"requiredScopes":["a"]}}`, classRejectedRequest},
-
-		{"limit of the API", 403, envelope(denied + "QpsLimitForApi"), classThrottled},
-		{"limit per second of app and API", 403, envelope(denied + "QpsLimitForAppkeyAndApi"), classThrottled},
-		{"limit per minute of app and API", 403, envelope(denied + "QpmLimitForAppkeyAndApi"), classThrottled},
-		{"limit per second of suite", 403, envelope(denied + "QpsLimitForSuitekeyAndOrgAndApi"), classThrottled},
-		{"limit per minute of suite", 403, envelope(denied + "QpmLimitForSuitekeyAndOrgAndApi"), classThrottled},
-		{"limit of the organisation", 403, envelope(denied + "ApiCountLimitForOrg"), classThrottled},
-		{"busy", 429, envelope("system.busy"), classThrottled},
-		{"busy, spelt otherwise", 429, envelope("systemBusy"), classThrottled},
-		{"busy with 400", 400, envelope("system.busy"), classThrottled},
-		{"busy with 500", 500, envelope("system.busy"), classUnavailable},
-		{"busy with 500, spelt otherwise", 500, envelope("systemBusy"), classUnavailable},
-		{"429 without a code", 429, `{}`, classThrottled},
-		{"429, empty", 429, "", classThrottled},
-
-		{"ban with 200", 200, bannedBody, classBanned},
-		{"ban with 400", 400, bannedBody, classBanned},
-		{"ban with 403", 403, bannedBody, classBanned},
-		{"ban with 429", 429, bannedBody, classBanned},
-		{"ban with 503", 503, bannedBody, classBanned},
-
-		{"HTML with 200", 200, htmlBody, classMalformed},
-		{"HTML with 403", 403, htmlBody, classMalformed},
-		{"HTML with 404", 404, htmlBody, classMalformed},
-		{"HTML with 429", 429, htmlBody, classMalformed},
-		{"HTML with 500", 500, htmlBody, classUnavailable},
-		{"HTML with 502", 502, htmlBody, classUnavailable},
-
-		{"500 unknownError", 500, envelope("unknownError"), classUnavailable},
-		{"502", 502, `{}`, classUnavailable},
-		{"503, empty", 503, "", classUnavailable},
-		{"504", 504, "gateway timeout", classUnavailable},
-		{"500 with a grant", 500, goodBody, classUnavailable},
-		{"503, oversized", 503, strings.Repeat(" ", maxResponse+1), classUnavailable},
-
-		{"below 200", 101, goodBody, classMalformed},
-		{"below 100", 99, envelope("invalidClientIdOrSecret"), classMalformed},
-
-		{"redirect", 307, "", classRedirect},
-		{"redirect with HTML", 302, htmlBody, classRedirect},
-
-		{"200 with errcode", 200, `{"errcode":404,"errmsg":"no such path"}`, classMalformed},
-		{"200 with a code", 200, envelope("invalidClientIdOrSecret"), classMalformed},
-		{"4xx without a code", 400, `{"message":"m"}`, classMalformed},
-		{"4xx with a grant", 400, goodBody, classMalformed},
-		{"4xx, empty", 404, "", classMalformed},
-		{"201 with a grant", 201, goodBody, classMalformed},
-		{"204", 204, "", classMalformed},
-		{"empty", 200, "", classMalformed},
-		{"null", 200, "null", classMalformed},
-		{"a list", 200, "[]", classMalformed},
-		{"a text", 200, `"token"`, classMalformed},
-		{"truncated", 200, goodBody[:len(goodBody)-5], classMalformed},
-		{"something after the object", 200, goodBody + "{}", classMalformed},
-		{"no token", 200, `{"expireIn":7200}`, classMalformed},
-		{"an empty token", 200, `{"accessToken":"","expireIn":7200}`, classMalformed},
-		{"a token that is null", 200, `{"accessToken":null,"expireIn":7200}`, classMalformed},
-		{"a token that is a number", 200, `{"accessToken":12345,"expireIn":7200}`, classMalformed},
-		{"a token that is a list", 200, `{"accessToken":["fw8ef8we"],"expireIn":7200}`, classMalformed},
-		{"a token that is an object", 200, `{"accessToken":{"a":"fw8ef8we"},"expireIn":7200}`, classMalformed},
-		{"a token with a line break", 200, `{"accessToken":"fw8ef8we\nPATH=/tmp","expireIn":7200}`, classMalformed},
-		{"a token with a space", 200, `{"accessToken":"fw8ef8we 8f76","expireIn":7200}`, classMalformed},
-		{"a token with a control character", 200, `{"accessToken":"fw8ef8we\u0007","expireIn":7200}`, classMalformed},
-		{"a token that is not ASCII", 200, `{"accessToken":"令牌","expireIn":7200}`, classMalformed},
-		{"a token of 2,049 characters", 200, `{"accessToken":"` + strings.Repeat("t", 2049) + `","expireIn":7200}`, classMalformed},
-		{"oversized", 200, goodBody + strings.Repeat(" ", maxResponse), classMalformed},
-		{"oversized 400", 400, envelope("invalidClientIdOrSecret") + strings.Repeat(" ", maxResponse), classMalformed},
+	denied := func(limit string) string { return envelope("Forbidden.AccessDenied." + limit) }
+	withToken := func(value string) string { return `{"accessToken":` + value + `,"expireIn":7200}` }
+	oversize := strings.Repeat(" ", maxResponse)
+	type bodies = map[int][]string // by status
+	for class, all := range map[errorClass]bodies{
+		classRejectedCredentials: {
+			400: {envelope("invalidClientIdOrSecret"), envelope("invalid.client"), envelope("unauthorized.client")},
+			401: {envelope("unauthorized.client")},
+		},
+		classForbiddenIP: {403: {denied("IpNotInWhiteList")}},
+		classRejectedRequest: {
+			400: {envelope("unsupported.grant.type"), envelope("Missingbody"), envelope("invalidParameter")},
+			401: {envelope("unauthorized")},
+			403: {strings.Replace(denied("AccessTokenPermissionDenied"), `{`, `{"accessdenieddetail":{"a":["b"]},`, 1)},
+			404: {envelope("InvalidAction.NotFound")},
+		},
+		classThrottled: {
+			400: {envelope("system.busy"), envelope("systemBusy")},
+			403: {
+				denied("QpsLimitForApi"), denied("QpsLimitForAppkeyAndApi"), denied("QpmLimitForAppkeyAndApi"),
+				denied("QpsLimitForSuitekeyAndOrgAndApi"), denied("QpmLimitForSuitekeyAndOrgAndApi"),
+				denied("ApiCountLimitForOrg"),
+			},
+			429: {envelope("system.busy"), envelope("systemBusy"), envelope("invalidParameter"), `{}`, ""},
+		},
+		classBanned: {200: {bannedBody}, 400: {bannedBody}, 403: {bannedBody}, 429: {bannedBody}, 503: {bannedBody}},
+		classUnavailable: {
+			500: {
+				envelope("unknownError"), envelope("server.error"), envelope("system.busy"), envelope("systemBusy"),
+				htmlBody, goodBody,
+			},
+			502: {htmlBody, `{}`},
+			503: {"", oversize + " "},
+			504: {"gateway timeout"},
+		},
+		classRedirect: {301: {""}, 302: {htmlBody}, 303: {""}, 307: {""}, 308: {""}},
+		classMalformed: {
+			99:  {envelope("invalidClientIdOrSecret"), bannedBody},
+			101: {goodBody},
+			200: {
+				"", "null", "[]", `"token"`, htmlBody, envelope("invalidClientIdOrSecret"),
+				`{"errcode":404,"errmsg":"no such path"}`, goodBody[:len(goodBody)-5], goodBody + "{}",
+				goodBody + oversize, `{"expireIn":7200}`, withToken(`""`), withToken(`null`), withToken(`12345`),
+				withToken(`["fw8ef8we"]`), withToken(`{"a":"fw8ef8we"}`), withToken(`"fw8ef8we\nPATH=/tmp"`),
+				withToken(`"fw8ef8we 8f76"`), withToken(`"fw8ef8we\u0007"`), withToken(`"令牌"`),
+				withToken(`"` + strings.Repeat("t", 2049) + `"`),
+			},
+			201: {goodBody},
+			204: {""},
+			400: {`{"message":"without a code"}`, goodBody, envelope("invalidClientIdOrSecret") + oversize},
+			403: {htmlBody},
+			404: {htmlBody, ""},
+			429: {htmlBody},
+		},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			_, err := readResponse(c.status, http.Header{}, []byte(c.body), newSensitive(theSecret))
-			require.NotNil(t, err)
-			require.Equal(t, c.want, err.class, err.Error())
-			require.Equal(t, c.want == classUnavailable, err.repeatable())
-			require.Equal(t, c.want == classRejectedCredentials || c.want == classRejectedRequest || c.want == classForbiddenIP, err.rejected())
-		})
+		rejected := class == classRejectedCredentials || class == classRejectedRequest || class == classForbiddenIP
+		for status, ofStatus := range all {
+			for _, body := range ofStatus {
+				_, err := readResponse(status, http.Header{}, []byte(body), newSensitive(theSecret))
+				require.NotNil(t, err)
+				require.Equal(t, class, err.class, "%d %.100s: %s", status, body, err)
+				require.Equal(t, class == classUnavailable, err.repeatable())
+				require.Equal(t, rejected, err.rejected())
+			}
+		}
 	}
 }
 
 func TestClient_shows_code_message_and_request_id_however_they_are_spelt(t *testing.T) {
-	for name, body := range map[string]string{
-		"DingTalk's own":    `{"requestid":"01A08FE7","code":"invalidClientIdOrSecret","message":"无效的clientId"}`,
-		"a gateway's":       `{"requestId":"01A08FE7","Code":"invalidClientIdOrSecret","Message":"无效的clientId"}`,
-		"all in upper case": `{"REQUESTID":"01A08FE7","CODE":"invalidClientIdOrSecret","MESSAGE":"无效的clientId"}`,
+	const code, message, id = "invalid.client", "无效的clientId", "01A08FE7"
+	for _, c := range []struct {
+		status            int
+		body              string
+		code, message, id string
+	}{
+		{400, `{"requestid":"01A08FE7","code":"invalid.client","message":"无效的clientId"}`, code, message, id},
+		{400, `{"requestId":"01A08FE7","Code":"invalid.client","Message":"无效的clientId"}`, code, message, id},
+		{400, `{"REQUESTID":"01A08FE7","CODE":"invalid.client","MESSAGE":"无效的clientId"}`, code, message, id},
+		// A field of an unexpected type hides no other.
+		{400, `{"requestid":17,"code":"invalid.client","message":{"a":1},"accessToken":false,"status":[]}`, code, "", "17"},
+		// A wrong path is answered so.
+		{200, `{"errcode":404,"errmsg":"请求的URI地址不存在"}`, "404", "请求的URI地址不存在", ""},
 	} {
-		t.Run(name, func(t *testing.T) {
-			_, err := readResponse(400, http.Header{}, []byte(body))
-			require.Equal(t, classRejectedCredentials, err.class)
-			require.Equal(t, "invalidClientIdOrSecret", err.code)
-			require.Equal(t, "无效的clientId", err.message)
-			require.Equal(t, "01A08FE7", err.requestID)
-			told := err.describe(theApp, theURL)
-			for _, part := range []string{theApp, theURL, "invalidClientIdOrSecret", "无效的clientId", "01A08FE7", "published"} {
-				require.Contains(t, told, part)
-			}
-		})
+		_, err := readResponse(c.status, http.Header{}, []byte(c.body))
+		require.Equal(t, []string{c.code, c.message, c.id}, []string{err.code, err.message, err.requestID}, c.body)
+		for _, part := range []string{theApp, theURL, c.code, c.message, c.id} {
+			require.Contains(t, err.describe(theApp, theURL), part)
+		}
 	}
-}
-
-func TestClient_a_field_of_an_unexpected_type_hides_no_other(t *testing.T) {
-	_, err := readResponse(400, http.Header{}, []byte(`{"code":"invalidClientIdOrSecret","message":{"a":1},"requestid":17,"accessToken":false,"status":[]}`))
-	require.Equal(t, classRejectedCredentials, err.class)
-	require.Equal(t, "17", err.requestID)
-	require.Empty(t, err.message)
-}
-
-func TestClient_shows_the_errcode_of_a_wrong_path(t *testing.T) {
-	_, err := readResponse(200, http.Header{}, []byte(`{"errcode":404,"errmsg":"请求的URI地址不存在"}`))
-	require.Equal(t, "404", err.code)
-	require.Equal(t, "请求的URI地址不存在", err.message)
 }
 
 func TestClient_an_HTML_page_is_known_by_header_or_body_and_names_the_ban_as_a_possible_cause(t *testing.T) {
-	for name, c := range map[string]struct{ contentType, body string }{
-		"header": {"text/html; charset=utf-8", "Access denied"},
-		"body":   {"", "\n  " + htmlBody},
+	for contentType, body := range map[string]string{
+		"text/html; charset=utf-8": "Access denied",
+		"":                         "\n  " + htmlBody,
 	} {
-		t.Run(name, func(t *testing.T) {
-			_, err := readResponse(403, http.Header{"Content-Type": {c.contentType}}, []byte(c.body))
-			require.Equal(t, classMalformed, err.class)
-			require.Contains(t, err.cause, "ban")
-			require.NotContains(t, err.describe(theApp, theURL), "denied", "never a body")
-		})
+		_, err := readResponse(403, http.Header{"Content-Type": {contentType}}, []byte(body))
+		require.Equal(t, classMalformed, err.class)
+		require.Contains(t, err.cause, "ban")
+		require.NotContains(t, err.describe(theApp, theURL), "denied", "never a body")
 	}
 }
 
-func TestClient_a_grant_is_one_whatever_its_content_type(t *testing.T) {
-	_, err := readResponse(200, http.Header{"Content-Type": {"text/html"}}, []byte(goodBody))
-	require.Nil(t, err)
-}
-
-func TestClient_a_token_may_have_2048_visible_ASCII_characters(t *testing.T) {
+func TestClient_a_good_response_may_have_64_KiB_2048_characters_of_token_and_any_content_type(t *testing.T) {
 	value := strings.Repeat("!~aZ09-_", 256)
-	got, err := readResponse(200, http.Header{}, fmt.Appendf(nil, `{"accessToken":%q,"expireIn":7200}`, value))
+	body := fmt.Appendf(nil, `{"accessToken":%q,"expireIn":7200}`, value)
+	body = append(body, bytes.Repeat([]byte(" "), maxResponse-len(body))...)
+	got, err := readResponse(200, http.Header{"Content-Type": {"text/html"}}, body)
 	require.Nil(t, err)
 	require.Equal(t, value, got.accessToken.reveal())
 }
 
-func TestClient_expireIn(t *testing.T) {
+func TestClient_takes_expireIn_as_a_positive_number_and_for_a_day_at_most(t *testing.T) {
+	const day = 24 * time.Hour
 	for given, want := range map[string]time.Duration{
-		`7200`:                7200 * time.Second,
-		`7200.9`:              7200 * time.Second,
-		`1e3`:                 1000 * time.Second,
-		`1`:                   time.Second,
-		`86400`:               24 * time.Hour,
-		`86401`:               24 * time.Hour,
-		`9223372036854775807`: 24 * time.Hour,
-		`1e400`:               24 * time.Hour,
-		`0`:                   0,
-		`-1`:                  0,
-		`-1e400`:              0,
-		`1e-400`:              0,
-		`0.5`:                 0,
-		`"7200"`:              0,
-		`""`:                  0,
-		`null`:                0,
-		`true`:                0,
-		`[7200]`:              0,
-		`{"seconds":7200}`:    0,
-		``:                    0, // missing
+		`7200`: 7200 * time.Second, `7200.9`: 7200 * time.Second, `1e3`: 1000 * time.Second, `1`: time.Second,
+		`86400`: day, `86401`: day, `9223372036854775807`: day, `1e400`: day,
+		`0`: 0, `-1`: 0, `-1e400`: 0, `1e-400`: 0, `0.5`: 0, `"7200"`: 0, `""`: 0, `null`: 0, `true`: 0, `[7200]`: 0,
+		`{"seconds":7200}`: 0, `missing`: 0,
 	} {
-		t.Run(given, func(t *testing.T) {
-			body := fmt.Sprintf(`{"accessToken":%q,"expireIn":%s}`, goodToken, given)
-			if given == "" {
-				body = fmt.Sprintf(`{"accessToken":%q}`, goodToken)
-			}
-			got, err := readResponse(200, http.Header{}, []byte(body))
-			if want == 0 {
-				require.NotNil(t, err)
-				require.Equal(t, classMalformed, err.class)
-				require.Contains(t, err.cause, "expireIn")
-				return
-			}
-			require.Nil(t, err)
-			require.Equal(t, want, got.expireIn)
-			require.Equal(t, goodToken, got.accessToken.reveal())
-		})
+		body := strings.Replace(goodBody, `7200`, given, 1)
+		if given == `missing` {
+			body = strings.Replace(goodBody, `,"expireIn":7200`, ``, 1)
+		}
+		got, err := readResponse(200, http.Header{}, []byte(body))
+		if want == 0 {
+			require.NotNil(t, err, given)
+			require.Equal(t, classMalformed, err.class, given)
+			require.Contains(t, err.cause, "expireIn")
+			continue
+		}
+		require.Nil(t, err, given)
+		require.Equal(t, grant{newSensitive(goodToken), want}, got, given)
 	}
 }
 
-func TestClient_Retry_After_is_honoured_up_to_ten_minutes(t *testing.T) {
+func TestClient_Retry_After_is_honored_up_to_ten_minutes(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	for given, want := range map[string]time.Duration{
-		"":                               0,
-		"0":                              0,
-		"30":                             30 * time.Second,
-		" 30 ":                           30 * time.Second,
-		"600":                            10 * time.Minute,
-		"601":                            10 * time.Minute,
-		"9223372036854775807":            10 * time.Minute,
-		"99999999999999999999999999":     10 * time.Minute,
-		"-30":                            0,
-		"soon":                           0,
-		"1.5":                            0,
-		"Fri, 02 Jan 2026 03:05:05 GMT":  time.Minute,
-		"Friday, 02-Jan-26 03:05:05 GMT": time.Minute,
-		"Fri, 02 Jan 2026 03:03:05 GMT":  0,
-		"Sat, 02 Jan 2027 03:04:05 GMT":  10 * time.Minute,
-		"Fri, 31 Dec 9999 23:59:59 GMT":  10 * time.Minute,
+	for want, all := range map[time.Duration][]string{
+		0:                {"", "0", "-30", "soon", "1.5", "Fri, 02 Jan 2026 03:03:05 GMT"},
+		30 * time.Second: {"30", " 30 "},
+		time.Minute:      {"Fri, 02 Jan 2026 03:05:05 GMT", "Friday, 02-Jan-26 03:05:05 GMT"},
+		10 * time.Minute: {
+			"600", "601", "9223372036854775807", "99999999999999999999999999",
+			"Sat, 02 Jan 2027 03:04:05 GMT", "Fri, 31 Dec 9999 23:59:59 GMT",
+		},
 	} {
-		t.Run(given, func(t *testing.T) {
-			require.Equal(t, want, retryAfter(http.Header{"Retry-After": {given}}, now))
-		})
+		for _, given := range all {
+			require.Equal(t, want, retryAfter(http.Header{"Retry-After": {given}}, now), given)
+		}
 	}
 	_, err := readResponse(429, http.Header{"Retry-After": {"30"}}, []byte(envelope("system.busy")))
 	require.Equal(t, 30*time.Second, err.retryAfter)
@@ -274,489 +211,470 @@ func TestClient_Retry_After_is_honoured_up_to_ten_minutes(t *testing.T) {
 // requireTellsNothing wants none of the texts of a failure to hold a secret or a token.
 func requireTellsNothing(t *testing.T, err *fetchError) {
 	t.Helper()
+	require.NotNil(t, err)
 	for _, told := range []string{err.Error(), err.describe(theApp, theURL), fmt.Sprintf("%+v", *err)} {
 		require.NotContains(t, told, theSecret)
 		require.NotContains(t, told, goodToken)
 	}
 }
 
-// clientOf returns a client whose calls are answered by the handler, behind pipes.
-func clientOf(t *testing.T, handler http.HandlerFunc) *client {
+// upstream is a client with a host behind pipes, and what passes between the two.
+type upstream struct {
+	*client
+
+	requests          []*http.Request // with their bodies
+	conns, open, read atomic.Int64    // connections, those that are not closed, and bytes of all
+}
+
+// countedConn is the client's end of a connection.
+type countedConn struct {
+	net.Conn
+
+	u      *upstream
+	closed atomic.Bool
+}
+
+func (c *countedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.u.read.Add(int64(n))
+	return n, err
+}
+
+func (c *countedConn) Close() error {
+	if c.closed.CompareAndSwap(false, true) {
+		c.u.open.Add(-1)
+	}
+	return c.Conn.Close()
+}
+
+// newUpstream serves a handler.
+func newUpstream(t *testing.T, handler http.Handler) *upstream {
 	t.Helper()
-	h, server, served := newHost(nil), &http.Server{Handler: handler}, make(chan struct{})
+	u, h, served := &upstream{}, newHost(nil), make(chan struct{})
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		kept := r.Clone(context.WithoutCancel(r.Context()))
+		kept.Body, r.Body = io.NopCloser(bytes.NewReader(body)), io.NopCloser(bytes.NewReader(body))
+		u.requests = append(u.requests, kept)
+		handler.ServeHTTP(w, r)
+	})}
 	go func() {
 		defer close(served)
 		_ = server.Serve(h)
 	}()
-	transport := newTransport()
-	transport.Proxy, transport.DialContext = nil, (&network{hosts: map[string]*host{"127.0.0.1:80": h}}).dial
 	t.Cleanup(func() {
 		_ = server.Close()
 		<-served
 	})
-	return newClient(transport, hclog.NewNullLogger())
+	hosts, transport := &network{hosts: map[string]*host{"127.0.0.1:80": h}}, newTransport()
+	transport.Proxy = nil
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := hosts.dial(ctx, network, address)
+		u.conns.Add(1)
+		u.open.Add(1)
+		return &countedConn{Conn: conn, u: u}, err
+	}
+	u.client = newClient(transport, hclog.NewNullLogger())
+	return u
+}
+
+// newFaultyUpstream is DingTalk with a fault.
+func newFaultyUpstream(t *testing.T, fault simulator.Fault) (u *upstream, dingTalk *simulator.Server) {
+	t.Helper()
+	dingTalk = simulator.New(simulator.Options{Apps: map[string]string{theKey: theSecret}})
+	t.Cleanup(func() { _ = dingTalk.Close() })
+	dingTalk.SetFault(theKey, fault)
+	return newUpstream(t, dingTalk), dingTalk
 }
 
 var theCredentials = credentials{BaseURL: theURL, AppKey: theKey, AppSecret: newSensitive(theSecret)}
 
-// answeringAlike makes a handler that gives this answer to every call, and counts them.
-func answeringAlike(calls *atomic.Int32, status int, header http.Header, body string) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		calls.Add(1)
-		_, _ = io.Copy(io.Discard, r.Body)
+// fetch fetches within the usual request_timeout, and wants each call to be one request on a
+// connection of its own, of which none is left.
+func (u *upstream) fetch(t *testing.T, known ...sensitive) (*token, *fetchError) {
+	t.Helper()
+	before := len(u.requests)
+	ctx, cancel := context.WithTimeout(t.Context(), defaultRequestTimeout)
+	defer cancel()
+	tok, calls, err := u.client.fetch(ctx, theCredentials, known...)
+	if err != nil {
+		requireTellsNothing(t, err)
+		require.Equal(t, calls, err.attempts)
+	}
+	synctest.Wait()
+	require.Len(t, u.requests, before+calls)
+	require.EqualValues(t, before+calls, u.conns.Load())
+	require.Zero(t, u.open.Load(), "no connection is kept")
+	return tok, err
+}
+
+// response makes a handler that responds so to every request.
+func response(status int, header http.Header, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
 		maps.Copy(w.Header(), header)
 		w.WriteHeader(status)
 		_, _ = io.WriteString(w, body)
 	}
 }
 
-func TestClient_the_call_is_as_documented(t *testing.T) {
+func TestClient_the_call_is_as_documented_and_keeps_no_connection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		creds := credentials{BaseURL: theURL, AppKey: theKey, AppSecret: newSensitive(`q"uo\te<&>` + theSecret)}
-		c := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
-			body, _ := io.ReadAll(r.Body)
-			var sent map[string]string
-			if r.Method != http.MethodPost || r.URL.String() != "/v1.0/oauth2/accessToken" ||
-				r.Header.Get("Content-Type") != "application/json" || r.Header.Get("Authorization") != "" ||
-				json.Unmarshal(body, &sent) != nil || len(sent) != 2 || sent["appKey"] != theKey || sent["appSecret"] != creds.AppSecret.reveal() {
-				http.Error(w, "not as documented", http.StatusBadRequest)
-				return
-			}
-			_, _ = io.WriteString(w, goodBody)
-		})
-		tok, calls, err := c.fetch(t.Context(), creds)
-		require.Nil(t, err)
-		require.Equal(t, 1, calls)
-		require.Equal(t, goodToken, tok.Value.reveal())
+		u := newUpstream(t, response(200, nil, goodBody))
+		for _, secret := range []string{theSecret, `q"uo\te<&>`, theSecret} {
+			tok, calls, err := u.client.fetch(t.Context(), credentials{theURL, theKey, newSensitive(secret)})
+			require.Nil(t, err)
+			require.Equal(t, 1, calls)
+			require.Equal(t, goodToken, tok.Value.reveal())
+		}
+		synctest.Wait()
+		require.EqualValues(t, 3, u.conns.Load(), "a connection for each")
+		require.Zero(t, u.open.Load())
+		for i, body := range []string{theSecret, `q\"uo\\te<&>`, theSecret} {
+			r := u.requests[i]
+			require.Equal(t, "POST /v1.0/oauth2/accessToken HTTP/1.1", r.Method+" "+r.URL.String()+" "+r.Proto)
+			require.True(t, r.Close, "Connection: close")
+			r.Header.Del("Connection") // which the server may have taken out
+			r.Header.Del("Content-Length")
+			require.Equal(t, http.Header{
+				"Content-Type": {"application/json"}, "Accept": {"application/json"},
+				"User-Agent": {"vault-plugin-secrets-dingtalk/" + strings.TrimPrefix(Version, "v")},
+			}, r.Header, "no Authorization, and no Accept-Encoding")
+			sent, _ := io.ReadAll(r.Body)
+			require.Equal(t, `{"appKey":"dingtestkey","appSecret":"`+body+`"}`, strings.TrimSpace(string(sent)))
+		}
 	})
 }
 
 func TestClient_a_tokens_life_begins_when_the_call_is_sent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := clientOf(t, func(w http.ResponseWriter, _ *http.Request) {
+		expireIn := 7200
+		u := newUpstream(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			time.Sleep(3 * time.Second)
-			_, _ = io.WriteString(w, goodBody)
-		})
+			_, _ = fmt.Fprintf(w, `{"accessToken":%q,"expireIn":%d}`, goodToken, expireIn)
+		}))
 		sent := time.Now()
-		tok, _, err := c.fetch(t.Context(), theCredentials)
+		tok, err := u.fetch(t)
 		require.Nil(t, err)
 		require.Equal(t, sent, tok.fetchedAt)
 		require.Equal(t, sent.Add(7200*time.Second), tok.expiresAt)
 		require.Equal(t, 7200*time.Second, tok.lifetime)
-	})
-}
 
-func TestClient_a_token_that_expired_on_the_way_is_a_malformed_answer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := clientOf(t, func(w http.ResponseWriter, _ *http.Request) {
-			time.Sleep(3 * time.Second)
-			_, _ = fmt.Fprintf(w, `{"accessToken":%q,"expireIn":4}`, goodToken)
-		})
-		_, calls, err := c.fetch(t.Context(), theCredentials)
-		require.NotNil(t, err)
-		require.Equal(t, classMalformed, err.class)
+		expireIn = 4
+		_, err = u.fetch(t)
+		require.Equal(t, classMalformed, err.class, "it had expired when it arrived")
 		require.Contains(t, err.cause, "expireIn 4")
-		require.Equal(t, 1, calls)
-		requireTellsNothing(t, err)
+		require.Equal(t, 1, err.attempts)
 	})
 }
 
-func TestClient_5xx_is_tried_three_times(t *testing.T) {
-	for _, status := range []int{500, 502, 503, 504} {
-		synctest.Test(t, func(t *testing.T) {
-			var got atomic.Int32
-			c := clientOf(t, answeringAlike(&got, status, nil, ""))
-			began := time.Now()
-			_, calls, err := c.fetch(t.Context(), theCredentials)
-			require.NotNil(t, err)
-			require.Equal(t, classUnavailable, err.class)
-			require.Contains(t, err.cause, fmt.Sprint(status))
-			require.Equal(t, 3, calls)
-			require.EqualValues(t, 3, got.Load())
-			require.Less(t, time.Since(began), time.Second)
-		})
-	}
-}
-
-func TestClient_a_connection_error_is_tried_three_times_with_the_whole_body_each_time(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var got atomic.Int32
-		c := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
-			body, _ := io.ReadAll(r.Body)
-			if got.Add(1) == 3 && strings.Contains(string(body), theSecret) {
-				_, _ = io.WriteString(w, goodBody)
-				return
-			}
-			panic(http.ErrAbortHandler)
-		})
-		tok, calls, err := c.fetch(t.Context(), theCredentials)
-		require.Nil(t, err)
-		require.Equal(t, 3, calls)
-		require.Equal(t, goodToken, tok.Value.reveal())
-	})
-}
-
-func TestClient_what_another_attempt_cannot_mend_is_tried_once(t *testing.T) {
+func TestClient_tries_three_times_what_may_pass_and_once_what_does_not(t *testing.T) {
 	later := http.Header{"Retry-After": {"1"}}
-	for _, c := range []struct {
-		name   string
-		status int
-		header http.Header
-		body   string
+	abort := func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+	for name, c := range map[string]struct {
+		handler  http.HandlerFunc
+		attempts int
 	}{
-		{"rejected credentials", 400, nil, envelope("invalidClientIdOrSecret")},
-		{"a rejected request", 400, nil, envelope("Missingbody")},
-		{"forbidden IP", 403, nil, envelope("Forbidden.AccessDenied.IpNotInWhiteList")},
-		{"throttled with 403", 403, nil, envelope("Forbidden.AccessDenied.QpsLimitForApi")},
-		{"throttled with 429", 429, nil, envelope("system.busy")},
-		{"banned", 403, nil, bannedBody},
-		{"banned with 503", 503, nil, bannedBody},
-		{"malformed", 200, nil, "{"},
-		{"HTML", 404, nil, htmlBody},
-		{"a redirect", 307, http.Header{"Location": {"/elsewhere"}}, ""},
-		{"503 with Retry-After", 503, later, ""},
-		{"500 with Retry-After", 500, later, envelope("unknownError")},
+		"503":                  {response(503, nil, ""), 3},
+		"no response":          {abort, 3},
+		"rejected credentials": {response(400, nil, envelope("invalidClientIdOrSecret")), 1},
+		"throttled":            {response(429, nil, envelope("system.busy")), 1},
+		"banned with 503":      {response(503, nil, bannedBody), 1},
+		"malformed":            {response(200, nil, "{"), 1},
+		"503 with Retry-After": {response(503, later, ""), 1},
+		"500 with Retry-After": {response(500, later, envelope("unknownError")), 1},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var got atomic.Int32
-				_, calls, err := clientOf(t, answeringAlike(&got, c.status, c.header, c.body)).fetch(t.Context(), theCredentials)
-				require.NotNil(t, err)
-				require.Equal(t, 1, calls)
-				require.EqualValues(t, 1, got.Load())
+				u, began := newUpstream(t, c.handler), time.Now()
+				_, err := u.fetch(t)
+				require.Equal(t, c.attempts, err.attempts)
+				require.Less(t, time.Since(began), time.Second)
+				for _, r := range u.requests {
+					body, _ := io.ReadAll(r.Body)
+					require.Contains(t, string(body), theSecret, "the whole body each time")
+				}
 			})
 		})
 	}
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		u := newUpstream(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if calls++; calls < 3 {
+				abort(w, r)
+			}
+			response(200, nil, goodBody)(w, r)
+		}))
+		tok, err := u.fetch(t)
+		require.Nil(t, err)
+		require.Equal(t, goodToken, tok.Value.reveal(), "the third attempt's")
+	})
 }
 
 func TestClient_the_attempts_share_one_budget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var got atomic.Int32
-		c := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
-			got.Add(1)
-			_, _ = io.Copy(io.Discard, r.Body)
+		u := newUpstream(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			select {
 			case <-time.After(6 * time.Second):
 			case <-r.Context().Done():
 			}
 			w.WriteHeader(http.StatusServiceUnavailable)
-		})
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
+		}))
 		began := time.Now()
-		_, calls, err := c.fetch(ctx, theCredentials)
-		require.NotNil(t, err)
+		_, err := u.fetch(t)
 		require.Equal(t, 10*time.Second, time.Since(began))
-		require.Equal(t, 2, calls)
-		require.EqualValues(t, 2, got.Load())
 		require.Equal(t, classUnavailable, err.class, "the first cause, not what cut the last attempt short")
 		require.Contains(t, err.describe(theApp, theURL), "HTTP status 503, 2 attempts")
 	})
 }
 
-func TestClient_the_budget_covers_the_body(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		upstream := simulator.New(simulator.Options{Apps: map[string]string{theKey: theSecret}})
-		defer upstream.Close()
-		upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultTrickle})
-		c := clientOf(t, upstream.ServeHTTP)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		began := time.Now()
-		_, calls, err := c.fetch(ctx, theCredentials)
-		require.NotNil(t, err)
-		require.Equal(t, 10*time.Second, time.Since(began))
-		require.Equal(t, 1, calls)
-		require.Equal(t, classUnreachable, err.class)
-		require.Contains(t, err.cause, "within 10s")
-	})
-}
-
-func TestClient_never_follows_a_redirect(t *testing.T) {
-	for _, status := range []int{301, 302, 303, 307, 308} {
-		t.Run(fmt.Sprint(status), func(t *testing.T) {
-			t.Parallel()
-			var reached atomic.Int32
-			second := httptest.NewServer(answeringAlike(&reached, 200, nil, goodBody))
-			defer second.Close()
-			var asked atomic.Int32
-			first := httptest.NewServer(answeringAlike(&asked, status, http.Header{"Location": {second.URL + tokenPath + "?s=" + theSecret}}, ""))
-			defer first.Close()
-			_, calls, err := fetchFrom(t, newTransport(), first.URL)
-			require.Equal(t, classRedirect, err.class)
-			require.Equal(t, 1, calls)
-			require.EqualValues(t, 1, asked.Load())
-			require.Zero(t, reached.Load())
-			requireTellsNothing(t, err)
-		})
-	}
-}
-
-// countedBody counts what is read of an answer.
-type countedBody struct {
-	io.ReadCloser
-	read *int
-}
-
-func (b countedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	*b.read += n
-	return n, err
-}
-
-type countingTransport struct {
-	http.RoundTripper
-	read *int
-}
-
-func (c countingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := c.RoundTripper.RoundTrip(r)
-	if err == nil {
-		resp.Body = countedBody{resp.Body, c.read}
-	}
-	return resp, err
-}
-
-func TestClient_reads_no_more_than_64_KiB_after_decompression(t *testing.T) {
-	for _, kind := range []string{simulator.FaultHuge, simulator.FaultGzipBomb} {
-		t.Run(kind, func(t *testing.T) {
+func TestClient_a_hostile_host_gets_little_memory_no_more_time_than_there_is_and_nothing_shown(t *testing.T) {
+	var logged safeBuffer // by net/http, which has a logger of its own nowhere
+	defer log.SetOutput(log.Writer())
+	log.SetOutput(&logged)
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	_, _ = io.WriteString(w, goodBody)
+	require.NoError(t, w.Close())
+	const budget, little = defaultRequestTimeout, 2*maxResponse + 8<<10 // of head and body, and what is read ahead
+	for _, c := range []struct {
+		fault    simulator.Fault
+		class    errorClass // empty is a good response
+		holds    string
+		took     time.Duration
+		attempts int
+	}{
+		{simulator.Fault{Kind: simulator.FaultHuge}, classMalformed, "longer than 65536 bytes", 0, 1},
+		{simulator.Fault{Kind: simulator.FaultGzipBomb}, classMalformed, "longer than 65536 bytes", 0, 1},
+		{simulator.Fault{Kind: simulator.FaultEndlessBody}, classMalformed, "longer than 65536 bytes", 0, 1},
+		{simulator.Fault{Kind: simulator.FaultEndlessGzip}, classMalformed, "longer than 65536 bytes", 0, 1},
+		{simulator.Fault{Kind: simulator.FaultEndlessHeaders}, classUnreachable, "exchange failed", time.Second, 3},
+		{simulator.Fault{Kind: simulator.FaultInformationalFlood}, classUnreachable, "exchange failed", time.Second, 3},
+		{simulator.Fault{Kind: simulator.FaultEndlessDrip}, classUnreachable, "within 10s", budget, 1},
+		{simulator.Fault{Kind: simulator.FaultHang}, classUnreachable, "within 10s", budget, 1},
+		{simulator.Fault{Kind: simulator.FaultRedirect, Location: theURL}, classRedirect, "never followed", 0, 1},
+		{simulator.Fault{Kind: simulator.FaultSwitchingProtocols}, classMalformed, "HTTP status 101", 0, 1},
+		{simulator.Fault{Kind: simulator.FaultStatus099}, classMalformed, "HTTP status 99", 0, 1},
+		{simulator.Fault{Kind: simulator.FaultToken, Token: "two words", ExpireIn: "7200"}, classMalformed, "visible", 0, 1},
+		{simulator.Fault{Kind: simulator.FaultEchoSecret}, classRejectedRequest, "message withheld: it repeats", 0, 1},
+		{
+			simulator.Fault{Kind: simulator.FaultEchoRequest, Part: simulator.PartSecret, Encoding: "json-all,json"},
+			classRejectedRequest, "message withheld: it repeats the request", 0, 1,
+		},
+		{ // what is compressed is not decompressed
+			simulator.Fault{Kind: simulator.FaultRaw, Raw: fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n"+
+				"Content-Length: %d\r\n\r\n%s", packed.Len(), &packed)}, classMalformed, "not a JSON object", 0, 1,
+		},
+		{ // the library repeats such a line in its error
+			simulator.Fault{Kind: simulator.FaultRaw, Raw: "+" + goodToken + " " + theSecret + "\r\n\r\n"},
+			classUnreachable, "exchange failed", time.Second, 3,
+		},
+		{simulator.Fault{Kind: simulator.FaultSurplus}, "", "", 0, 1},
+	} {
+		t.Run(c.fault.Kind, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				upstream := simulator.New(simulator.Options{Apps: map[string]string{theKey: theSecret}})
-				defer upstream.Close()
-				upstream.SetFault(theKey, simulator.Fault{Kind: kind})
-				c := clientOf(t, upstream.ServeHTTP)
-				read := 0
-				c.transport = countingTransport{c.transport, &read}
-				_, calls, err := c.fetch(t.Context(), theCredentials)
-				require.NotNil(t, err)
-				require.Equal(t, classMalformed, err.class)
-				require.Contains(t, err.cause, "longer than")
-				require.Equal(t, 1, calls)
-				require.Equal(t, maxResponse+1, read)
+				u, dingTalk := newFaultyUpstream(t, c.fault)
+				began := time.Now()
+				tok, err := u.fetch(t, newSensitive(dingTalk.LastToken(theKey)))
+				require.LessOrEqual(t, time.Since(began), c.took)
+				require.LessOrEqual(t, int(u.read.Load()), little*c.attempts)
+				if c.class == "" {
+					require.Nil(t, err)
+					require.Equal(t, dingTalk.LastToken(theKey), tok.Value.reveal())
+					return
+				}
+				require.Equal(t, c.class, err.class, err)
+				require.Contains(t, err.describe(theApp, theURL), c.holds)
+				require.Equal(t, c.attempts, err.attempts)
 			})
 		})
 	}
+	require.Empty(t, logged.String())
 }
 
-func TestClient_an_answer_of_exactly_64_KiB_is_read(t *testing.T) {
-	got, err := readResponse(200, http.Header{}, []byte(goodBody+strings.Repeat(" ", maxResponse-len(goodBody))))
-	require.Nil(t, err)
-	require.Equal(t, goodToken, got.accessToken.reveal())
-}
+// transportFunc is an http.RoundTripper.
+type transportFunc func(r *http.Request) (*http.Response, error)
 
-func TestClient_an_upstream_that_repeats_secrets_cannot_have_them_shown(t *testing.T) {
+func (f transportFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func TestClient_a_panic_in_the_transport_is_that_fetchs_alone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		upstream := simulator.New(simulator.Options{Apps: map[string]string{theKey: theSecret}})
-		defer upstream.Close()
-		c := clientOf(t, upstream.ServeHTTP)
-		tok, _, err := c.fetch(t.Context(), theCredentials)
-		require.Nil(t, err)
-		upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultEchoSecret})
-		_, _, err = c.fetch(t.Context(), theCredentials, tok.Value)
-		require.NotNil(t, err)
-		requireTellsNothing(t, err)
-		told := err.describe(theApp, theURL)
-		require.NotContains(t, told, tok.Value.reveal())
-		require.Contains(t, told, "message withheld: it repeats the request")
+		u := newUpstream(t, response(200, nil, goodBody))
+		m := mountOver(t, &logical.InmemStorage{}, transportFunc(func(r *http.Request) (*http.Response, error) {
+			body, _ := io.ReadAll(r.Body)
+			if strings.Contains(string(body), `"mad"`) {
+				panic("the transport went mad over " + string(body))
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			return u.transport.RoundTrip(r)
+		}))
+		m.configure("other", nil)
+		m.configure(theApp, map[string]any{"app_key": "mad"})
+		got := m.read(theApp)
+		require.Equal(t, http.StatusInternalServerError, got.status)
+		require.ErrorContains(t, got.err, `internal error while fetching a token of app "myapp"`)
+		require.Contains(t, m.log.String(), "class=internal")
+		require.Contains(t, m.log.String(), "client_test.go", "the stack")
+		require.NotContains(t, m.log.String()+got.err.Error(), "went mad", "not the panic's value")
+		require.NotContains(t, m.log.String()+got.err.Error(), theSecret)
+		require.Equal(t, goodToken, m.token("other"))
+		m.configure(theApp, nil)
+		require.Equal(t, goodToken, m.token(theApp))
+	})
+}
+
+func TestClient_says_in_a_few_words_what_the_network_did(t *testing.T) {
+	dial := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
+	dns := &net.DNSError{Err: "no such host", Name: "api.invalid", Server: "192.0.2.53:53", IsNotFound: true}
+	for _, c := range []struct {
+		err   error
+		cause string
+	}{
+		{dial(dns), `the name "api.invalid" cannot be resolved`},
+		{dial(&net.DNSError{Name: theSecret + ".invalid"}), "the name \"" + withheld + "\" cannot be resolved"},
+		{dial(os.NewSyscallError("connect", syscall.ECONNREFUSED)), "connection refused"},
+		{dial(os.NewSyscallError("connect", syscall.EHOSTUNREACH)), "dial: no route to host"},
+		{dial(os.ErrDeadlineExceeded), "timed out"},
+		{&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, "connection reset"},
+		{&net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EPIPE)}, "connection reset"},
+		{io.EOF, "the connection ended before the response did"},
+		{dial(fmt.Errorf("with %s inside", theSecret)), "the HTTP exchange failed, or what came is not HTTP"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			_, calls, err := newClient(transportFunc(func(*http.Request) (*http.Response, error) {
+				return nil, c.err
+			}), hclog.NewNullLogger()).fetch(t.Context(), theCredentials)
+			requireTellsNothing(t, err)
+			require.Equal(t, classUnreachable, err.class)
+			require.Equal(t, c.cause, err.cause)
+			require.Equal(t, 3, calls)
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		half := http.Header{"Content-Length": {"100"}}
+		_, err := newUpstream(t, response(200, half, goodBody)).fetch(t)
+		require.Equal(t, "the connection ended before the response did", err.cause)
 	})
 }
 
 // fetchFrom fetches through the transport, from a real address.
-func fetchFrom(t *testing.T, transport *http.Transport, baseURL string) (*token, int, *fetchError) {
+func fetchFrom(t *testing.T, transport *http.Transport, baseURL string) (*token, *fetchError) {
 	t.Helper()
-	defer transport.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	creds := theCredentials
 	creds.BaseURL = baseURL
-	return newClient(transport, hclog.NewNullLogger()).fetch(ctx, creds)
+	tok, _, err := newClient(transport, hclog.NewNullLogger()).fetch(ctx, creds)
+	if err != nil {
+		requireTellsNothing(t, err)
+		require.Equal(t, classUnreachable, err.class)
+	}
+	return tok, err
 }
 
-// newTLSServer serves a good answer over TLS with the certificate of httptest: for 127.0.0.1 and example.com, by an
-// authority of its own.
-func newTLSServer(t *testing.T, conf *tls.Config) (server *httptest.Server, trusted *x509.CertPool, calls *atomic.Int32) {
+// newTLSServer serves a good response over TLS, by default with the certificate of httptest: for
+// 127.0.0.1 and example.com, by an authority of its own, which the transport trusts. HTTP/2 is
+// offered, and hellos is what each client that connects takes.
+func newTLSServer(t *testing.T, conf *tls.Config) (
+	server *httptest.Server, transport *http.Transport, hellos chan *tls.ClientHelloInfo,
+) {
 	t.Helper()
-	calls = &atomic.Int32{}
-	server = httptest.NewUnstartedServer(answeringAlike(calls, 200, nil, goodBody))
-	server.TLS = conf
+	hellos = make(chan *tls.ClientHelloInfo, 10)
+	conf.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		hellos <- hello
+		return nil, nil //nolint:nilnil // the configuration stays
+	}
+	server = httptest.NewUnstartedServer(response(200, nil, goodBody))
+	server.TLS, server.EnableHTTP2 = conf, true
 	server.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes fail on purpose
 	server.StartTLS()
 	t.Cleanup(server.Close)
-	trusted = x509.NewCertPool()
-	trusted.AddCert(server.Certificate())
-	return server, trusted, calls
+	transport = newTransport()
+	require.NotNil(t, transport.Proxy, "the environment's")
+	transport.TLSClientConfig.RootCAs = x509.NewCertPool()
+	transport.TLSClientConfig.RootCAs.AddCert(server.Certificate())
+	return server, transport, hellos
 }
 
-func TestClient_TLS(t *testing.T) {
-	t.Run("a trusted certificate is taken", func(t *testing.T) {
-		t.Parallel()
-		server, trusted, _ := newTLSServer(t, nil)
-		transport := newTransport()
-		transport.TLSClientConfig.RootCAs = trusted
-		tok, _, err := fetchFrom(t, transport, server.URL)
-		require.Nil(t, err)
-		require.Equal(t, goodToken, tok.Value.reveal())
-	})
-	for _, c := range []struct {
-		name, cause string
-		spoil       func(transport *http.Transport, trusted *x509.CertPool, baseURL *string)
-	}{
-		{"of an unknown authority", "unknown authority", func(*http.Transport, *x509.CertPool, *string) {}},
-		{"for another name", "localhost", func(transport *http.Transport, trusted *x509.CertPool, baseURL *string) {
-			transport.TLSClientConfig.RootCAs = trusted
-			*baseURL = strings.Replace(*baseURL, "127.0.0.1", "localhost", 1)
-		}},
-		{"that has expired", "expired", func(transport *http.Transport, trusted *x509.CertPool, _ *string) {
-			transport.TLSClientConfig.RootCAs = trusted
-			transport.TLSClientConfig.Time = func() time.Time { return time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) }
-		}},
-	} {
-		t.Run("a certificate "+c.name+" is refused at once", func(t *testing.T) {
-			t.Parallel()
-			server, trusted, got := newTLSServer(t, nil)
-			transport, baseURL := newTransport(), server.URL
-			c.spoil(transport, trusted, &baseURL)
-			_, calls, err := fetchFrom(t, transport, baseURL)
-			require.NotNil(t, err)
-			require.Equal(t, classUnreachable, err.class)
-			require.Contains(t, err.cause, "certificate is not trusted")
-			require.Contains(t, err.cause, c.cause)
-			require.Equal(t, 1, calls)
-			require.Zero(t, got.Load(), "no request was sent")
-			requireTellsNothing(t, err)
-		})
-	}
-	t.Run("below 1.2 is refused", func(t *testing.T) {
-		t.Parallel()
-		server, trusted, got := newTLSServer(t, &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11})
-		transport := newTransport()
-		transport.TLSClientConfig.RootCAs = trusted
-		_, _, err := fetchFrom(t, transport, server.URL)
-		require.NotNil(t, err)
-		require.Equal(t, classUnreachable, err.class)
-		require.Zero(t, got.Load(), "no request was sent")
-		require.Contains(t, err.cause, "TLS", "the cause is in words")
-	})
-	t.Run("is said to be missing where the other side speaks plain HTTP", func(t *testing.T) {
-		t.Parallel()
-		server := httptest.NewServer(http.NotFoundHandler())
-		defer server.Close()
-		_, calls, err := fetchFrom(t, newTransport(), strings.Replace(server.URL, "http://", "https://", 1))
-		require.NotNil(t, err)
-		require.Equal(t, classUnreachable, err.class)
-		require.Contains(t, err.cause, "does not speak TLS")
-		require.Equal(t, 1, calls)
-	})
-}
-
-// listen gives every connection to the function, once the head of a request was read from it.
-func listen(t *testing.T, serve func(c *net.TCPConn)) (address string) {
+// certificateFor is a certificate for a name, signed with its own key.
+func certificateFor(t *testing.T, name string) tls.Certificate {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			c, err := l.Accept()
-			if err != nil {
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{name}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func TestClient_speaks_HTTP_1_1_over_TLS_1_2_and_up_with_who_has_a_trusted_certificate(t *testing.T) {
+	const untrusted = "its certificate is not trusted: "
+	secretName := &tls.Config{Certificates: []tls.Certificate{certificateFor(t, theSecret+".example")}}
+	tooOld := &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
+	plain := httptest.NewServer(http.NotFoundHandler())
+	defer plain.Close()
+	for name, c := range map[string]struct {
+		server  *tls.Config // nil is the usual one
+		baseURL string      // in place of the server's; PORT is its port
+		client  func(conf *tls.Config)
+		causes  []string // none is a good response
+	}{
+		"trusted": {},
+		"an unknown authority": {
+			client: func(c *tls.Config) { c.RootCAs = nil }, causes: []string{untrusted, "unknown authority"},
+		},
+		"another name": {baseURL: "https://localhost:PORT", causes: []string{untrusted, "not localhost"}},
+		"expired": {client: func(c *tls.Config) {
+			c.Time = func() time.Time { return time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) }
+		}, causes: []string{untrusted, "expired"}},
+		"the secret for a name": {
+			server: secretName, baseURL: "https://localhost:PORT", causes: []string{untrusted + withheld},
+		},
+		"TLS 1.1": {server: tooOld, causes: []string{"the TLS handshake failed: "}},
+		"no TLS": {
+			baseURL: strings.Replace(plain.URL, "http:", "https:", 1), causes: []string{"it does not speak TLS"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server, transport, hellos := newTLSServer(t, cmp.Or(c.server, &tls.Config{}))
+			baseURL := server.URL
+			if c.baseURL != "" {
+				baseURL = strings.Replace(c.baseURL, "PORT", baseURL[strings.LastIndex(baseURL, ":")+1:], 1)
+			}
+			if c.client != nil {
+				c.client(transport.TLSClientConfig)
+			}
+			tok, err := fetchFrom(t, transport, baseURL)
+			for len(hellos) > 0 {
+				require.NotContains(t, (<-hellos).SupportedProtos, "h2")
+			}
+			if c.causes == nil {
+				require.Nil(t, err)
+				require.Equal(t, goodToken, tok.Value.reveal())
 				return
 			}
-			_, _ = c.Read(make([]byte, 4096))
-			serve(c.(*net.TCPConn))
-			_ = c.Close()
-		}
-	}()
-	t.Cleanup(func() {
-		_ = l.Close()
-		<-done
-	})
-	return l.Addr().String()
-}
-
-func TestClient_says_in_a_few_words_what_the_network_did(t *testing.T) {
-	for _, c := range []struct {
-		name, cause string
-		serve       func(c *net.TCPConn)
-	}{
-		{"reset", "connection reset", func(c *net.TCPConn) { _ = c.SetLinger(0) }},
-		{"no response", "the connection ended before the response did", func(*net.TCPConn) {}},
-		{"half an answer", "the connection ended before the response did", func(c *net.TCPConn) {
-			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"+goodBody)
-		}},
-		{"not HTTP", "exchange failed", func(c *net.TCPConn) { _, _ = io.WriteString(c, "+"+goodToken+" "+theSecret+"\r\n") }},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			_, calls, err := fetchFrom(t, newTransport(), "http://"+listen(t, c.serve))
-			require.NotNil(t, err)
-			require.Equal(t, classUnreachable, err.class)
-			require.Contains(t, err.cause, c.cause)
-			require.Equal(t, 3, calls)
-			requireTellsNothing(t, err)
-		})
-	}
-	t.Run("refused", func(t *testing.T) {
-		t.Parallel()
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		require.NoError(t, l.Close())
-		_, _, uerr := fetchFrom(t, newTransport(), "http://"+l.Addr().String())
-		require.Equal(t, "connection refused", uerr.cause)
-	})
-}
-
-func TestClient_says_in_a_few_words_why_no_connection_came_about(t *testing.T) {
-	dial := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
-	for _, c := range []struct {
-		name, cause string
-		err         error
-	}{
-		{"unknown name", `the name "api.invalid" cannot be resolved`, dial(&net.DNSError{Err: "no such host", Name: "api.invalid", Server: "192.0.2.53:53", IsNotFound: true})},
-		{"refused", "connection refused", dial(os.NewSyscallError("connect", syscall.ECONNREFUSED))},
-		{"no route", "dial: no route to host", dial(os.NewSyscallError("connect", syscall.EHOSTUNREACH))},
-		{"timeout", "timed out", dial(os.ErrDeadlineExceeded)},
-		{"something else", "exchange failed", dial(fmt.Errorf("with %s inside", theSecret))},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				transport := newTransport()
-				transport.Proxy = nil
-				transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return nil, c.err }
-				_, calls, err := fetchFrom(t, transport, "https://api.invalid")
-				require.NotNil(t, err)
-				require.Equal(t, classUnreachable, err.class)
-				require.Contains(t, err.cause, c.cause)
-				require.Equal(t, 3, calls)
-				requireTellsNothing(t, err)
-			})
+			require.NotNil(t, err, "no request is sent")
+			for _, cause := range c.causes {
+				require.Contains(t, err.cause, cause)
+			}
+			require.Equal(t, 1, err.attempts, "at once")
 		})
 	}
 }
 
-func TestClient_a_proxy_that_refuses_is_named_by_its_status_alone(t *testing.T) {
-	for _, status := range []int{403, 407, 502} {
-		t.Run(fmt.Sprint(status), func(t *testing.T) {
-			t.Parallel()
-			address := listen(t, func(c *net.TCPConn) {
-				_, _ = fmt.Fprintf(c, "HTTP/1.1 %d Words of the proxy\r\nContent-Length: 0\r\n\r\n", status)
-			})
-			transport := newTransport()
-			transport.Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: address, User: url.UserPassword("proxyuser", "proxypassword")})
-			_, _, err := fetchFrom(t, transport, "https://api.made-up.invalid")
-			require.NotNil(t, err)
-			require.Equal(t, classUnreachable, err.class)
-			require.Equal(t, fmt.Sprintf("the proxy refused to connect with HTTP status %d", status), err.cause)
-			requireTellsNothing(t, err)
-		})
-	}
-}
-
-func TestClient_goes_through_a_proxy_without_showing_it_the_secret(t *testing.T) {
-	server, trusted, _ := newTLSServer(t, nil)
-	seen := make(chan string, 1)
+func TestClient_goes_through_a_proxy_without_showing_it_the_secret_and_shows_nothing_of_a_proxys_refusal(t *testing.T) {
+	server, transport, _ := newTLSServer(t, &tls.Config{})
+	var asked []string
+	refusal := 0
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		seen <- r.Method + " " + r.Host
+		asked = append(asked, r.Method+" "+r.Host)
+		if refusal != 0 {
+			w.Header().Set("Words", goodToken)
+			http.Error(w, goodToken, refusal)
+			return
+		}
 		up, err := (&net.Dialer{}).DialContext(r.Context(), "tcp", server.Listener.Addr().String())
 		if err != nil {
 			http.Error(w, "", http.StatusBadGateway)
@@ -779,32 +697,27 @@ func TestClient_goes_through_a_proxy_without_showing_it_the_secret(t *testing.T)
 		<-ended
 	}))
 	defer proxy.Close()
-	transport := newTransport()
-	require.NotNil(t, transport.Proxy, "the environment's")
-	transport.TLSClientConfig.RootCAs = trusted
-	at, err := url.Parse(proxy.URL)
-	require.NoError(t, err)
+	at, perr := url.Parse(proxy.URL)
+	require.NoError(t, perr)
+	at.User = url.UserPassword("proxyuser", "proxypassword")
 	transport.Proxy = http.ProxyURL(at)
-	tok, calls, uerr := fetchFrom(t, transport, "https://example.com")
-	require.Nil(t, uerr)
-	require.Equal(t, 1, calls)
+	tok, err := fetchFrom(t, transport, "https://example.com")
+	require.Nil(t, err)
 	require.Equal(t, goodToken, tok.Value.reveal())
-	require.Equal(t, "CONNECT example.com:443", <-seen)
+	require.Equal(t, []string{"CONNECT example.com:443"}, asked)
+	for _, refusal = range []int{403, 407, 502} {
+		_, err = fetchFrom(t, transport, "https://example.com")
+		require.Equal(t, fmt.Sprintf("the proxy refused to connect with HTTP status %d", refusal), err.cause)
+	}
 }
 
 func TestClient_every_class_says_whose_app_it_is_and_what_to_do(t *testing.T) {
 	for class, hint := range map[errorClass]string{
-		classRejectedCredentials: "check app_key and app_secret",
-		classForbiddenIP:         "allow-list",
-		classRejectedRequest:     "request id",
-		classThrottled:           "throttles",
-		classBanned:              "banned",
-		classUnavailable:         "could not serve",
-		classUnreachable:         "could not get a token",
-		classRedirect:            "never followed",
-		classMalformed:           "not a token",
-		classStorage:             "Vault's storage failed",
-		classInternal:            "report this",
+		classRejectedCredentials: "check app_key and app_secret", classForbiddenIP: "allow-list",
+		classRejectedRequest: "request id", classThrottled: "throttles", classBanned: "banned",
+		classUnavailable: "could not serve", classUnreachable: "could not get a token",
+		classRedirect: "never followed", classMalformed: "not a token",
+		classStorage: "Vault's storage failed", classInternal: "report this",
 	} {
 		told := (&fetchError{class: class}).describe(theApp, theURL)
 		require.Contains(t, told, hint)
