@@ -2,8 +2,11 @@
 
 package dingtalk
 
+// This file tests what the engine is to Vault: its special paths, what it forwards, and its end.
+
 import (
 	"context"
+	"errors"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -63,37 +66,29 @@ func TestBackend_every_operation_is_described(t *testing.T) {
 			p := handler.Properties()
 			require.NotEmpty(t, p.Summary, "%s %s", op, path.Pattern)
 			require.NotEmpty(t, p.Responses, "%s %s", op, path.Pattern)
-			require.True(t, p.DisplayAttrs != nil && p.DisplayAttrs.OperationVerb != "" || path.DisplayAttrs.OperationVerb != "", "%s %s", op, path.Pattern)
+			named := p.DisplayAttrs != nil && p.DisplayAttrs.OperationVerb != "" || path.DisplayAttrs.OperationVerb != ""
+			require.True(t, named, "%s %s", op, path.Pattern)
 		}
 	}
 	config := m.engine.Route("config/myapp")
 	require.True(t, config.Fields["app_secret"].DisplayAttrs.Sensitive)
 }
 
-func TestBackend_a_standby_forwards_every_operation(t *testing.T) {
-	m := newMount(t)
-	m.system.ReplicationStateVal = consts.ReplicationPerformanceStandby
-	for _, path := range []string{"config/", "config/myapp", "creds/myapp", "status/myapp", "refresh/myapp"} {
-		for op := range m.engine.Route(path).Operations {
-			_, err := m.engine.HandleRequest(t.Context(), &logical.Request{Operation: op, Path: path, Storage: m.storage})
-			require.ErrorIs(t, err, logical.ErrReadOnly, "%s %s", op, path)
-		}
-	}
-	require.Zero(t, m.upstream.Requests("*"))
-}
-
-func TestBackend_a_secondary_forwards_config_writes_and_nothing_else(t *testing.T) {
-	m := newMount(t)
-	m.system.ReplicationStateVal = consts.ReplicationPerformanceSecondary
-	for _, path := range []string{"config/", "config/myapp", "creds/myapp", "status/myapp", "refresh/myapp"} {
-		for op := range m.engine.Route(path).Operations {
-			_, err := m.engine.HandleRequest(t.Context(), &logical.Request{Operation: op, Path: path, Storage: m.storage})
-			if path == "config/myapp" && op != logical.ReadOperation {
-				require.ErrorIs(t, err, logical.ErrReadOnly, "%s %s", op, path)
-			} else {
-				require.NotErrorIs(t, err, logical.ErrReadOnly, "%s %s", op, path)
+func TestBackend_a_standby_forwards_every_operation_and_a_secondary_config_writes_alone(t *testing.T) {
+	for state, standby := range map[consts.ReplicationState]bool{
+		consts.ReplicationPerformanceStandby:   true,
+		consts.ReplicationPerformanceSecondary: false,
+	} {
+		m := newMount(t)
+		m.system.ReplicationStateVal = state
+		for _, path := range []string{"config/", "config/myapp", "creds/myapp", "status/myapp", "refresh/myapp"} {
+			for op := range m.engine.Route(path).Operations {
+				_, err := m.engine.HandleRequest(t.Context(), &logical.Request{Operation: op, Path: path, Storage: m.storage})
+				forwarded := standby || path == "config/myapp" && op != logical.ReadOperation
+				require.Equal(t, forwarded, errors.Is(err, logical.ErrReadOnly), "%s %s", op, path)
 			}
 		}
+		require.Zero(t, m.upstream.Requests("*"))
 	}
 }
 
@@ -125,7 +120,8 @@ func TestBackend_asks_for_the_replication_state_once_a_second(t *testing.T) {
 		require.NoError(t, err)
 		defer b.Cleanup(t.Context())
 		read := func() error {
-			_, err := b.HandleRequest(t.Context(), &logical.Request{Operation: logical.ListOperation, Path: "config/", Storage: m.storage})
+			req := &logical.Request{Operation: logical.ListOperation, Path: "config/", Storage: m.storage}
+			_, err := b.HandleRequest(t.Context(), req)
 			return err
 		}
 		for range 100 {
@@ -143,30 +139,28 @@ func TestBackend_asks_for_the_replication_state_once_a_second(t *testing.T) {
 func TestBackend_the_end_is_prompt_and_may_come_twice(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
+		before := m.snapshot()
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
-		waiting := make(chan answer)
-		go func() { waiting <- m.read(theApp) }()
-		synctest.Wait()
-
-		began := time.Now()
+		read := func() answer { return m.read(theApp) }
+		verify := func() answer { return m.write("another", theFields(nil)) }
+		began, reading, verifying := time.Now(), begin(read), begin(verify)
 		m.engine.Cleanup(t.Context())
 		m.engine.Cleanup(t.Context())
+		require.Equal(t, http.StatusServiceUnavailable, (<-reading).status)
+		require.Equal(t, http.StatusServiceUnavailable, (<-verifying).status)
 		require.Less(t, time.Since(began), 100*time.Millisecond)
-		got := <-waiting
-		require.Equal(t, http.StatusServiceUnavailable, got.status)
-		require.Less(t, time.Since(began), 100*time.Millisecond)
-
-		got = m.read(theApp)
-		require.Equal(t, http.StatusServiceUnavailable, got.status, "nothing starts after the end")
+		require.Equal(t, http.StatusServiceUnavailable, read().status, "nothing starts after the end")
+		require.Equal(t, before, m.snapshot())
 	})
 }
 
-func TestBackend_repeats_nothing_of_a_query_that_it_does_not_take(t *testing.T) {
+func TestBackend_errors_name_paths_with_the_mount(t *testing.T) {
 	m := newMount(t)
-	m.configure(theApp, nil)
-	for _, op := range []logical.Operation{logical.ReadOperation, logical.DeleteOperation} {
-		got := m.do(op, "config/myapp", map[string]any{"app_key": []any{theSecret, "b"}, "leased": []any{theSecret}})
-		require.NoError(t, got.err)
-		require.NotContains(t, got.String(), theSecret)
+	for path, op := range map[string]logical.Operation{
+		"creds/nope": logical.ReadOperation, "status/nope": logical.ReadOperation, "refresh/nope": logical.UpdateOperation,
+	} {
+		got := m.send(t.Context(), &logical.Request{Operation: op, Path: path, MountPoint: "team/dingtalk/"})
+		require.Equal(t, http.StatusBadRequest, got.status)
+		require.Contains(t, got.err.Error(), " team/dingtalk/config/nope ")
 	}
 }

@@ -2,8 +2,9 @@
 
 package dingtalk
 
-// This file holds the engine against the schema that it publishes through OpenAPI. assertDescribed is called by the shared
-// harness for every answer that any test of this package gets; the tests here bring about each answer that the schema describes.
+// This file holds the engine against the schema that it publishes through OpenAPI. The harness
+// calls assertDescribed for every response that any test of this package gets; the tests here bring
+// about each response that the schema describes.
 
 import (
 	"bytes"
@@ -14,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -25,8 +25,9 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// assertDescribed checks that the schema has an answer's status, and that the answer has the fields of the schema, no more and no
-// less, each of its type. It is called millions of times, so it does without what the SDK's helper does besides.
+// assertDescribed checks that the schema has a response's status, and that the response has the
+// fields of the schema, no more and no less, each of its type. It is called millions of times, so
+// it does without what else the SDK's helper does.
 func assertDescribed(t *testing.T, engine *backend, req *logical.Request, got answer) {
 	t.Helper()
 	if got.status == http.StatusInternalServerError {
@@ -47,7 +48,8 @@ func assertDescribed(t *testing.T, engine *backend, req *logical.Request, got an
 	fields := responses[0].Fields
 	for name, value := range got.Data {
 		if field := fields[name]; field == nil || !isOf(field, value) {
-			t.Errorf("%s %s: in a %d, %s is not described, or not as a %T", req.Operation, req.Path, got.status, name, value)
+			t.Errorf("%s %s: in a %d, %s is not described, or not as a %T",
+				req.Operation, req.Path, got.status, name, value)
 		}
 	}
 	for name, field := range fields {
@@ -57,31 +59,25 @@ func assertDescribed(t *testing.T, engine *backend, req *logical.Request, got an
 	}
 }
 
-// isOf tells whether a value will be of the field's type in JSON. The SDK takes the number 5 for the string "5", which clients do not.
+// isOf reports whether a value will be of the field's type in JSON. The SDK takes the number 5 for
+// the string "5", which clients do not.
 func isOf(field *framework.FieldSchema, value any) bool {
 	if field.AllowedValues != nil && !slices.Contains(field.AllowedValues, value) {
 		return false
 	}
-	var ok bool
-	switch field.Type {
-	case framework.TypeString:
-		_, ok = value.(string)
-	case framework.TypeTime:
-		text, _ := value.(string)
-		_, err := time.Parse(time.RFC3339, text)
-		ok = err == nil
-	case framework.TypeInt64:
-		switch value.(type) {
-		case int64, uint64:
-			ok = true
-		}
-	case framework.TypeBool:
-		_, ok = value.(bool)
-	case framework.TypeStringSlice:
-		_, ok = value.([]string)
+	switch v := value.(type) {
+	case string:
+		_, err := time.Parse(time.RFC3339, v)
+		return field.Type == framework.TypeString || field.Type == framework.TypeTime && err == nil
+	case int64, uint64:
+		return field.Type == framework.TypeInt64
+	case bool:
+		return field.Type == framework.TypeBool
+	case []string:
+		return field.Type == framework.TypeStringSlice
 	default: // a type that the schema has not used so far
+		return false
 	}
-	return ok
 }
 
 var (
@@ -94,6 +90,10 @@ var (
 	errorFields  = []string{"last_error", "last_error_at"}
 	heldFields   = []string{"last_error", "last_error_at", "next_attempt_at"}
 
+	absentFailed     = slices.Concat(absentFields, heldFields)
+	absentLongFailed = slices.Concat(absentFields, errorFields)
+	failedFields     = slices.Concat(statusFields, heldFields)
+
 	unleased      = map[string]any{"leased": false}
 	anotherSecret = map[string]any{"app_secret": "another-secret-000000000000", "base_url": theURL}
 	aWrongField   = map[string]any{"app_secrt": "not-a-secret"}
@@ -102,8 +102,8 @@ var (
 	aLongName     = strings.Repeat("a", maxNameLength+1)
 )
 
-// varieties are all answers that the engine gives: what was before, the request, its answer's status and fields. A request that is
-// answered with a 503 is under way when the engine is unloaded.
+// varieties are all responses of the engine: what was before, the request, its response's status
+// and fields. A request whose response is a 503 is under way when the engine is unloaded.
 var varieties = []struct {
 	name   string
 	before func(m *mount)
@@ -115,7 +115,7 @@ var varieties = []struct {
 	state  tokenState
 }{
 	{"list", configured, "list", "config/", nil, 200, []string{"keys"}, ""},
-	{"list with a secret that is none", nothing, "list", "config/", map[string]any{"app_secret": []any{"a", "b"}}, 400, nil, ""},
+	{"list with a bad secret", nothing, "list", "config/", map[string]any{"app_secret": []any{"a"}}, 400, nil, ""},
 	{"list of nothing", nothing, "list", "config/", nil, 404, nil, ""},
 
 	{"create", nothing, "create", "config/myapp", theFields(nil), 204, nil, ""},
@@ -156,18 +156,18 @@ var varieties = []struct {
 
 	{"status of nothing", nothing, "read", "status/myapp", nil, 400, nil, ""},
 	{"status absent", configured, "read", "status/myapp", nil, 200, absentFields, stateAbsent},
-	{"status absent after a failure", failed, "read", "status/myapp", nil, 200, slices.Concat(absentFields, heldFields), stateAbsent},
-	{"status absent after the back-off", failedLongAgo, "read", "status/myapp", nil, 200, slices.Concat(absentFields, errorFields), stateAbsent},
+	{"status absent after a failure", failed, "read", "status/myapp", nil, 200, absentFailed, stateAbsent},
+	{"status absent after the back-off", failedLongAgo, "read", "status/myapp", nil, 200, absentLongFailed, stateAbsent},
 	{"status fresh", fetched, "read", "status/myapp", nil, 200, statusFields, stateFresh},
-	{"status fresh after a failure", refreshFailed, "read", "status/myapp", nil, 200, slices.Concat(statusFields, heldFields), stateFresh},
+	{"status fresh after a failure", refreshFailed, "read", "status/myapp", nil, 200, failedFields, stateFresh},
 	{"status due", due, "read", "status/myapp", nil, 200, statusFields, stateDue},
-	{"status due after a failure", dueThenFailed, "read", "status/myapp", nil, 200, slices.Concat(statusFields, heldFields), stateDue},
+	{"status due after a failure", dueThenFailed, "read", "status/myapp", nil, 200, failedFields, stateDue},
 	{"status expired", expired, "read", "status/myapp", nil, 200, statusFields, stateExpired},
-	{"status expired after a failure", expiredThenFailed, "read", "status/myapp", nil, 200, slices.Concat(statusFields, heldFields), stateExpired},
+	{"status expired after a failure", expiredThenFailed, "read", "status/myapp", nil, 200, failedFields, stateExpired},
 
 	{"refresh", configured, "update", "refresh/myapp", nil, 200, statusFields, stateFresh},
 	{"refresh too soon", fetched, "update", "refresh/myapp", nil, 200, statusFields, stateFresh},
-	{"refresh during a ban", refreshBanned, "update", "refresh/myapp", nil, 200, slices.Concat(statusFields, heldFields), stateFresh},
+	{"refresh during a ban", refreshBanned, "update", "refresh/myapp", nil, 200, failedFields, stateFresh},
 	{"refresh of nothing", nothing, "update", "refresh/myapp", nil, 400, nil, ""},
 	{"refresh that DingTalk rejects", configuredWrongly, "update", "refresh/myapp", nil, 400, nil, ""},
 	{"refresh while DingTalk is down", configuredThenDown, "update", "refresh/myapp", nil, 502, nil, ""},
@@ -218,16 +218,13 @@ var (
 
 // whileEnding sends a request and unloads the engine while that waits for DingTalk.
 func (m *mount) whileEnding(op logical.Operation, path string, data map[string]any) answer {
-	m.t.Helper()
 	m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
-	waiting := make(chan answer)
-	go func() { waiting <- m.do(op, path, data) }()
-	synctest.Wait()
-	m.engine.Cleanup(m.t.Context())
+	waiting := begin(func() answer { return m.do(op, path, data) })
+	end(m)
 	return <-waiting
 }
 
-// answerLine names an answer of an operation. In OpenAPI, create and update are one.
+// answerLine names a response of an operation. In OpenAPI, create and update are one.
 func answerLine(op logical.Operation, path *framework.Path, status int) string {
 	if op == logical.CreateOperation {
 		op = logical.UpdateOperation
@@ -236,7 +233,7 @@ func answerLine(op logical.Operation, path *framework.Path, status int) string {
 	return fmt.Sprintf("%s %s %d", op, route, status)
 }
 
-// described are all answers that the schema describes, and their fields, as lines of text.
+// described are all responses that the schema describes, and their fields, as lines of text.
 func described(engine *backend) map[string]bool {
 	lines := map[string]bool{}
 	for _, path := range engine.Paths {
@@ -253,7 +250,7 @@ func described(engine *backend) map[string]bool {
 	return lines
 }
 
-func TestOpenAPI_describes_every_answer_and_none_that_never_comes(t *testing.T) {
+func TestOpenAPI_describes_every_response_and_none_that_never_comes(t *testing.T) {
 	var unseen map[string]bool
 	for _, v := range varieties {
 		t.Run(v.name, func(t *testing.T) {
@@ -262,7 +259,7 @@ func TestOpenAPI_describes_every_answer_and_none_that_never_comes(t *testing.T) 
 					unseen = described(m.engine)
 				}
 				v.before(m)
-				ask := m.do // which holds the answer against the schema
+				ask := m.do // which holds the response against the schema
 				if v.status == http.StatusServiceUnavailable {
 					ask = m.whileEnding
 				}
@@ -305,11 +302,11 @@ func TestOpenAPI_document_keeps_its_schemas_on_the_way_through_Vault(t *testing.
 	doc := document(t)
 	encoded, err := json.Marshal(doc)
 	require.NoError(t, err)
-	var decoded map[string]any
-	decoder := json.NewDecoder(bytes.NewReader(encoded))
+	decoder, decoded := json.NewDecoder(bytes.NewReader(encoded)), map[string]any{}
 	decoder.UseNumber()
 	require.NoError(t, decoder.Decode(&decoded))
-	// What Vault makes of the document of a plugin that is a process of its own. It loses references.
+	// What Vault makes of the document of a plugin that is a process of its own. It loses
+	// references.
 	merged, err := framework.NewOASDocumentFromMap(decoded)
 	require.NoError(t, err)
 
@@ -320,28 +317,27 @@ func TestOpenAPI_document_keeps_its_schemas_on_the_way_through_Vault(t *testing.
 			if op == nil {
 				continue
 			}
-			contents := []framework.OASContent{}
+			var contents []framework.OASContent
 			if op.RequestBody != nil {
 				contents = append(contents, op.RequestBody.Content)
 			}
 			for _, response := range op.Responses {
-				if len(response.Content) > 0 {
-					contents = append(contents, response.Content)
-				}
+				contents = append(contents, response.Content)
 			}
 			for _, content := range contents {
-				checked++
-				require.NotEmpty(t, content["application/json"].Schema.Properties, "%s %s", method, path)
+				if len(content) > 0 {
+					checked++
+					require.NotEmpty(t, content["application/json"].Schema.Properties, "%s %s", method, path)
+				}
 			}
 		}
 	}
-	require.Equal(t, 7, checked, "two requests and five answers have fields")
+	require.Equal(t, 7, checked, "two requests and five responses have fields")
 }
 
 func TestOpenAPI_defaults_are_those_of_the_engine(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
-		got := m.do(logical.UpdateOperation, "config/myapp", map[string]any{"app_key": theKey, "app_secret": theSecret, "verify_connection": false})
-		require.Equal(t, http.StatusNoContent, got.status, got)
+		m.changed(map[string]any{"app_key": theKey, "app_secret": theSecret, "verify_connection": false})
 		fields, stored := m.engine.Route("config/myapp").Fields, m.config(theApp).Data
 		compared := 0
 		for name, field := range fields {

@@ -2,14 +2,14 @@
 
 package dingtalk
 
-// This file tests the lease of a token as the engine makes it. What Vault makes of it is tested against a real one, but
-// the sum that decides a lease's end, framework.CalculateTTL, is Vault's own and used here.
+// This file tests the lease of a token as the engine makes it. What Vault makes of it is tested
+// against a real one, but the sum that decides a lease's end, framework.CalculateTTL, is Vault's
+// own and used here.
 
 import (
 	"net/http"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -47,16 +47,35 @@ func (l *lease) renew(increment time.Duration) (warnings []string, got answer) {
 	l.m.t.Helper()
 	secret := l.secret
 	secret.Increment = increment
-	got = l.m.send(l.m.t.Context(), &logical.Request{Operation: logical.RenewOperation, Path: "creds/myapp", Secret: &secret})
+	got = l.m.send(l.m.t.Context(), &logical.Request{
+		Operation: logical.RenewOperation, Path: "creds/myapp", MountPoint: "team/dingtalk/", Secret: &secret,
+	})
 	if got.err != nil {
 		return nil, got
 	}
 	require.Same(l.m.t, &secret, got.Secret)
-	require.Empty(l.m.t, got.Data, "no token in the answer")
-	ttl, capped, err := framework.CalculateTTL(l.m.system, increment, got.Secret.TTL, 0, got.Secret.MaxTTL, 0, l.secret.IssueTime)
+	require.Empty(l.m.t, got.Data, "no token in the response")
+	l.expires = time.Now().Add(l.sum(got, increment, &got.Warnings))
+	return got.Warnings, got
+}
+
+// sum is the TTL that Vault reckons from a response to a renewal, with its warnings.
+func (l *lease) sum(got answer, increment time.Duration, warnings *[]string) time.Duration {
+	l.m.t.Helper()
+	ttl, capped, err := framework.CalculateTTL(
+		l.m.system, increment, got.Secret.TTL, 0, got.Secret.MaxTTL, 0, l.secret.IssueTime)
 	require.NoError(l.m.t, err)
-	l.expires = time.Now().Add(ttl)
-	return append(got.Warnings, capped...), got
+	*warnings = append(*warnings, capped...)
+	return ttl
+}
+
+// renewed renews without a warning, and wants this TTL.
+func (l *lease) renewed(ttl time.Duration) {
+	l.m.t.Helper()
+	warnings, got := l.renew(0)
+	require.NoError(l.m.t, got.err)
+	require.Empty(l.m.t, warnings)
+	require.Equal(l.m.t, ttl, got.Secret.TTL)
 }
 
 func TestLease_lives_as_long_as_the_token_and_names_no_secret(t *testing.T) {
@@ -84,12 +103,12 @@ func TestRenew_in_the_first_half_costs_no_call_and_in_the_second_extends_the_tok
 		for i := range leases {
 			leases[i] = m.issue()
 		}
+		m.start() // the leases outlive a restart, and that reads come without one from now on
+		m.changed(map[string]any{"leased": false})
+		require.Nil(t, m.read(theApp).Secret)
 		time.Sleep(3600 * time.Second)
 		for _, l := range leases {
-			warnings, got := l.renew(0)
-			require.NoError(t, got.err)
-			require.Empty(t, warnings)
-			require.Equal(t, 3600*time.Second, got.Secret.TTL)
+			l.renewed(3600 * time.Second)
 		}
 		require.Equal(t, 1, m.calls())
 
@@ -97,12 +116,7 @@ func TestRenew_in_the_first_half_costs_no_call_and_in_the_second_extends_the_tok
 		m.upstream.SetFault(theKey, simulator.Fault{Delay: time.Second})
 		var wg sync.WaitGroup
 		for _, l := range leases {
-			wg.Go(func() {
-				warnings, got := l.renew(0)
-				require.NoError(t, got.err)
-				require.Empty(t, warnings)
-				require.Equal(t, 7199*time.Second, got.Secret.TTL)
-			})
+			wg.Go(func() { l.renewed(7199 * time.Second) })
 		}
 		wg.Wait()
 		require.Equal(t, 2, m.calls())
@@ -111,40 +125,31 @@ func TestRenew_in_the_first_half_costs_no_call_and_in_the_second_extends_the_tok
 	})
 }
 
-func TestRenew_never_outlives_the_token_whatever_increment_is_asked_for(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		time.Sleep(300 * time.Millisecond)
-		l := m.issue()
-		for i := range 500 {
-			time.Sleep(time.Duration(i) * 437 * time.Millisecond)
-			_, got := l.renew(24 * time.Hour)
-			require.NoError(t, got.err)
-			left, known := m.upstream.LifeLeft(l.token)
-			require.True(t, known)
-			require.LessOrEqual(t, time.Until(l.expires), left)
-			require.GreaterOrEqual(t, time.Until(l.expires), left-time.Second)
-		}
-	})
+func TestRenew_never_outlives_the_token_and_without_an_increment_never_warns(t *testing.T) {
+	for increment, times := range map[time.Duration]int{0: 2000, 24 * time.Hour: 500} {
+		inVirtualTime(t, func(t *testing.T, m *mount) {
+			m.configure(theApp, nil)
+			time.Sleep(300 * time.Millisecond)
+			l := m.issue()
+			for i := range times {
+				time.Sleep(time.Duration(i%500) * 437 * time.Millisecond)
+				began := time.Now()
+				warnings, got := l.renew(increment)
+				require.NoError(t, got.err)
+				require.LessOrEqual(t, time.Since(began), 20*time.Millisecond)
+				left, known := m.upstream.LifeLeft(l.token)
+				require.True(t, known)
+				require.LessOrEqual(t, time.Until(l.expires), left)
+				require.GreaterOrEqual(t, time.Until(l.expires), left-time.Second)
+				if increment == 0 {
+					require.Empty(t, warnings)
+				}
+			}
+		})
+	}
 }
 
-func TestRenew_plainly_never_warns(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		time.Sleep(700 * time.Millisecond)
-		l := m.issue()
-		for i := range 2000 {
-			time.Sleep(time.Duration(i%13)*time.Second + time.Duration(i)*7*time.Millisecond)
-			began := time.Now()
-			warnings, got := l.renew(0)
-			require.NoError(t, got.err)
-			require.Empty(t, warnings)
-			require.LessOrEqual(t, time.Since(began), 20*time.Millisecond)
-		}
-	})
-}
-
-func TestRenew_answers_with_the_life_left_when_DingTalk_is_down(t *testing.T) {
+func TestRenew_keeps_the_life_left_when_DingTalk_is_down(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
 		l := m.issue()
@@ -162,73 +167,43 @@ func TestRenew_answers_with_the_life_left_when_DingTalk_is_down(t *testing.T) {
 	})
 }
 
-func TestRenew_of_a_lease_whose_token_was_replaced_ends_it_within_a_second(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		l := m.issue()
-		m.upstream.ExpireTokens(theKey)
-		m.do(logical.UpdateOperation, "refresh/myapp", nil)
-		calls := m.calls()
+func TestRenew_of_a_lease_whose_token_is_no_longer_the_apps_ends_it_within_a_second(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(m *mount)
+		why    string
+		calls  int // of the renewal
+	}{
+		"replaced": {func(m *mount) {
+			m.upstream.ExpireTokens(theKey)
+			refresh(m)
+		}, "another token", 0},
+		"replaced by the very renewal": {func(m *mount) { m.upstream.RotateTokens(theKey, true) }, "another token", 1},
+		"the app is gone":              {(*mount).delete, "no longer configured", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, func(t *testing.T, m *mount) {
+				m.configure(theApp, nil)
+				l := m.issue()
+				c.change(m)
+				calls := m.calls()
+				time.Sleep(5000 * time.Second)
+				warnings, got := l.renew(0)
+				require.NoError(t, got.err)
+				require.Equal(t, time.Second, got.Secret.TTL)
+				require.Len(t, warnings, 1)
+				require.Contains(t, warnings[0], c.why)
+				require.Contains(t, warnings[0], "Read team/dingtalk/creds/myapp again")
+				require.Equal(t, c.calls, m.calls()-calls)
 
-		time.Sleep(5000 * time.Second)
-		warnings, got := l.renew(0)
-		require.NoError(t, got.err)
-		require.Equal(t, time.Second, got.Secret.TTL)
-		require.Len(t, warnings, 1)
-		require.Contains(t, warnings[0], "creds/myapp")
-		require.Equal(t, calls, m.calls(), "it sets nothing off")
-
-		_, got = l.renew(24 * time.Hour)
-		require.NoError(t, got.err)
-		require.LessOrEqual(t, time.Until(l.expires), time.Second)
-		require.NotEqual(t, l.token, m.token(theApp))
-
-		_, got = l.renew(0)
-		time.Sleep(5 * time.Second) // a machine that stands still before Vault does its sum
-		ttl, _, err := framework.CalculateTTL(m.system, 0, got.Secret.TTL, 0, got.Secret.MaxTTL, 0, l.secret.IssueTime)
-		require.NoError(t, err)
-		require.Equal(t, time.Second, ttl)
-	})
-}
-
-func TestRenew_of_a_lease_whose_token_is_replaced_by_the_very_refresh_ends_it(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		l := m.issue()
-		m.upstream.RotateTokens(theKey, true)
-		time.Sleep(4000 * time.Second)
-		warnings, got := l.renew(0)
-		require.NoError(t, got.err)
-		require.Equal(t, time.Second, got.Secret.TTL)
-		require.Len(t, warnings, 1)
-	})
-}
-
-func TestRenew_of_a_lease_whose_app_is_gone_ends_it_within_a_second(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		l := m.issue()
-		require.NoError(t, m.do(logical.DeleteOperation, "config/myapp", nil).err)
-		warnings, got := l.renew(0)
-		require.NoError(t, got.err)
-		require.Equal(t, time.Second, got.Secret.TTL)
-		require.Len(t, warnings, 1)
-		require.Contains(t, warnings[0], "no longer configured")
-	})
-}
-
-func TestRenew_is_served_from_storage_after_a_restart(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		l := m.issue()
-		m.start()
-		time.Sleep(time.Minute)
-		warnings, got := l.renew(0)
-		require.NoError(t, got.err)
-		require.Empty(t, warnings)
-		require.Equal(t, 7140*time.Second, got.Secret.TTL)
-		require.Equal(t, 1, m.calls())
-	})
+				_, ended := l.renew(24 * time.Hour)
+				require.NoError(t, ended.err)
+				require.LessOrEqual(t, time.Until(l.expires), time.Second)
+				_, ended = l.renew(0)
+				time.Sleep(5 * time.Second) // a machine that stands still before Vault does its sum
+				require.Equal(t, time.Second, l.sum(ended, 0, &warnings))
+			})
+		})
+	}
 }
 
 func TestRenew_counts_as_a_read_for_the_background(t *testing.T) {
@@ -236,7 +211,7 @@ func TestRenew_counts_as_a_read_for_the_background(t *testing.T) {
 		m.configure(theApp, map[string]any{"refresh_before": "30m"})
 		l := m.issue()
 		time.Sleep(1700 * time.Second)
-		m.do(logical.UpdateOperation, "refresh/myapp", nil)
+		refresh(m)
 		require.Equal(t, 2, m.calls())
 		time.Sleep(5300 * time.Second)
 		m.tick()
@@ -256,9 +231,11 @@ func TestRevoke_always_succeeds_and_ends_no_token(t *testing.T) {
 		m.configure(theApp, nil)
 		l := m.issue()
 		require.NoError(t, m.upstream.Close())
-		require.NoError(t, m.do(logical.DeleteOperation, "config/myapp", nil).err)
+		m.delete()
 		m.storage.fail(nil)
-		got := m.send(t.Context(), &logical.Request{Operation: logical.RevokeOperation, Path: "creds/myapp", Secret: &l.secret})
+		got := m.send(t.Context(), &logical.Request{
+			Operation: logical.RevokeOperation, Path: "creds/myapp", Secret: &l.secret,
+		})
 		require.NoError(t, got.err)
 		require.Empty(t, m.storage.calls())
 	})
@@ -279,21 +256,5 @@ func TestCreds_wrapped_for_longer_than_the_token_lives_are_not(t *testing.T) {
 			require.Nil(t, m.read(name).WrapInfo)
 			time.Sleep(11 * time.Second)
 		}
-	})
-}
-
-func TestCreds_leased_can_be_changed_without_a_new_token(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		l := m.issue()
-		require.Equal(t, http.StatusNoContent, m.do(logical.PatchOperation, "config/myapp", map[string]any{"leased": false}).status)
-		got := m.read(theApp)
-		require.Nil(t, got.Secret)
-		require.Equal(t, l.token, got.Data["access_token"])
-		warnings, renewed := l.renew(0)
-		require.NoError(t, renewed.err)
-		require.Empty(t, warnings)
-		require.Equal(t, 1, m.calls())
-		synctest.Wait()
 	})
 }
