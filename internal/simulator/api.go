@@ -47,7 +47,7 @@ type apiCalls struct{ accepted, refused int }
 func (s *Server) serveApps(w http.ResponseWriter, r *http.Request) {
 	requestID := newRequestID()
 	token := r.Header.Get(TokenHeader)
-	appKey, live := s.owner(token)
+	appKey, live := s.Owner(token)
 	var a answer
 	switch {
 	case r.Method != http.MethodGet:

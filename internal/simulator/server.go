@@ -53,6 +53,7 @@ type Server struct {
 	faults   map[string]Fault
 	tokens   map[string]issuedToken // by token, expired ones too: LifeLeft knows every one
 	requests map[string]int         // by app key
+	underWay map[string]int         // those that have not ended, by app key; empty for none
 	total    int                    // requests of all apps and of none
 	calls    map[string]apiCalls    // by app key; AnyApp's are all of them
 }
@@ -68,6 +69,7 @@ func New(o Options) *Server {
 		faults:   make(map[string]Fault),
 		tokens:   make(map[string]issuedToken),
 		requests: make(map[string]int),
+		underWay: make(map[string]int),
 		calls:    make(map[string]apiCalls),
 	}
 	if s.logger == nil {

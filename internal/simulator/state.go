@@ -106,6 +106,21 @@ func (s *Server) Requests(appKey string) int {
 	return s.requests[appKey]
 }
 
+// UnderWay counts the token requests that named the app and have not ended: their response is not
+// sent, and their client has not gone. For [AnyApp] it counts all of them.
+func (s *Server) UnderWay(appKey string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if appKey != AnyApp {
+		return s.underWay[appKey]
+	}
+	n := 0
+	for _, requests := range s.underWay {
+		n += requests
+	}
+	return n
+}
+
 // LifeLeft tells how long a token will still be accepted, zero or less if it has expired, and
 // whether it was ever issued.
 func (s *Server) LifeLeft(token string) (left time.Duration, known bool) {
@@ -118,9 +133,9 @@ func (s *Server) LifeLeft(token string) (left time.Duration, known bool) {
 	return time.Until(t.expires), true
 }
 
-// owner is the app that a token was given to, and whether the token still lives; empty if it was
-// never given.
-func (s *Server) owner(token string) (appKey string, live bool) {
+// Owner is the app that a token was issued to, and whether the token is still accepted; empty if it
+// was never issued.
+func (s *Server) Owner(token string) (appKey string, live bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.tokens[token]
@@ -152,12 +167,13 @@ func (s *Server) issue(appKey, appSecret string) (token string, lifetime time.Du
 	return token, s.lifetime, true
 }
 
-// receive counts a token request and returns the fault that hits it; appKey is empty if it names no
-// app.
+// receive counts a token request, which lasts until end, and returns the fault that hits it; appKey
+// is empty if it names no app.
 func (s *Server) receive(appKey string) Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.total++
+	s.underWay[appKey]++
 	if appKey != "" {
 		s.requests[appKey]++
 	}
@@ -177,6 +193,15 @@ func (s *Server) receive(appKey string) Fault {
 		s.faults[key] = left
 	}
 	return f.numbered(s.total)
+}
+
+// end notes that a token request has ended.
+func (s *Server) end(appKey string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.underWay[appKey]--; s.underWay[appKey] == 0 {
+		delete(s.underWay, appKey)
+	}
 }
 
 func (s *Server) hasHTTP2Fault() bool {

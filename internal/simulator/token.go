@@ -51,6 +51,7 @@ type answer struct {
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	req := readTokenRequest(r)
 	fault := s.receive(req.appKey)
+	defer s.end(req.appKey)
 	requestID := newRequestID()
 	a := s.answer(r, req, fault, requestID)
 

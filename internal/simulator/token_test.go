@@ -4,6 +4,7 @@ package simulator_test
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -266,6 +267,47 @@ func TestSimulator_counts_requests_by_the_app_they_name(t *testing.T) {
 	assert.Equal(t, 1, c.Requests("dingunknown"))
 	assert.Equal(t, 0, c.Requests("dingother"))
 	assert.Equal(t, 6, c.Requests(simulator.AnyApp))
+}
+
+func TestSimulator_counts_the_requests_under_way_until_they_end_in_whatever_way(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := startVirtual(t, simulator.Options{})
+		c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultHang})
+		c.SetFault("dingslow", simulator.Fault{Delay: 2 * time.Second})
+		ctx, giveUp := context.WithTimeout(t.Context(), time.Second)
+		defer giveUp()
+		for _, body := range []string{credentials(appKey, appSecret), credentials("dingslow", "x")} {
+			go func() { _, _ = c.do(ctx, http.MethodPost, simulator.TokenPath, "application/json", body) }()
+		}
+		go func() {
+			_, _ = c.do(t.Context(), http.MethodPost, simulator.TokenPath, "application/json", credentials("dingslow", "x"))
+		}()
+		underWay := func() []int {
+			synctest.Wait()
+			return []int{c.UnderWay(appKey), c.UnderWay("dingslow"), c.UnderWay("dingother"), c.UnderWay(simulator.AnyApp)}
+		}
+		assert.Equal(t, []int{1, 2, 0, 3}, underWay())
+		time.Sleep(time.Second)
+		assert.Equal(t, []int{0, 1, 0, 1}, underWay(), "two clients have gone")
+		time.Sleep(time.Second)
+		assert.Equal(t, []int{0, 0, 0, 0}, underWay(), "the last one has its response")
+	})
+}
+
+func TestSimulator_tells_whose_a_token_is(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := startVirtual(t, simulator.Options{})
+		token, _ := c.token(t)
+		owner, live := c.Owner(token)
+		assert.Equal(t, appKey, owner)
+		assert.True(t, live)
+		time.Sleep(simulator.DefaultTokenLifetime)
+		owner, live = c.Owner(token)
+		assert.Equal(t, appKey, owner, "also when it has expired")
+		assert.False(t, live)
+		owner, _ = c.Owner("0123456789abcdef0123456789abcdef")
+		assert.Empty(t, owner)
+	})
 }
 
 func TestSimulator_gives_one_token_to_concurrent_requests(t *testing.T) {
