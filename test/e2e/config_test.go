@@ -7,13 +7,17 @@ package e2e
 // Writing config/<app>: what is verified, what is refused and in which words, and that a refused write changes nothing.
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -91,8 +95,8 @@ func TestConfig_update_with_a_wrong_secret_leaves_the_old_entry_in_force(t *test
 	before := m.readData(t, a.configPath())
 
 	for _, body := range []fields{
-		{"app_secret": newSecret()},
-		{"app_secret": newSecret(), "app_key": "dingsomebodyelse", "leased": false},
+		a.rotation(newSecret()),
+		{"app_secret": newSecret(), "base_url": dt.url, "app_key": "dingsomebodyelse", "leased": false},
 	} {
 		_, err := m.v.root.Logical().Write(a.configPath(), body)
 		requireRejectedCredentials(t, refused(t, err, http.StatusBadRequest))
@@ -142,6 +146,103 @@ func TestConfig_update_that_moves_the_app_needs_its_secret(t *testing.T) {
 	a.update(t, fields{"base_url": other.url, "app_secret": a.secret})
 	require.Equal(t, 1, other.Requests(a.key))
 	requireSameToken(t, a.token(t), other.LastToken(a.key)) // the new host's token is served
+}
+
+// Somebody who may write config/ knows no secret, but can move an app to a host of theirs with a junk
+// one. The operator who then rotates the secret as ever is told so, instead of sending it there.
+func TestConfig_operator_is_not_led_to_send_the_next_secret_to_another_host(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	dt, theirs := startDingTalk(t, fullLifetime), startDingTalk(t, fullLifetime)
+	var received sync.Map
+	evil := serveUpstream(t, "127.0.0.1", nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		received.Store(string(body), true)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		theirs.ServeHTTP(w, r)
+	}))
+	evilURL := "http://" + evil.addr
+
+	a := m.unstoredApp(dt)
+	onDingTalk := a.config()
+	onDingTalk["base_url"], onDingTalk["verify_connection"] = "https://api.dingtalk.com", false
+	_, err := m.v.root.Logical().Write(a.configPath(), onDingTalk)
+	require.NoError(t, err)
+
+	policy := "writer-of-" + m.path
+	require.NoError(t, m.v.root.Sys().PutPolicy(policy,
+		fmt.Sprintf("path \"%s/config/*\" {\n  capabilities = [\"update\", \"patch\"]\n}\n", m.path)))
+	login, err := m.v.root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}})
+	require.NoError(t, err)
+	noteSecret(login.Auth.ClientToken, "a Vault token")
+	writer := m.v.client(t)
+	writer.SetToken(login.Auth.ClientToken)
+	junk := newSecret()
+	theirs.SetApp(a.key, junk)
+	for _, verify := range []bool{false, true} { // their host even says that the junk is right
+		_, err = writer.Logical().Write(a.configPath(), map[string]any{
+			"base_url": evilURL, "app_secret": junk, "verify_connection": verify,
+		})
+		require.NoError(t, err)
+	}
+	_, err = a.tryRead() // goes there, with the junk
+	require.NoError(t, err)
+
+	next := newSecret()
+	dt.SetApp(a.key, next)
+	for _, args := range [][]string{
+		{"write", a.configPath(), "app_secret=-"},
+		{"patch", a.configPath(), "app_secret=-"},
+		{"write", a.configPath(), "app_secret=-", "app_key=" + a.key},
+		{"write", a.configPath(), "app_secret=-", "verify_connection=false"},
+	} {
+		result := m.v.cliWithInput(t, next, args...)
+		require.Equal(t, 2, result.status, args)
+		require.Contains(t, result.stderr, "Code: 400", args)
+		require.Contains(t, result.stderr, "a write with app_secret must name base_url too, since the stored one, "+evilURL, args)
+		assertNoSecret(t, "the refusal", result.stdout+result.stderr)
+	}
+	require.Equal(t, evilURL, m.readData(t, a.configPath())["base_url"])
+
+	m.v.cliWithInput(t, next, "write", a.configPath(), "app_secret=-", "base_url="+dt.url).succeeded(t)
+	requireSameToken(t, a.token(t), dt.LastToken(a.key))
+	count := 0
+	received.Range(func(body, _ any) bool {
+		count++
+		assert.Contains(t, body, junk)
+		return assert.NotContains(t, body, next)
+	})
+	require.Positive(t, count)
+}
+
+// One host has one spelling, so that a ban or a wait of its is that of all its apps.
+func TestConfig_base_url_is_stored_in_its_canonical_form(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	a := m.unstoredApp(startDingTalk(t, fullLifetime))
+	for given, stored := range map[string]string{
+		"https://API.DingTalk.IO":         "https://api.dingtalk.io",
+		"https://api.dingtalk.io/":        "https://api.dingtalk.io",
+		"https://api.dingtalk.io:443":     "https://api.dingtalk.io",
+		"https://api.dingtalk.io:00443":   "https://api.dingtalk.io",
+		"https://api.dingtalk.com:08443/": "https://api.dingtalk.com:8443",
+		"http://127.0.0.1:80":             "http://127.0.0.1",
+		"http://127.0.0.1:018300":         "http://127.0.0.1:18300",
+		"http://[0:0:0:0:0:0:0:1]:8300":   "http://[::1]:8300",
+		"https://[2001:DB8:0:0::1]":       "https://[2001:db8::1]",
+	} {
+		body := a.config()
+		body["base_url"], body["verify_connection"] = given, false
+		_, err := m.v.root.Logical().Write(a.configPath(), body)
+		require.NoError(t, err, given)
+		require.Equal(t, stored, m.readData(t, a.configPath())["base_url"], given)
+	}
+	for _, given := range []string{"https://api.dingtalk.io.", "https://api.dingtalk.io.:443", "https://localhost."} {
+		body := a.config()
+		body["base_url"] = given
+		_, err := m.v.root.Logical().Write(a.configPath(), body)
+		require.Contains(t, refused(t, err, http.StatusBadRequest), "its host ends in a dot", given)
+	}
 }
 
 func TestConfig_unknown_field_gets_a_warning_from_Vault(t *testing.T) {
@@ -422,7 +523,9 @@ func TestConfig_new_generation_drops_the_old_token_and_the_back_off(t *testing.T
 	dt.ClearFaults()
 	fresh := newSecret()
 	dt.SetApp(a.key, fresh)
-	a.update(t, fields{"app_secret": fresh, "verify_connection": false})
+	rotation := a.rotation(fresh)
+	rotation["verify_connection"] = false
+	a.update(t, rotation)
 	began := time.Now()
 	requireSameToken(t, a.token(t), dt.LastToken(a.key))
 	require.Less(t, time.Since(began), 4*time.Second, "new credentials do not wait for the old ones' back-off")

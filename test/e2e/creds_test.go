@@ -221,7 +221,9 @@ func TestCreds_reader_across_a_change_of_secret_gets_the_new_token(t *testing.T)
 	noteSecret(old, "an access token")
 	fresh := newSecret()
 	dt.SetApp(a.key, fresh)
-	a.update(t, fields{"app_secret": fresh, "verify_connection": false})
+	rotation := a.rotation(fresh)
+	rotation["verify_connection"] = false
+	a.update(t, rotation)
 
 	reader.Wait()
 	requireOtherToken(t, across, old)

@@ -41,9 +41,10 @@ const (
 type faultCase struct {
 	name   string
 	fault  simulator.Fault
-	status int      // of the error; 0 is no error, since the answer is good after all
-	says   []string // regular expressions that the error has to match
-	banned bool     // the pause is the host's: only its end, or the end of the process, allows the next attempt
+	status int           // of the error; 0 is no error, since the response is good after all
+	life   time.Duration // of the token of a good response
+	says   []string      // regular expressions that the error has to match
+	banned bool          // the pause is the host's: only its end, or the end of the process, allows the next attempt
 }
 
 func faultCases() []faultCase {
@@ -67,14 +68,31 @@ func faultCases() []faultCase {
 		return broken("expireIn "+name, simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: value}, "(?i)not a token|malformed|expire")
 	}
 	good := func(name, value string) faultCase {
-		return faultCase{name: "expireIn " + name, fault: simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: value}}
+		return faultCase{name: "expireIn " + name, fault: simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: value}, life: day}
 	}
+	token := func(name, value string) faultCase {
+		return broken("a token "+name, simulator.Fault{Kind: simulator.FaultToken, Token: value},
+			"HTTP status 200", "accessToken is not 1 to 2048 visible ASCII characters")
+	}
+	const (
+		tried    = ", 3 attempts"
+		tooLong  = "the response is longer than 65536 bytes"
+		tooSlow  = "no whole response within "
+		notHTTP  = "the HTTP exchange failed, or what came is not HTTP" + tried
+		okayHead = "HTTP/1.1 200 OK\r\n"
+	)
 
 	return []faultCase{
 		rejected("rejected credentials", simulator.Fault{Kind: simulator.FaultRejectedCredentials},
 			"invalidClientIdOrSecret", "无效的clientId或者clientSecret", "app_key", "app_secret", "base_url", "published"),
 		rejected("rejected credentials in the gateway's spelling", simulator.Fault{Kind: simulator.FaultMixedCase},
 			"invalidClientIdOrSecret", "无效的clientId或者clientSecret", "app_key"),
+		rejected("invalid client", simulator.Fault{Kind: simulator.FaultInvalidClient},
+			`DingTalk rejected the credentials.*invalid\.client`, "app_key", "base_url"),
+		rejected("unauthorized client", simulator.Fault{Kind: simulator.FaultUnauthorizedClient},
+			`DingTalk rejected the credentials.*unauthorized\.client`, "app_key", "base_url"),
+		rejected("unauthorized client with 400", simulator.Fault{Kind: simulator.FaultUnauthorizedClient, Status: 400},
+			`DingTalk rejected the credentials.*unauthorized\.client`),
 		rejected("IP not allowed", simulator.Fault{Kind: simulator.FaultIPNotAllowed},
 			denied+"IpNotInWhiteList", "访问ip不在白名单之中", "egress IP", "allow-list"),
 		rejected("missing body", simulator.Fault{Kind: simulator.FaultMissingBody}, "Missingbody"),
@@ -92,6 +110,7 @@ func faultCases() []faultCase {
 		throttled("ApiCountLimitForOrg"),
 		broken("throttled by system.busy", simulator.Fault{Kind: simulator.FaultThrottledBusy}, "(?i)throttle", `system\.busy`, requestID),
 		broken("throttled by systemBusy", simulator.Fault{Kind: simulator.FaultThrottledBusy, Code: "systemBusy"}, "(?i)throttle", "systemBusy"),
+		broken("throttled by system.busy with 400", simulator.Fault{Kind: simulator.FaultThrottledBusy, Status: 400}, "(?i)throttle", `system\.busy`),
 		broken("throttled for some seconds", simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "3"}, "(?i)throttle"),
 
 		banned("banned", 0),
@@ -101,8 +120,11 @@ func faultCases() []faultCase {
 		broken("HTML page with 403", simulator.Fault{Kind: simulator.FaultHTML}, "HTML", "403", "(?i)ban"),
 		broken("HTML page with 200", simulator.Fault{Kind: simulator.FaultHTML, Status: 200}, "HTML", "200"),
 		broken("HTML page with 502", simulator.Fault{Kind: simulator.FaultHTML, Status: 502}, "502"),
-		broken("unknownError", simulator.Fault{Kind: simulator.FaultUnavailableUnknown}, "500", "unknownError", requestID),
-		broken("empty 503", simulator.Fault{Kind: simulator.FaultUnavailableEmpty}, "503"),
+		broken("unknownError", simulator.Fault{Kind: simulator.FaultUnavailableUnknown}, "500"+tried, "unknownError", requestID),
+		broken("system.busy with 500", simulator.Fault{Kind: simulator.FaultUnavailableBusy},
+			"could not serve the request", "500"+tried, `system\.busy`, requestID),
+		broken("server.error", simulator.Fault{Kind: simulator.FaultUnavailableServer}, "500"+tried, `server\.error`, requestID),
+		broken("empty 503", simulator.Fault{Kind: simulator.FaultUnavailableEmpty}, "503"+tried),
 		broken("empty 504", simulator.Fault{Kind: simulator.FaultUnavailableEmpty, Status: 504}, "504"),
 		broken("503 for some seconds", simulator.Fault{Kind: simulator.FaultUnavailableEmpty, RetryAfter: "3"}, "503"),
 
@@ -121,14 +143,36 @@ func faultCases() []faultCase {
 		good("beyond int64", "9223372036854775808"),
 		good("a float beyond everything", "1e300"),
 
-		broken("a body of 100 MB", simulator.Fault{Kind: simulator.FaultHuge}),
-		broken("gzip bomb", simulator.Fault{Kind: simulator.FaultGzipBomb}),
+		token("with a space", "two words"),
+		token("with a line break", "a-token\nANOTHER_VARIABLE=1"),
+		token("with a control character", "a-token\x1b[31m"),
+		token("that is not ASCII", "钉钉"),
+		token("of 2049 characters", strings.Repeat("t", 2049)),
+
+		broken("a body of 100 MB", simulator.Fault{Kind: simulator.FaultHuge}, tooLong),
+		broken("gzip bomb", simulator.Fault{Kind: simulator.FaultGzipBomb}, tooLong),
 		broken("redirect", simulator.Fault{Kind: simulator.FaultRedirect}, "(?i)redirect"),
 		broken("permanent redirect", simulator.Fault{Kind: simulator.FaultRedirect, Status: 308}, "(?i)redirect"),
-		broken("no answer", simulator.Fault{Kind: simulator.FaultHang}),
-		broken("an answer that comes too late", simulator.Fault{Delay: 2 * faultBound}),
-		broken("one byte a second", simulator.Fault{Kind: simulator.FaultTrickle}),
-		broken("a reset connection", simulator.Fault{Kind: simulator.FaultReset}),
+		broken("no answer", simulator.Fault{Kind: simulator.FaultHang}, tooSlow),
+		broken("an answer that comes too late", simulator.Fault{Delay: 2 * faultBound}, tooSlow),
+		broken("one byte a second", simulator.Fault{Kind: simulator.FaultTrickle}, tooSlow),
+		broken("a reset connection", simulator.Fault{Kind: simulator.FaultReset}, "connection reset"+tried),
+
+		broken("101", simulator.Fault{Kind: simulator.FaultSwitchingProtocols}, "not a token: HTTP status 101"),
+		broken("a status below 100", simulator.Fault{Kind: simulator.FaultStatus099}, "not a token: HTTP status 99"),
+		broken("103 without end", simulator.Fault{Kind: simulator.FaultInformationalFlood}, notHTTP),
+		broken("headers without end", simulator.Fault{Kind: simulator.FaultEndlessHeaders}, notHTTP),
+		broken("a body without end", simulator.Fault{Kind: simulator.FaultEndlessBody}, tooLong),
+		broken("a byte a second without end", simulator.Fault{Kind: simulator.FaultEndlessDrip}, tooSlow),
+		broken("gzip without end", simulator.Fault{Kind: simulator.FaultEndlessGzip}, tooLong),
+		broken("empty gzip members without end", simulator.Fault{Kind: simulator.FaultEndlessGzipEmpty}, tooLong),
+		broken("a status line and silence", simulator.Fault{Kind: simulator.FaultRaw, Raw: okayHead}, tooSlow),
+		broken("half a body and silence",
+			simulator.Fault{Kind: simulator.FaultRaw, Raw: okayHead + "Content-Length: 100\r\n\r\n{"}, tooSlow),
+		broken("chunks without end",
+			simulator.Fault{Kind: simulator.FaultRaw, Raw: okayHead + "Transfer-Encoding: chunked\r\n\r\n", Repeat: "1\r\n \r\n"}, tooLong),
+		broken("no HTTP, without end", simulator.Fault{Kind: simulator.FaultRaw, Raw: "SSH-2.0-OpenSSH_9.6\r\n", Repeat: "x"}, notHTTP),
+		{name: "more than a response", fault: simulator.Fault{Kind: simulator.FaultSurplus}, life: fullLifetime},
 	}
 }
 
@@ -166,7 +210,7 @@ func TestFault_without_a_token_is_a_clear_error_and_then_a_token(t *testing.T) {
 			if c.status == 0 {
 				require.NoError(t, err)
 				requireSameToken(t, tokenIn(secret), dt.LastToken(a.key))
-				require.InDelta(t, 86400, secret.LeaseDuration, 2, "a life beyond a day counts as a day")
+				require.InDelta(t, c.life.Seconds(), secret.LeaseDuration, 2, "a life beyond a day counts as a day")
 				return
 			}
 			text := refused(t, err, c.status)
@@ -201,6 +245,45 @@ func TestFault_without_a_token_is_a_clear_error_and_then_a_token(t *testing.T) {
 	require.Zero(t, elsewhere.Requests("*"), "a redirect is never followed")
 	require.NoError(t, v.findLeaks())
 	requireOneWarningEach(t, v)
+}
+
+// Several apps meet what has no end, or nearly none, at once. What is read of it is bounded, so they
+// take little memory together.
+//
+//nolint:tparallel // the subtests measure the memory of one process in turn
+func TestFault_without_end_takes_little_memory(t *testing.T) {
+	t.Parallel()
+	const (
+		appsAtOnce = 8
+		most       = 64 << 20
+	)
+	v := startVault(t, vaultOptions{storage: storageInmem})
+	m := v.enable(t)
+	for _, kind := range []string{
+		simulator.FaultHuge, simulator.FaultGzipBomb, simulator.FaultInformationalFlood,
+		simulator.FaultEndlessHeaders, simulator.FaultEndlessBody, simulator.FaultEndlessDrip,
+		simulator.FaultEndlessGzip, simulator.FaultEndlessGzipEmpty,
+	} {
+		t.Run(kind, func(t *testing.T) {
+			dt := startDingTalk(t, fullLifetime)
+			dt.SetFault(simulator.AnyApp, simulator.Fault{Kind: kind})
+			memory := newMemoryMeter(t, v.pluginPID(t))
+			var reading sync.WaitGroup
+			for range appsAtOnce {
+				a, client := m.newApp(t, dt, fields{"request_timeout": faultTimeout.String()}), v.client(t)
+				reading.Go(func() {
+					_, err := client.Logical().Read(a.credsPath())
+					var response *api.ResponseError
+					if assert.ErrorAs(t, err, &response) {
+						assert.Equal(t, http.StatusBadGateway, response.StatusCode, "%s", err)
+					}
+				})
+			}
+			reading.Wait()
+			require.Less(t, memory.rise(t), int64(most), "bytes of extra memory")
+			requireNoConnection(t, v.pluginPID(t), dt.url)
+		})
+	}
 }
 
 // recoverFrom ends the wait for the next attempt as an operator would.

@@ -110,6 +110,12 @@ func (a *app) config() fields {
 	return fields{"app_key": a.key, "app_secret": a.secret, "base_url": a.dt.url}
 }
 
+// rotation is the write that gives the app another secret. It names the host, since that is none of
+// DingTalk's.
+func (a *app) rotation(secret string) fields {
+	return fields{"app_secret": secret, "base_url": a.dt.url}
+}
+
 func (a *app) configPath() string  { return a.m.path + "/config/" + a.name }
 func (a *app) credsPath() string   { return a.m.path + "/creds/" + a.name }
 func (a *app) statusPath() string  { return a.m.path + "/status/" + a.name }

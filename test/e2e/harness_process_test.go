@@ -9,8 +9,12 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,6 +75,51 @@ func (m memoryMeter) rise(t *testing.T) int64 {
 		t.Fatalf("read the memory of process %d: %v", m.pid, err)
 	}
 	return (now - m.baseline) << 10
+}
+
+// requireNoConnection waits until a process has no connection to a server on loopback, of which it
+// may just be closing the last one.
+func requireNoConnection(t *testing.T, pid int, url string) {
+	t.Helper()
+	_, address, _ := strings.Cut(url, "://")
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, 5*time.Second, "no connection to "+url+" is left", func() bool {
+		return countConnections(t, pid, port) == 0
+	})
+}
+
+// countConnections counts the process's open IPv4 connections to a port.
+func countConnections(t *testing.T, pid int, port string) (count int) {
+	t.Helper()
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", pid))
+	if err != nil {
+		t.Fatalf("read the connections of process %d: %v", pid, err)
+	}
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("read the open files of process %d: %v", pid, err)
+	}
+	open := map[string]bool{}
+	for _, file := range files {
+		if target, err := os.Readlink(file); err == nil { // otherwise it was closed meanwhile
+			open[target] = true
+		}
+	}
+	for line := range strings.Lines(string(table)) {
+		// number, local address, remote address, state, …, the tenth is the socket's inode
+		columns := strings.Fields(line)
+		if len(columns) > 9 && strings.HasSuffix(columns[2], fmt.Sprintf(":%04X", number)) && open["socket:["+columns[9]+"]"] {
+			count++
+		}
+	}
+	return count
 }
 
 // waitFor polls a condition until it holds, and fails the test if that takes longer than the bound.

@@ -420,8 +420,11 @@ func (r *leakRun) liveThroughFault(t *testing.T, fault simulator.Fault) {
 	r.ask(t, "GET", a.statusPath(), "", "")
 	r.ask(t, "POST", "sys/leases/renew", "", jsonOf(t, fields{"lease_id": lease.ID}))
 	r.ask(t, "POST", config, "", jsonOf(t, fields{"verify_connection": true}))
-	r.ask(t, "POST", config, "", jsonOf(t, fields{"app_secret": r.appSecret()}))
-	r.ask(t, "PATCH", config, patchType, jsonOf(t, fields{"app_secret": a.secret, "verify_connection": true}))
+	r.ask(t, "POST", config, "", jsonOf(t, fields{"app_secret": r.appSecret()})) // refused: it names no base_url
+	r.ask(t, "POST", config, "", jsonOf(t, a.rotation(r.appSecret())))
+	again := a.rotation(a.secret)
+	again["verify_connection"] = true
+	r.ask(t, "PATCH", config, patchType, jsonOf(t, again))
 	r.ask(t, "GET", config, "", "")
 	r.ask(t, "GET", creds, "", "")
 	r.ask(t, "POST", "sys/leases/lookup", "", jsonOf(t, fields{"lease_id": lease.ID}))
@@ -576,7 +579,7 @@ func (r *leakRun) useCLI(t *testing.T) {
 	run(a.secret+"\n", "write", a.configPath(), "app_key="+a.key, "app_secret=-", "base_url="+dt.url).succeeded(t)
 	run(jsonOf(t, fields{"app_key": a.key, "app_secret": []string{r.appSecret(), r.appSecret()}}), "write", a.configPath(), "-")
 	run(jsonOf(t, fields{"app_key": a.key, "app_secret": fields{"v": r.appSecret()}}), "write", a.configPath(), "-")
-	run(a.secret, "patch", a.configPath(), "app_secret=-", "leased=maybe")
+	run(a.secret, "patch", a.configPath(), "app_secret=-", "base_url="+dt.url, "leased=maybe")
 	run("", "read", a.configPath()).succeeded(t)
 	run("", "read", a.statusPath()).succeeded(t)
 	run("", "write", "-f", a.refreshPath()).succeeded(t)
@@ -608,7 +611,7 @@ func (r *leakRun) breakThePlugin(t *testing.T) {
 		var waiting sync.WaitGroup
 		waiting.Go(func() { r.ask(t, "GET", a.credsPath(), "", "") })
 		waiting.Go(func() {
-			r.ask(t, "POST", a.configPath(), "", jsonOf(t, fields{"app_secret": r.appSecret()}))
+			r.ask(t, "POST", a.configPath(), "", jsonOf(t, a.rotation(r.appSecret())))
 		})
 		waitFor(t, 10*time.Second, "both calls upstream hang", func() bool { return a.calls() == 2 })
 		pid := r.v.pluginPID(t)

@@ -198,7 +198,7 @@ func TestRenew_after_new_credentials_ends_the_lease(t *testing.T) {
 	dt.ExpireTokens(a.key)
 	fresh := newSecret()
 	dt.SetApp(a.key, fresh)
-	a.update(t, fields{"app_secret": fresh})
+	a.update(t, a.rotation(fresh))
 	require.Equal(t, 2, a.calls(), "the new secret was verified")
 
 	a.requireEnds(t, a.renew(t, secret.LeaseID, day))

@@ -15,6 +15,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -278,7 +279,6 @@ func TestTLS_only_a_trusted_certificate_of_the_right_name_and_time_gets_the_secr
 		token := a.token(t)
 		upstream.present(ca.issue(t, yesterday, local...))
 
-		m.reload(t) // drops the connection that was made with the good one
 		_, err := v.root.Logical().Write(a.refreshPath(), nil)
 		require.Regexp(t, untrusted, refused(t, err, http.StatusBadGateway))
 		require.Equal(t, 1, a.calls())
@@ -435,4 +435,51 @@ func TestAnswer_is_read_to_its_bound_and_the_connection_given_up(t *testing.T) {
 	a.requireFails(t, "longer than 65536 bytes")
 	require.Less(t, sent.Load(), int64(32<<20), "bytes that the network's buffers took")
 	require.EqualValues(t, 2, upstream.requests.Load())
+}
+
+// A few calls a day need no HTTP/2, no kept connections and no compression, which were each turned
+// against a client. The server here would take all three.
+func TestCall_is_one_request_of_HTTP_1_1_on_a_connection_of_its_own(t *testing.T) {
+	t.Parallel()
+	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
+	ca := newAuthority(t)
+	m := v.enableWith(t, "dingtalk-own-ca", "SSL_CERT_FILE="+ca.file)
+	dt := startDingTalk(t, fullLifetime)
+	config := &tls.Config{
+		MinVersion:   tls.VersionTLS12,
+		Certificates: []tls.Certificate{ca.issue(t, time.Now().Add(day), "127.0.0.1")},
+		NextProtos:   []string{"h2", "http/1.1"},
+	}
+
+	t.Run("whatever the server offers", func(t *testing.T) {
+		t.Parallel()
+		var seen sync.Map
+		upstream := serveUpstream(t, "127.0.0.1", config, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			seen.Store(fmt.Sprintf("%s, close %t, compressed %q", r.Proto, r.Close, r.Header.Get("Accept-Encoding")), true)
+			dt.ServeHTTP(w, r)
+		}))
+		for range 3 {
+			m.appAt(dt, "https://"+upstream.addr).requireWorks(t)
+		}
+		seen.Range(func(got, _ any) bool {
+			return assert.Equal(t, `HTTP/1.1, close true, compressed ""`, got)
+		})
+		require.EqualValues(t, 3, upstream.requests.Load())
+		require.EqualValues(t, 3, upstream.connections.Load())
+	})
+	for _, kind := range []string{simulator.FaultHTTP2GoAway, simulator.FaultHTTP2Silent, simulator.FaultHTTP2Flood} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			hostile := startDingTalk(t, fullLifetime)
+			hostile.SetFault(simulator.AnyApp, simulator.Fault{Kind: kind}) // so that HTTP/2 is offered
+			url, err := hostile.StartTLS("127.0.0.1:0", config)
+			require.NoError(t, err)
+			a := m.appAt(hostile, url)
+			a.requireWorks(t) // with one call
+			require.Equal(t, "fresh", a.refreshNow(t).Data["state"])
+			require.Equal(t, 2, a.calls())
+			require.Equal(t, json.Number("2"), a.status(t)["upstream_calls"], "every request is counted")
+			requireNoConnection(t, v.pluginPID(t), url)
+		})
+	}
 }

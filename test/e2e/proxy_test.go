@@ -251,7 +251,7 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 	t.Run("a proxy that answers nonsense", func(t *testing.T) {
 		proxy.behave(func() { proxy.refusal = "what do you want with " + password + "?\r\n\r\n" })
 		defer proxy.behave(func() { proxy.refusal = "" })
-		m.appAt(dt, "https://nonsense."+host).requireFails(t, "no token of app")
+		m.appAt(dt, "https://nonsense."+host).requireFails(t, "could not get a token for app")
 	})
 	t.Run("a proxy that does not answer", func(t *testing.T) {
 		proxy.behave(func() { proxy.hang = true })
@@ -262,7 +262,7 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 		began := time.Now()
 		_, err := a.tryRead()
 		require.Less(t, time.Since(began), 5*time.Second) // below the 10 s of an app that sets no request_timeout
-		require.Regexp(t, "no whole answer within", refused(t, err, http.StatusBadGateway))
+		require.Regexp(t, "no whole response within", refused(t, err, http.StatusBadGateway))
 	})
 	t.Run("a proxy that is not there", func(t *testing.T) {
 		dead := deadAddress(t)

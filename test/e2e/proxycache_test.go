@@ -285,7 +285,7 @@ func TestVaultProxy_answers_live_across_a_replaced_token_a_restart_and_a_change_
 	dt.RotateTokens(a.key, true)
 	secret := newSecret()
 	dt.SetApp(a.key, secret)
-	a.update(t, fields{"app_secret": secret})
+	a.update(t, a.rotation(secret))
 	dt.RotateTokens(a.key, false)
 	changed := r.awaitToken(t, renewedWithin, token)
 	requireOtherToken(t, changed, token)
@@ -439,7 +439,9 @@ func TestVaultProxy_caches_no_answer_without_a_lease_and_no_error(t *testing.T) 
 	require.Equal(t, 1, a.calls())
 
 	// DingTalk is down and there is no token: the reader is told so, by the engine, and soon.
-	a.update(t, fields{"leased": true, "app_secret": a.secret + "-2", "verify_connection": false})
+	a.update(t, fields{
+		"leased": true, "app_secret": a.secret + "-2", "base_url": dt.url, "verify_connection": false,
+	})
 	dt.SetApp(a.key, a.secret+"-2")
 	noteSecret(a.secret+"-2", "an app secret")
 	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultUnavailableUnknown})

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -157,19 +158,27 @@ func ofTheEngineAlone() map[string]provocation {
 			return e.does(t.Context(), operation, path, data)
 		}
 	}
-	verified := map[string]any{"app_secret": "another"}
 	whileVerified := func(t *testing.T) string {
 		dt := known(t)
 		dt.SetApp("dingstored", "another")
 		e := newBareEngine(t, dt.url)
 		e.storage.before = failsAt("put token/myapp")
-		return e.does(t.Context(), logical.UpdateOperation, "config/myapp", verified)
+		return e.does(t.Context(), logical.UpdateOperation, "config/myapp", map[string]any{
+			"app_secret": "another", "base_url": dt.url,
+		})
 	}
 	return map[string]provocation{
-		`reading … from storage`:         while("get config/myapp", logical.ReadOperation, "creds/myapp", nil),
-		`writing … to storage`:           while("put config/myapp", logical.UpdateOperation, "config/myapp", map[string]any{"leased": false}),
-		`deleting config/… from storage`: while("delete config/myapp", logical.DeleteOperation, "config/myapp", nil),
-		`listing the apps in storage`:    while("list config/", logical.ListOperation, "config/", nil),
+		`reading its configuration from storage`:  while("get config/myapp", logical.ReadOperation, "creds/myapp", nil),
+		`reading its token from storage`:          while("get token/myapp", logical.ReadOperation, "creds/myapp", nil),
+		`writing its configuration to storage`:    while("put config/myapp", logical.UpdateOperation, "config/myapp", map[string]any{"leased": false}),
+		`deleting its configuration from storage`: while("delete config/myapp", logical.DeleteOperation, "config/myapp", nil),
+		`listing the apps in storage`:             while("list config/", logical.ListOperation, "config/", nil),
+		`could not get a token for app "…", since Vault's storage failed`: func(t *testing.T) string {
+			e := newBareEngine(t, known(t).url)
+			e.storage.before = onceLoaded(func() error { return errors.New("no space left on device") })
+			return e.read(t.Context())
+		},
+		`app "…": storage has not confirmed the change within …, and it may take effect later: read its configuration before you try again`: slowly,
 		`app "…" is deleted, but not its stored token, which nobody is given any more`:                                    while("delete token/myapp", logical.DeleteOperation, "config/myapp", nil),
 		`a fetched token could not be stored: it is served from memory, and after a restart another is fetched`:           while("put token/myapp", logical.ReadOperation, "creds/myapp", nil),
 		`The configuration is in force, but storage did not take the token with it`:                                       whileVerified,
@@ -177,27 +186,13 @@ func ofTheEngineAlone() map[string]provocation {
 
 		`looking for tokens without a config failed: the next try is in an hour`: anHourLater(failsAt("list token/")),
 		`removing a token without a config failed: the next try is in an hour`:   anHourLater(failsAt("delete token/orphan")),
-		`app "…" was tried a moment ago, without success: try again at …`: func(t *testing.T) string {
+		`no response in time`: func(t *testing.T) string {
 			e := newBareEngine(t, known(t).url)
-			reads := 0
-			e.storage.before = func(call string) error {
-				if call == "get config/myapp" {
-					reads++
-				}
-				if reads == 2 { // by the refresh itself, after the app was loaded
-					return errors.New("no space left on device")
-				}
+			e.storage.before = onceLoaded(func() error {
+				time.Sleep(3 * time.Second) // request_timeout and more, heeding no context
 				return nil
-			}
-			e.does(t.Context(), logical.UpdateOperation, "refresh/myapp", nil)
-			return e.does(t.Context(), logical.UpdateOperation, "config/myapp", map[string]any{"verify_connection": true})
-		},
-		`no answer in time`: func(t *testing.T) string {
-			dt := known(t)
-			dt.SetFault("dingstored", simulator.Fault{Kind: simulator.FaultHang})
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			defer cancel()
-			return newBareEngine(t, dt.url).read(ctx)
+			})
+			return e.read(t.Context())
 		},
 		`the secrets engine is being unloaded: try again`: func(t *testing.T) string {
 			dt := known(t)
@@ -255,7 +250,7 @@ func ofTheEngineAlone() map[string]provocation {
 			}
 			return e.read(ctx)
 		},
-		`app "…": internal error while fetching a token: the stack is in Vault's log`: func(t *testing.T) string {
+		`internal error while fetching a token of app "…"`: func(t *testing.T) string {
 			e := newBareEngine(t, known(t).url)
 			e.panicInFlight()
 			return e.read(t.Context())
@@ -268,13 +263,36 @@ func ofTheEngineAlone() map[string]provocation {
 	}
 }
 
-// panicInFlight has the storage panic when a flight reads the app's secret. The app is read twice: to load it, then by the flight.
+// panicInFlight makes the storage panic when a flight reads the app's secret.
 func (e *bareEngine) panicInFlight() {
-	var reads []string
-	e.storage.before = func(call string) error {
-		if reads = append(reads, call); strings.HasPrefix(call, "get config/") && len(reads) > 2 {
-			panic("a bug")
+	e.storage.before = onceLoaded(func() error { panic("a bug") })
+}
+
+// onceLoaded does something at every read of the app's configuration but the first, which loads the
+// app: by the flight that needs its secret.
+func onceLoaded(do func() error) (before func(call string) error) {
+	var reads atomic.Int32
+	return func(call string) error {
+		if call == "get config/myapp" && reads.Add(1) > 1 {
+			return do()
 		}
 		return nil
 	}
+}
+
+// slowly writes an app while storage is slower than the engine waits.
+func slowly(t *testing.T) string {
+	var said string
+	synctest.Test(t, func(t *testing.T) {
+		e := newBareEngine(t, "https://api.dingtalk.io")
+		e.storage.before = func(call string) error {
+			if call == "put config/myapp" {
+				time.Sleep(time.Minute)
+			}
+			return nil
+		}
+		said = e.does(t.Context(), logical.UpdateOperation, "config/myapp", map[string]any{"leased": false})
+		time.Sleep(time.Minute) // until the write has ended
+	})
+	return said
 }

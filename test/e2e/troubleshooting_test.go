@@ -127,15 +127,19 @@ func ofDingTalk(m *mount) map[string]provocation {
 		`DingTalk has banned Vault's egress IP, which app "…" shares with all other apps at …`:   answers(simulator.Fault{Kind: simulator.FaultBanned}),
 		`… answered the request for a token of app "…" with a redirect, which is never followed`: answers(simulator.Fault{Kind: simulator.FaultRedirect}),
 		`… answered the request for a token of app "…" with something that is not a token`:       answers(simulator.Fault{Kind: simulator.FaultEmptyToken}),
-		`the answer is an HTML page, as a proxy or a ban of Vault's egress IP sends`:             answers(simulator.Fault{Kind: simulator.FaultHTML}),
-		`the answer has no accessToken`:                                                          answers(simulator.Fault{Kind: simulator.FaultErrcode}),
-		`the answer is not a JSON object`:                                                        answers(simulator.Fault{Kind: simulator.FaultTruncated}),
-		`the answer is longer than 65536 bytes`:                                                  answers(simulator.Fault{Kind: simulator.FaultHuge}),
+		`the response is an HTML page, as a proxy or a ban of Vault's egress IP sends`:             answers(simulator.Fault{Kind: simulator.FaultHTML}),
+		`the response has no accessToken`:                                                          answers(simulator.Fault{Kind: simulator.FaultErrcode}),
+		`the response is not a JSON object`:                                                        answers(simulator.Fault{Kind: simulator.FaultTruncated}),
+		`the response is longer than 65536 bytes`:                                                  answers(simulator.Fault{Kind: simulator.FaultHuge}),
 		`expireIn is missing, not a number or not positive`:                                      answers(simulator.Fault{Kind: simulator.FaultExpireIn}),
 		`the token had expired when it arrived (expireIn …)`:                                     answers(simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "1"}),
-		`no token of app "…" could be had from …`:                                                answers(simulator.Fault{Kind: simulator.FaultReset}),
+		`could not get a token for app "…" from …`:                                                answers(simulator.Fault{Kind: simulator.FaultReset}),
 		`connection reset`:         answers(simulator.Fault{Kind: simulator.FaultReset}),
-		`no whole answer within …`: answers(simulator.Fault{Kind: simulator.FaultHang}),
+		`no whole response within …`: answers(simulator.Fault{Kind: simulator.FaultHang}),
+		`accessToken is not 1 to 2048 visible ASCII characters`: answers(simulator.Fault{
+			Kind: simulator.FaultToken, Token: "two words",
+		}),
+		`message withheld: it repeats the request`: answers(simulator.Fault{Kind: simulator.FaultEchoRequest}),
 	}
 }
 
@@ -179,7 +183,7 @@ func ofTheWay(m *mount, own *vaultServer) map[string]provocation {
 		`the name "…" cannot be resolved`:            at("https://" + strings.Repeat("n", 64) + ".dingtalk.test"),
 		`connection refused`:                         func(t *testing.T) string { return from(t, m, "https://"+deadAddress(t)) },
 		`dial: …`:                                    at("https://255.255.255.255"),
-		`the connection ended before the answer did`: behaving(func(net.Conn) {}),
+		`the connection ended before the response did`: behaving(func(net.Conn) {}),
 		`the HTTP exchange failed, or what came is not HTTP`: behaving(func(conn net.Conn) {
 			_, _ = io.WriteString(conn, "SSH-2.0-OpenSSH_9.6\r\n")
 		}),
@@ -236,7 +240,7 @@ func ofRequests(m *mount) map[string]provocation {
 		}
 	}
 	return map[string]provocation{
-		`app "…" is not configured: write its app_key and app_secret to config/… first`: read("creds/nobody"),
+		`app "…" is not configured: write its app_key and app_secret to …/config/… first`: read("creds/nobody"),
 		`app: the name has … characters; allowed are at most 128`:                       read("creds/" + strings.Repeat("n", 129)),
 		`app: the name "…" has two dots in a row`: func(t *testing.T) string {
 			_, err := m.v.root.Logical().Write(m.path+"/config/a..b", fields{"app_key": "k", "app_secret": "s"})
@@ -254,6 +258,9 @@ func ofRequests(m *mount) map[string]provocation {
 			return words(t, err)
 		},
 		`app "…": changing base_url or app_key requires app_secret in the same request`: writes(fields{"app_key": "dingother"}),
+		`app "…": a write with app_secret must name base_url too, since the stored one, …, is not one of DingTalk's hosts`: writes(
+			fields{"app_secret": newSecret()},
+		),
 		`…: expected one string, got …`:                                                 writes(fields{"app_secret": []string{newSecret(), newSecret()}}),
 		`…; allowed are 1 to 512 printable ASCII characters without spaces`:             writes(fields{"app_secret": "two words"}),
 		`…; allowed is a duration of whole seconds from … to …`:                         writes(fields{"refresh_before": "500ms"}),
@@ -261,7 +268,15 @@ func ofRequests(m *mount) map[string]provocation {
 		`base_url: … given: …; allowed is https://host[:port]`:                          writes(fields{"base_url": "https://api.dingtalk.io/v1.0", "app_secret": newSecret()}),
 		`nothing was stored: …`: func(t *testing.T) string {
 			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
-			_, err := m.v.root.Logical().Write(a.configPath(), fields{"app_secret": newSecret()})
+			_, err := m.v.root.Logical().Write(a.configPath(), a.rotation(newSecret()))
+			return words(t, err)
+		},
+		`app "…" was tried a moment ago, without success: the token was refreshed less than 10s ago; try again at …`: func(t *testing.T) string {
+			dt := startDingTalk(t, 4*time.Second)
+			a := m.newApp(t, dt, nil)
+			a.refreshNow(t)
+			dt.waitForAge(t, dt.LastToken(a.key), 2*time.Second) // it is no longer served
+			_, err := m.v.root.Logical().Write(a.configPath(), fields{"verify_connection": true})
 			return words(t, err)
 		},
 		`nothing was stored: the configuration of app "…" changed while this request was under way; read it and try again`: func(t *testing.T) string {
@@ -309,7 +324,7 @@ func ofWarnings(m *mount) map[string]provocation {
 		`min_ttl of … is more than three quarters of the token's lifetime of …, and counts as …`: func(t *testing.T) string {
 			return reads(t, m.newApp(t, startDingTalk(t, fullLifetime), nil), "24h")
 		},
-		`The token has less life left than min_ttl, but was refreshed less than 10s ago`: func(t *testing.T) string {
+		`The token has a shorter remaining TTL than min_ttl, but was refreshed less than 10s ago`: func(t *testing.T) string {
 			dt := startDingTalk(t, lifetime)
 			a := m.newApp(t, dt, nil)
 			a.refreshNow(t)
@@ -336,7 +351,7 @@ func ofWarnings(m *mount) map[string]provocation {
 			dt.ExpireTokens(a.key)
 			fresh := newSecret()
 			dt.SetApp(a.key, fresh)
-			a.update(t, fields{"app_secret": fresh})
+			a.update(t, a.rotation(fresh))
 			noteSecret(dt.LastToken(a.key), "an access token")
 			return strings.Join(a.renew(t, lease, 0).Warnings, "\n")
 		},
@@ -369,8 +384,8 @@ func ofStorage(m *mount) map[string]provocation {
 		}
 	}
 	return map[string]provocation{
-		`config/… in storage: the entry is not readable: it is not what this engine writes`: reads("something else"),
-		`the entry has version …, this release reads …`:                                     reads(strings.Replace(storedConfig("https://api.dingtalk.io"), `"version":1`, `"version":2`, 1)),
+		`its configuration in storage: the entry is not readable: it is not what this engine writes`: reads("something else"),
+		`the entry has version …, this release reads …`:                                              reads(strings.Replace(storedConfig("https://api.dingtalk.io"), `"version":1`, `"version":2`, 1)),
 	}
 }
 
@@ -395,7 +410,7 @@ func ofTheLog(m *mount) map[string]provocation {
 		`fetched a token`:             fetches(`fetched a token`),
 		`verifying credentials failed`: func(t *testing.T) string {
 			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
-			_, err := m.v.root.Logical().Write(a.configPath(), fields{"app_secret": newSecret()})
+			_, err := m.v.root.Logical().Write(a.configPath(), a.rotation(newSecret()))
 			refused(t, err, http.StatusBadRequest)
 			return m.v.logged(t, a.name, `verifying credentials failed`)
 		},
@@ -703,6 +718,7 @@ func TestTroubleshooting_has_every_text_of_the_engine(t *testing.T) {
 	elsewhere := []string{
 		// The hints at an error's end, which is on the page by its beginning.
 		"check app_key and app_secret", "add Vault's egress IP", "look the request id up", "find what makes more than", "check base_url and any proxy",
+		"check Vault's storage", "please report this with the stack",
 		// What nobody gets to see: Vault always gives a configuration; two strings, or a record of plain fields, can be encoded;
 		// the transport's own limits are longer than what request_timeout leaves it; and the last makes its caller start over.
 		"no configuration given", "the request cannot be encoded", "encoding ", "timed out", "the app's configuration changed",
