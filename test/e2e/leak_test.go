@@ -24,6 +24,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -90,6 +91,42 @@ func needlesOf(what, secret, core string) []needle {
 	return needles
 }
 
+// runLength is how many characters of a secret in a row count as the secret in what the engine shows
+// of a text of DingTalk's.
+const runLength = 8
+
+// runsOf are the ways to write each run of a secret, by itself or as a part of more. In a log, where
+// identifiers in hex abound, there would be runs of a secret by chance.
+func runsOf(what, secret string) []needle {
+	all := func(text, format string) string {
+		var out strings.Builder
+		for _, c := range []byte(text) {
+			fmt.Fprintf(&out, format, c)
+		}
+		return out.String()
+	}
+	var needles []needle
+	for at := 0; at+runLength <= len(secret); at++ {
+		run := secret[at : at+runLength]
+		forms := []string{
+			run, strings.ToLower(run), strings.ToUpper(run), inJSON(run, true), inJSON(run, false),
+			strings.ReplaceAll(run, "/", `\/`), all(run, `\u%04x`), all(run, `\u%04X`), all(run, `\x%02x`),
+			html.EscapeString(run), all(run, "&#%d;"), all(run, "&#x%x;"), all(run, "&#x%X;"),
+			url.QueryEscape(run), url.PathEscape(run), all(run, "%%%02x"), all(run, "%%%02X"),
+			hex.EncodeToString([]byte(run)), strings.ToUpper(hex.EncodeToString([]byte(run))),
+		}
+		for shift := range 3 {
+			encoded := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("x", shift) + run))
+			inner := encoded[(4*shift+2)/3 : 4*(shift+runLength)/3] // without what the neighbours decide
+			forms = append(forms, inner, strings.NewReplacer("+", "-", "/", "_").Replace(inner))
+		}
+		for _, form := range forms {
+			needles = append(needles, needle{[]byte(form), fmt.Sprintf("%d characters of %s", runLength, what)})
+		}
+	}
+	return needles
+}
+
 func inJSON(text string, escapeHTML bool) string {
 	var out bytes.Buffer
 	encoder := json.NewEncoder(&out)
@@ -150,7 +187,23 @@ func (s *leakSearch) add(what, secret, core string) {
 		return
 	}
 	s.known[secret] = true
-	for _, n := range needlesOf(what, secret, core) {
+	s.index(needlesOf(what, secret, core))
+}
+
+// runs adds the runs of a secret.
+func (s *leakSearch) runs(what, secret string) {
+	noteSecret(secret, what)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.needles == nil {
+		s.known, s.needles = map[string]bool{}, map[uint64][]needle{}
+	}
+	s.index(runsOf(what, secret))
+}
+
+// index is called with s.mu held.
+func (s *leakSearch) index(needles []needle) {
+	for _, n := range needles {
 		key := binary.LittleEndian.Uint64(n.text)
 		s.needles[key] = append(s.needles[key], n)
 		s.maybe[hashOf(key)] = true
@@ -233,6 +286,152 @@ func TestLeak_search_finds_a_secret_however_it_is_written(t *testing.T) {
 		}
 	}
 	require.NoError(t, s.in("something else", []byte("leak- and "+randomHex(4096))))
+}
+
+func TestLeak_search_finds_a_run_however_it_is_written(t *testing.T) {
+	t.Parallel()
+	secret := randomHex(4) + `+/="\<&>%27;` + randomHex(8)
+	var s leakSearch
+	s.runs("a secret", secret)
+	dt := startDingTalk(t, fullLifetime)
+	dt.SetApp("dingkey", secret)
+	for _, encoding := range simulator.Encodings() {
+		dt.SetFault("dingkey", simulator.Fault{Kind: simulator.FaultEchoRequest, Encoding: encoding})
+		body := jsonOf(t, map[string]string{"appKey": "dingkey", "appSecret": secret})
+		response, err := http.Post(dt.url+simulator.TokenPath, "application/json", strings.NewReader(body)) //nolint:noctx // short
+		require.NoError(t, err)
+		echoed, err := io.ReadAll(response.Body)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		require.Error(t, s.in("the echo", echoed), "the whole in %s", encoding)
+		var decoded struct{ Message string }
+		decodeJSON(t, string(echoed), &decoded)
+		require.Error(t, s.in("the message", []byte(decoded.Message)), "the whole in %s, decoded", encoding)
+	}
+	for at := 0; at+runLength <= len(secret); at++ {
+		run := secret[at : at+runLength]
+		for name, text := range map[string]string{
+			"as it is": run, "in HEX": strings.ToUpper(hex.EncodeToString([]byte(run))),
+			"in base64": base64.StdEncoding.EncodeToString([]byte("xyz" + run + "x")), "percent": url.QueryEscape(run),
+		} {
+			require.Error(t, s.in("a text", []byte("before "+text+" after")), "%s at %d", name, at)
+		}
+	}
+	require.NoError(t, s.in("something else", []byte(secret[:runLength-1]+" "+secret[:runLength-1]+" "+randomHex(512))))
+}
+
+// A host that repeats what it was sent, or the token that it gave, in any form: what the engine shows
+// of its response holds no eight characters of them.
+//
+//nolint:tparallel // what all of them said is searched in the end
+func TestLeak_a_response_that_repeats_the_request_is_withheld(t *testing.T) {
+	t.Parallel()
+	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
+	m, dt := v.enable(t), startDingTalk(t, fullLifetime)
+	var searches sync.Map // by the app's name
+	meet := func(t *testing.T, fault simulator.Fault) {
+		t.Helper()
+		a := m.unstoredApp(dt)
+		searches.Store(a.name, a.meetEcho(t, fault))
+	}
+	encodings := append(simulator.Encodings(),
+		"json-all,json", "json-html,json", "html-hex,percent-all", "base64,percent", "hex,base64", "percent,json-all,json")
+
+	t.Run("all at once", func(t *testing.T) {
+		for _, part := range []string{simulator.PartBody, simulator.PartSecret, simulator.PartToken} {
+			for i, encoding := range encodings {
+				t.Run(part+" in "+encoding, func(t *testing.T) {
+					t.Parallel()
+					status := []int{400, 403, 400, 403, 400, 500}[i%6] // a 500 is tried three times
+					fault := simulator.Fault{Kind: simulator.FaultEchoRequest, Part: part, Encoding: encoding, Status: status}
+					meet(t, fault) // in code, message and request id
+					fault.Code = "invalidParameter"
+					meet(t, fault) // in message and request id
+					fault.Code, fault.Message = "", "bad request"
+					meet(t, fault) // in code and request id
+				})
+			}
+		}
+	})
+
+	name := regexp.MustCompile(`app-[0-9a-f]{8}`)
+	searchIn := func(where, text string) {
+		if s, known := searches.Load(name.FindString(text)); assert.True(t, known, "the app in %s", mask(text)) {
+			s.(*leakSearch).search(t, where, []byte(text))
+		}
+	}
+	lines, audited := 0, 0
+	for line := range strings.Lines(fileText(t, v.logPath())) {
+		if strings.Contains(line, "fetching a token failed") || strings.Contains(line, "verifying credentials failed") {
+			lines++
+			searchIn("Vault's log", line)
+		}
+	}
+	for line := range strings.Lines(fileText(t, v.auditPath())) {
+		var entry struct{ Error string }
+		decodeJSON(t, line, &entry)
+		if entry.Error != "" {
+			audited++
+			searchIn("an error in the audit log", entry.Error)
+		}
+	}
+	require.Greater(t, lines, 6*len(encodings))
+	require.Greater(t, audited, 6*len(encodings))
+}
+
+// meetEcho lets an app meet a fault on every way to DingTalk and searches the texts that come back.
+func (a *app) meetEcho(t *testing.T, fault simulator.Fault) *leakSearch {
+	t.Helper()
+	v, s := a.m.v, &leakSearch{}
+	secret := func() string {
+		value := "leak-" + randomHex(12) + `+/="\<&>%27;`
+		s.runs("an app secret", value)
+		return value
+	}
+	a.secret = secret()
+	a.dt.SetApp(a.key, a.secret)
+	require.Equal(t, http.StatusNoContent, v.http(t, "POST", a.configPath(), "", jsonOf(t, a.config())).status)
+	s.runs("an access token", a.dt.LastToken(a.key))
+	a.dt.SetFault(a.key, fault)
+
+	other := secret()
+	replies := map[string]answer{
+		"a write":   v.http(t, "POST", a.configPath(), "", jsonOf(t, a.rotation(other))),
+		"a refresh": v.http(t, "POST", a.refreshPath(), "", ""),
+		"a status":  v.http(t, "GET", a.statusPath(), "", ""),
+	}
+	if fault.Part != simulator.PartToken { // which the engine no longer knows then
+		unverified := a.rotation(other)
+		unverified["verify_connection"] = false
+		require.Equal(t, http.StatusNoContent, v.http(t, "POST", a.configPath(), "", jsonOf(t, unverified)).status)
+		replies["a read"] = v.http(t, "GET", a.credsPath(), "", "")
+	}
+	for what, reply := range replies {
+		var said struct {
+			Errors []string
+			Data   struct {
+				LastError string `json:"last_error"`
+			}
+		}
+		decodeJSON(t, reply.body, &said)
+		texts := strings.Join(append(said.Errors, said.Data.LastError), "\n")
+		require.Contains(t, texts, a.name, "%s: what the engine says", what)
+		s.search(t, what, []byte(texts))
+		require.NotContains(t, texts, ", request id ", what)
+		switch {
+		case fault.Code != "":
+			require.Contains(t, texts, "code "+fault.Code, what)
+		default:
+			require.NotContains(t, texts, "code ", what)
+		}
+		switch {
+		case fault.Message != "":
+			require.Contains(t, texts, fmt.Sprintf("message %q", fault.Message), what)
+		case fault.Part != simulator.PartBody: // where an encoding can make the app key fill what is shown
+			require.Contains(t, texts, "message withheld: it repeats the request", what)
+		}
+	}
+	return s
 }
 
 // leakRun is the run: it asks Vault and keeps every answer but the tokens that creds/ gave.
@@ -335,10 +534,16 @@ func TestLeak_secrets_and_tokens_are_in_the_answers_of_creds_alone(t *testing.T)
 				r.liveThroughFault(t, fault)
 			})
 		}
-		for _, status := range []int{400, 403, 500} {
-			t.Run(fmt.Sprint("an ageing token and ", status), func(t *testing.T) {
+		for _, fault := range []simulator.Fault{
+			{Kind: simulator.FaultEchoSecret, Status: 400},
+			{Kind: simulator.FaultEchoSecret, Status: 403},
+			{Kind: simulator.FaultEchoSecret, Status: 500},
+			{Kind: simulator.FaultEchoRequest, Part: simulator.PartSecret, Encoding: "json-all,json"},
+			{Kind: simulator.FaultEchoRequest, Part: simulator.PartToken, Encoding: "html-hex,percent-all"},
+		} {
+			t.Run(fmt.Sprint("an ageing token and ", fault.Kind, " ", fault.Status, fault.Part), func(t *testing.T) {
 				t.Parallel()
-				r.ageUnderFault(t, status)
+				r.ageUnderFault(t, fault)
 			})
 		}
 		t.Run("writes", func(t *testing.T) {
@@ -434,7 +639,7 @@ func (r *leakRun) liveThroughFault(t *testing.T, fault simulator.Fault) {
 
 // ageUnderFault lets a token go through all of its life while DingTalk answers with the token and the secret in its errors:
 // warnings of reads and renewals, the status, and in the end the error.
-func (r *leakRun) ageUnderFault(t *testing.T, status int) {
+func (r *leakRun) ageUnderFault(t *testing.T, fault simulator.Fault) {
 	t.Helper()
 	dt := startDingTalk(t, 10*time.Second)
 	a := r.newApp(dt)
@@ -444,7 +649,7 @@ func (r *leakRun) ageUnderFault(t *testing.T, status int) {
 		ID string `json:"lease_id"`
 	}
 	decodeJSON(t, r.ask(t, "GET", a.credsPath(), "", "").body, &lease)
-	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultEchoSecret, Status: status})
+	dt.SetFault(a.key, fault)
 	warned := map[string]bool{}
 	waitFor(t, 30*time.Second, "the token has expired", func() bool {
 		read := r.ask(t, "GET", a.credsPath(), "", "")
@@ -772,6 +977,7 @@ func (r *leakRun) searchLogs(t *testing.T) {
 		require.Contains(t, string(log), there, "Vault's log")
 	}
 	r.search(t, "Vault's log", log)
+	require.NotContains(t, string(log), "Unsolicited response", "what net/http says of surplus bytes, and repeats")
 
 	audit, err := os.ReadFile(r.v.auditPath())
 	require.NoError(t, err)
