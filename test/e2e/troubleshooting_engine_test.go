@@ -179,10 +179,10 @@ func ofTheEngineAlone() map[string]provocation {
 			return e.read(t.Context())
 		},
 		`app "…": storage has not confirmed the change within …, and it may take effect later: read its configuration before you try again`: slowly,
-		`app "…" is deleted, but not its stored token, which nobody is given any more`:                                    while("delete token/myapp", logical.DeleteOperation, "config/myapp", nil),
-		`a fetched token could not be stored: it is served from memory, and after a restart another is fetched`:           while("put token/myapp", logical.ReadOperation, "creds/myapp", nil),
-		`The configuration is in force, but storage did not take the token with it`:                                       whileVerified,
-		`the app is configured, but its stored token could not be brought up to date: after a restart another is fetched`: whileVerified,
+		`app "…" is deleted, but not its stored token, which nobody is given any more`:                                                      while("delete token/myapp", logical.DeleteOperation, "config/myapp", nil),
+		`a fetched token could not be stored: it is served from memory, and after a restart another is fetched`:                             while("put token/myapp", logical.ReadOperation, "creds/myapp", nil),
+		`The configuration is in force, but storage did not take the token with it`:                                                         whileVerified,
+		`the app is configured, but its stored token could not be brought up to date: after a restart another is fetched`:                   whileVerified,
 
 		`looking for tokens without a config failed: the next try is in an hour`: anHourLater(failsAt("list token/")),
 		`removing a token without a config failed: the next try is in an hour`:   anHourLater(failsAt("delete token/orphan")),

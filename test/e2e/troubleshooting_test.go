@@ -127,14 +127,14 @@ func ofDingTalk(m *mount) map[string]provocation {
 		`DingTalk has banned Vault's egress IP, which app "…" shares with all other apps at …`:   answers(simulator.Fault{Kind: simulator.FaultBanned}),
 		`… answered the request for a token of app "…" with a redirect, which is never followed`: answers(simulator.Fault{Kind: simulator.FaultRedirect}),
 		`… answered the request for a token of app "…" with something that is not a token`:       answers(simulator.Fault{Kind: simulator.FaultEmptyToken}),
-		`the response is an HTML page, as a proxy or a ban of Vault's egress IP sends`:             answers(simulator.Fault{Kind: simulator.FaultHTML}),
-		`the response has no accessToken`:                                                          answers(simulator.Fault{Kind: simulator.FaultErrcode}),
-		`the response is not a JSON object`:                                                        answers(simulator.Fault{Kind: simulator.FaultTruncated}),
-		`the response is longer than 65536 bytes`:                                                  answers(simulator.Fault{Kind: simulator.FaultHuge}),
+		`the response is an HTML page, as a proxy or a ban of Vault's egress IP sends`:           answers(simulator.Fault{Kind: simulator.FaultHTML}),
+		`the response has no accessToken`:                                                        answers(simulator.Fault{Kind: simulator.FaultErrcode}),
+		`the response is not a JSON object`:                                                      answers(simulator.Fault{Kind: simulator.FaultTruncated}),
+		`the response is longer than 65536 bytes`:                                                answers(simulator.Fault{Kind: simulator.FaultHuge}),
 		`expireIn is missing, not a number or not positive`:                                      answers(simulator.Fault{Kind: simulator.FaultExpireIn}),
 		`the token had expired when it arrived (expireIn …)`:                                     answers(simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "1"}),
-		`could not get a token for app "…" from …`:                                                answers(simulator.Fault{Kind: simulator.FaultReset}),
-		`connection reset`:         answers(simulator.Fault{Kind: simulator.FaultReset}),
+		`could not get a token for app "…" from …`:                                               answers(simulator.Fault{Kind: simulator.FaultReset}),
+		`connection reset`:           answers(simulator.Fault{Kind: simulator.FaultReset}),
 		`no whole response within …`: answers(simulator.Fault{Kind: simulator.FaultHang}),
 		`accessToken is not 1 to 2048 visible ASCII characters`: answers(simulator.Fault{
 			Kind: simulator.FaultToken, Token: "two words",
@@ -180,9 +180,9 @@ func ofTheWay(m *mount, own *vaultServer) map[string]provocation {
 	}
 	return map[string]provocation{
 		// A name that no resolver needs to be asked for, as its first part is too long.
-		`the name "…" cannot be resolved`:            at("https://" + strings.Repeat("n", 64) + ".dingtalk.test"),
-		`connection refused`:                         func(t *testing.T) string { return from(t, m, "https://"+deadAddress(t)) },
-		`dial: …`:                                    at("https://255.255.255.255"),
+		`the name "…" cannot be resolved`:              at("https://" + strings.Repeat("n", 64) + ".dingtalk.test"),
+		`connection refused`:                           func(t *testing.T) string { return from(t, m, "https://"+deadAddress(t)) },
+		`dial: …`:                                      at("https://255.255.255.255"),
 		`the connection ended before the response did`: behaving(func(net.Conn) {}),
 		`the HTTP exchange failed, or what came is not HTTP`: behaving(func(conn net.Conn) {
 			_, _ = io.WriteString(conn, "SSH-2.0-OpenSSH_9.6\r\n")
@@ -241,7 +241,7 @@ func ofRequests(m *mount) map[string]provocation {
 	}
 	return map[string]provocation{
 		`app "…" is not configured: write its app_key and app_secret to …/config/… first`: read("creds/nobody"),
-		`app: the name has … characters; allowed are at most 128`:                       read("creds/" + strings.Repeat("n", 129)),
+		`app: the name has … characters; allowed are at most 128`:                         read("creds/" + strings.Repeat("n", 129)),
 		`app: the name "…" has two dots in a row`: func(t *testing.T) string {
 			_, err := m.v.root.Logical().Write(m.path+"/config/a..b", fields{"app_key": "k", "app_secret": "s"})
 			return words(t, err)
@@ -261,11 +261,11 @@ func ofRequests(m *mount) map[string]provocation {
 		`app "…": a write with app_secret must name base_url too, since the stored one, …, is not one of DingTalk's hosts`: writes(
 			fields{"app_secret": newSecret()},
 		),
-		`…: expected one string, got …`:                                                 writes(fields{"app_secret": []string{newSecret(), newSecret()}}),
-		`…; allowed are 1 to 512 printable ASCII characters without spaces`:             writes(fields{"app_secret": "two words"}),
-		`…; allowed is a duration of whole seconds from … to …`:                         writes(fields{"refresh_before": "500ms"}),
-		`…; allowed are true and false`:                                                 writes(fields{"leased": "perhaps"}),
-		`base_url: … given: …; allowed is https://host[:port]`:                          writes(fields{"base_url": "https://api.dingtalk.io/v1.0", "app_secret": newSecret()}),
+		`…: expected one string, got …`:                                     writes(fields{"app_secret": []string{newSecret(), newSecret()}}),
+		`…; allowed are 1 to 512 printable ASCII characters without spaces`: writes(fields{"app_secret": "two words"}),
+		`…; allowed is a duration of whole seconds from … to …`:             writes(fields{"refresh_before": "500ms"}),
+		`…; allowed are true and false`:                                     writes(fields{"leased": "perhaps"}),
+		`base_url: … given: …; allowed is https://host[:port]`:              writes(fields{"base_url": "https://api.dingtalk.io/v1.0", "app_secret": newSecret()}),
 		`nothing was stored: …`: func(t *testing.T) string {
 			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
 			_, err := m.v.root.Logical().Write(a.configPath(), a.rotation(newSecret()))

@@ -6,6 +6,8 @@ package readme
 
 // This file is what a page other than the README takes for granted: a Vault over raft storage with the engine mounted at
 // dingtalk/ and the app myapp in it, whose token nobody has read yet. A Vault's configuration that the page shows is in force from the start.
+// Vault reaches the simulator by DingTalk's own name, through a proxy, since the engine treats DingTalk's hosts otherwise than others. A
+// program of the examples reaches it by its address.
 // What more a block needs is said in comments before it:
 //
 //	<!-- given: DingTalk answers {"kind":"hang"} -->   a fault of the simulator, for every app, until it works again
@@ -40,10 +42,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
@@ -54,10 +58,11 @@ const (
 	pluginVersion = "v0.1.0"
 
 	// What a page says.
-	pageSecret = "the-client-secret"
-	pageProxy  = "http://proxy.example.com:3128"
-	pageCA     = "/etc/ssl/company-ca.pem"
-	pageLogs   = "/var/log/vault"
+	dingtalkHost = "api.dingtalk.io"
+	pageSecret   = "the-client-secret"
+	pageProxy    = "http://proxy.example.com:3128"
+	pageCA       = "/etc/ssl/company-ca.pem"
+	pageLogs     = "/var/log/vault"
 )
 
 // newReader is a newcomer who has got as far as the pages of docs/ take for granted.
@@ -66,12 +71,17 @@ func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 	n := newNewcomer(t)
 	if strings.HasPrefix(page, "examples/") {
 		n.folder = filepath.Join(n.checkout, filepath.Dir(page))
+		address, err := n.dingtalk.Start("127.0.0.1:0")
+		require.NoError(t, err)
+		n.here[n.upstream] = address
+		n.upstream = address
 	}
 	n.here[pageLogs] = t.TempDir()
 	n.here[pageSecret] = n.secret
-	text := pageText(t, page)
-	if strings.Contains(text, pageProxy) {
-		n.here[pageProxy], n.here[pageCA] = startCompany(t, n.dingtalk)
+	if strings.Contains(pageText(t, page), pageProxy) {
+		itsOwn := startCompany(t, n.dingtalk)
+		n.here[pageProxy], n.here[pageCA] = itsOwn.proxy, itsOwn.caFile
+		t.Cleanup(func() { assert.Positive(t, itsOwn.tunnels.Load(), "calls through the proxy that the page names") })
 	}
 	n.startRaft(t, blocks)
 
@@ -206,21 +216,30 @@ func (n *newcomer) arrange(t *testing.T, b block, given string) {
 	}
 }
 
-// startCompany makes a network in which DingTalk is reached through a proxy alone, and shows a certificate of the company's own
-// authority, whose certificate is in the file.
-func startCompany(t *testing.T, dingtalk http.Handler) (proxyURL, caFile string) {
+// company is a network in which DingTalk is reached through a proxy alone, and shows a certificate of
+// the company's own authority, whose certificate is in the file.
+type company struct {
+	proxy, caFile string
+	tunnels       *atomic.Int32
+}
+
+// env is the environment of a program in the network.
+func (c company) env() []string {
+	return []string{"HTTPS_PROXY=" + c.proxy, "SSL_CERT_FILE=" + c.caFile}
+}
+
+func startCompany(t *testing.T, dingtalk http.Handler) company {
 	t.Helper()
-	const host = "api.dingtalk.io"
+	c := company{caFile: filepath.Join(t.TempDir(), "ca.pem"), tunnels: &atomic.Int32{}}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	authority := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{host},
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{dingtalkHost},
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}
 	certificate, err := x509.CreateCertificate(rand.Reader, authority, authority, key.Public(), key)
 	require.NoError(t, err)
-	caFile = filepath.Join(t.TempDir(), "ca.pem")
-	require.NoError(t, os.WriteFile(caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600))
+	require.NoError(t, os.WriteFile(c.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600))
 
 	inner := httptest.NewUnstartedServer(dingtalk)
 	inner.TLS = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}}
@@ -228,10 +247,11 @@ func startCompany(t *testing.T, dingtalk http.Handler) (proxyURL, caFile string)
 	t.Cleanup(inner.Close)
 
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodConnect || r.Host != host+":443" {
+		if r.Method != http.MethodConnect || r.Host != dingtalkHost+":443" {
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}
+		c.tunnels.Add(1)
 		client, pending, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			return
@@ -239,7 +259,8 @@ func startCompany(t *testing.T, dingtalk http.Handler) (proxyURL, caFile string)
 		tunnel(client, pending, inner.Listener.Addr().String())
 	}))
 	t.Cleanup(proxy.Close)
-	return proxy.URL, caFile
+	c.proxy = proxy.URL
+	return c
 }
 
 // tunnel connects the client of a proxy with a server until one of them goes.

@@ -66,9 +66,10 @@ type newcomer struct {
 	used     map[string]bool
 	onFile   func(name string) // called when a file has been written
 	dingtalk *simulator.Server
-	upstream string // its address
-	vault    string // Vault's address
-	log      output // what Vault printed
+	network  company // in which Vault reaches the simulator by DingTalk's name
+	upstream string  // the base_url of the page's app
+	vault    string  // Vault's address
+	log      output  // what Vault printed
 	client   *api.Client
 
 	unsealKey string // of a Vault that has one
@@ -86,17 +87,15 @@ func newNewcomer(t *testing.T) *newcomer {
 		dingtalk: simulator.New(simulator.Options{}),
 	}
 	n.folder, n.hidden = n.checkout, []string{n.secret}
-	var err error
-	n.upstream, err = n.dingtalk.Start("127.0.0.1:0")
-	require.NoError(t, err)
-	t.Cleanup(func() { n.dingtalk.Close() })
 	n.dingtalk.SetApp(appKey, n.secret)
+	n.upstream = "https://" + dingtalkHost
+	n.network = startCompany(t, n.dingtalk)
+	t.Cleanup(func() { n.dingtalk.Close() }) // first, so that no request is left without a response
 
 	plugins, err := filepath.EvalSymlinks(t.TempDir())
 	require.NoError(t, err)
 	n.here = map[string]string{
 		"/etc/vault.d/plugins":           plugins,
-		"https://api.dingtalk.io":        n.upstream,
 		"https://vault.example.com:8200": n.vault,
 		"127.0.0.1:8100":                 freeAddress(t), // of a Proxy
 	}
@@ -308,6 +307,7 @@ func (n *newcomer) startVault(t *testing.T, env []string, args ...string) {
 	t.Helper()
 	cmd := n.command(t, vaultBin(t), append([]string{"server"}, args...)...)
 	cmd.Env = append(cmd.Env, env...)
+	cmd.Env = append(cmd.Env, n.network.env()...) // which the plugin gets from Vault
 	cmd.Stdout, cmd.Stderr = &n.log, &n.log
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // a plugin's process ends with its Vault
 	cmd.WaitDelay = 20 * time.Second
