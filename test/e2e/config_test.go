@@ -148,8 +148,8 @@ func TestConfig_update_that_moves_the_app_needs_its_secret(t *testing.T) {
 	requireSameToken(t, a.token(t), other.LastToken(a.key)) // the new host's token is served
 }
 
-// Somebody who may write config/ knows no secret, but can move an app to a host of theirs with a junk
-// one. The operator who then rotates the secret as ever is told so, instead of sending it there.
+// Somebody who may write config/ knows no secret, but can move an app to a host of theirs with a
+// junk one. The operator who then rotates the secret as ever is told so, instead of sending it there.
 func TestConfig_operator_is_not_led_to_send_the_next_secret_to_another_host(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
@@ -199,7 +199,8 @@ func TestConfig_operator_is_not_led_to_send_the_next_secret_to_another_host(t *t
 		result := m.v.cliWithInput(t, next, args...)
 		require.Equal(t, 2, result.status, args)
 		require.Contains(t, result.stderr, "Code: 400", args)
-		require.Contains(t, result.stderr, "a write with app_secret must name base_url too, since the stored one, "+evilURL, args)
+		require.Contains(t, result.stderr,
+			"a write with app_secret must name base_url too, since the stored one, "+evilURL, args)
 		assertNoSecret(t, "the refusal", result.stdout+result.stderr)
 	}
 	require.Equal(t, evilURL, m.readData(t, a.configPath())["base_url"])

@@ -68,7 +68,8 @@ func faultCases() []faultCase {
 		return broken("expireIn "+name, simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: value}, "(?i)not a token|malformed|expire")
 	}
 	good := func(name, value string) faultCase {
-		return faultCase{name: "expireIn " + name, fault: simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: value}, life: day}
+		fault := simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: value}
+		return faultCase{name: "expireIn " + name, fault: fault, life: day}
 	}
 	token := func(name, value string) faultCase {
 		return broken("a token "+name, simulator.Fault{Kind: simulator.FaultToken, Token: value},
@@ -110,7 +111,8 @@ func faultCases() []faultCase {
 		throttled("ApiCountLimitForOrg"),
 		broken("throttled by system.busy", simulator.Fault{Kind: simulator.FaultThrottledBusy}, "(?i)throttle", `system\.busy`, requestID),
 		broken("throttled by systemBusy", simulator.Fault{Kind: simulator.FaultThrottledBusy, Code: "systemBusy"}, "(?i)throttle", "systemBusy"),
-		broken("throttled by system.busy with 400", simulator.Fault{Kind: simulator.FaultThrottledBusy, Status: 400}, "(?i)throttle", `system\.busy`),
+		broken("throttled by system.busy with 400",
+			simulator.Fault{Kind: simulator.FaultThrottledBusy, Status: 400}, "(?i)throttle", `system\.busy`),
 		broken("throttled for some seconds", simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "3"}, "(?i)throttle"),
 
 		banned("banned", 0),
@@ -120,10 +122,12 @@ func faultCases() []faultCase {
 		broken("HTML page with 403", simulator.Fault{Kind: simulator.FaultHTML}, "HTML", "403", "(?i)ban"),
 		broken("HTML page with 200", simulator.Fault{Kind: simulator.FaultHTML, Status: 200}, "HTML", "200"),
 		broken("HTML page with 502", simulator.Fault{Kind: simulator.FaultHTML, Status: 502}, "502"),
-		broken("unknownError", simulator.Fault{Kind: simulator.FaultUnavailableUnknown}, "500"+tried, "unknownError", requestID),
+		broken("unknownError",
+			simulator.Fault{Kind: simulator.FaultUnavailableUnknown}, "500"+tried, "unknownError", requestID),
 		broken("system.busy with 500", simulator.Fault{Kind: simulator.FaultUnavailableBusy},
 			"could not serve the request", "500"+tried, `system\.busy`, requestID),
-		broken("server.error", simulator.Fault{Kind: simulator.FaultUnavailableServer}, "500"+tried, `server\.error`, requestID),
+		broken("server.error",
+			simulator.Fault{Kind: simulator.FaultUnavailableServer}, "500"+tried, `server\.error`, requestID),
 		broken("empty 503", simulator.Fault{Kind: simulator.FaultUnavailableEmpty}, "503"+tried),
 		broken("empty 504", simulator.Fault{Kind: simulator.FaultUnavailableEmpty, Status: 504}, "504"),
 		broken("503 for some seconds", simulator.Fault{Kind: simulator.FaultUnavailableEmpty, RetryAfter: "3"}, "503"),
@@ -169,9 +173,11 @@ func faultCases() []faultCase {
 		broken("a status line and silence", simulator.Fault{Kind: simulator.FaultRaw, Raw: okayHead}, tooSlow),
 		broken("half a body and silence",
 			simulator.Fault{Kind: simulator.FaultRaw, Raw: okayHead + "Content-Length: 100\r\n\r\n{"}, tooSlow),
-		broken("chunks without end",
-			simulator.Fault{Kind: simulator.FaultRaw, Raw: okayHead + "Transfer-Encoding: chunked\r\n\r\n", Repeat: "1\r\n \r\n"}, tooLong),
-		broken("no HTTP, without end", simulator.Fault{Kind: simulator.FaultRaw, Raw: "SSH-2.0-OpenSSH_9.6\r\n", Repeat: "x"}, notHTTP),
+		broken("chunks without end", simulator.Fault{
+			Kind: simulator.FaultRaw, Raw: okayHead + "Transfer-Encoding: chunked\r\n\r\n", Repeat: "1\r\n \r\n",
+		}, tooLong),
+		broken("no HTTP, without end",
+			simulator.Fault{Kind: simulator.FaultRaw, Raw: "SSH-2.0-OpenSSH_9.6\r\n", Repeat: "x"}, notHTTP),
 		{name: "more than a response", fault: simulator.Fault{Kind: simulator.FaultSurplus}, life: fullLifetime},
 	}
 }
@@ -247,8 +253,8 @@ func TestFault_without_a_token_is_a_clear_error_and_then_a_token(t *testing.T) {
 	requireOneWarningEach(t, v)
 }
 
-// Several apps meet what has no end, or nearly none, at once. What is read of it is bounded, so they
-// take little memory together.
+// Several apps meet what has no end, or nearly none, at once. What is read of it is bounded, so
+// they take little memory together.
 //
 //nolint:tparallel // the subtests measure the memory of one process in turn
 func TestFault_without_end_takes_little_memory(t *testing.T) {

@@ -5,8 +5,8 @@
 package e2e
 
 // Vault stays responsive while DingTalk answers nobody, or a host keeps a connection open and says
-// nothing that would end it: Vault waits for the requests in flight, and these never wait longer than
-// request_timeout.
+// nothing that would end it: Vault waits for the requests in flight, and these never wait longer
+// than request_timeout.
 
 import (
 	"net/http"
@@ -167,8 +167,9 @@ func requireResponsive(t *testing.T, fault simulator.Fault) {
 	})
 }
 
-// Whatever keeps an app's connection open, its requests end in time with an error, the other apps of
-// the mount get their tokens meanwhile, nothing of it is left, and the app works again afterwards.
+// Whatever keeps an app's connection open, its requests end in time with an error, the other apps
+// of the mount get their tokens meanwhile, nothing of it is left, and the app works again
+// afterwards.
 func TestHanging_app_does_not_delay_the_others_and_recovers(t *testing.T) {
 	t.Parallel()
 	const requestTimeout = 3 * time.Second
@@ -185,8 +186,10 @@ func TestHanging_app_does_not_delay_the_others_and_recovers(t *testing.T) {
 
 			var waiting sync.WaitGroup
 			for what, request := range map[string]func(*api.Client) (*api.Secret, error){
-				"a read":    func(c *api.Client) (*api.Secret, error) { return c.Logical().Read(slow.credsPath()) },
-				"a refresh": func(c *api.Client) (*api.Secret, error) { return c.Logical().Write(slow.refreshPath(), nil) },
+				"a read": func(c *api.Client) (*api.Secret, error) { return c.Logical().Read(slow.credsPath()) },
+				"a refresh": func(c *api.Client) (*api.Secret, error) {
+					return c.Logical().Write(slow.refreshPath(), nil)
+				},
 				"a verifying write": func(c *api.Client) (*api.Secret, error) {
 					return c.Logical().Write(slow.configPath(), slow.rotation(newSecret()))
 				},

@@ -115,7 +115,8 @@ func countConnections(t *testing.T, pid int, port string) (count int) {
 	for line := range strings.Lines(string(table)) {
 		// number, local address, remote address, state, …, the tenth is the socket's inode
 		columns := strings.Fields(line)
-		if len(columns) > 9 && strings.HasSuffix(columns[2], fmt.Sprintf(":%04X", number)) && open["socket:["+columns[9]+"]"] {
+		to := fmt.Sprintf(":%04X", number)
+		if len(columns) > 9 && strings.HasSuffix(columns[2], to) && open["socket:["+columns[9]+"]"] {
 			count++
 		}
 	}

@@ -91,12 +91,12 @@ func needlesOf(what, secret, core string) []needle {
 	return needles
 }
 
-// runLength is how many characters of a secret in a row count as the secret in what the engine shows
-// of a text of DingTalk's.
+// runLength is how many characters of a secret in a row count as the secret in what the engine
+// shows of a text of DingTalk's.
 const runLength = 8
 
-// runsOf are the ways to write each run of a secret, by itself or as a part of more. In a log, where
-// identifiers in hex abound, there would be runs of a secret by chance.
+// runsOf are the ways to write each run of a secret, by itself or as a part of more. In a log,
+// where identifiers in hex abound, there would be runs of a secret by chance.
 func runsOf(what, secret string) []needle {
 	all := func(text, format string) string {
 		var out strings.Builder
@@ -298,7 +298,9 @@ func TestLeak_search_finds_a_run_however_it_is_written(t *testing.T) {
 	for _, encoding := range simulator.Encodings() {
 		dt.SetFault("dingkey", simulator.Fault{Kind: simulator.FaultEchoRequest, Encoding: encoding})
 		body := jsonOf(t, map[string]string{"appKey": "dingkey", "appSecret": secret})
-		response, err := http.Post(dt.url+simulator.TokenPath, "application/json", strings.NewReader(body)) //nolint:noctx // short
+		request, err := http.NewRequestWithContext(t.Context(), "POST", dt.url+simulator.TokenPath, strings.NewReader(body))
+		require.NoError(t, err)
+		response, err := http.DefaultClient.Do(request)
 		require.NoError(t, err)
 		echoed, err := io.ReadAll(response.Body)
 		require.NoError(t, err)
@@ -320,8 +322,8 @@ func TestLeak_search_finds_a_run_however_it_is_written(t *testing.T) {
 	require.NoError(t, s.in("something else", []byte(secret[:runLength-1]+" "+secret[:runLength-1]+" "+randomHex(512))))
 }
 
-// A host that repeats what it was sent, or the token that it gave, in any form: what the engine shows
-// of its response holds no eight characters of them.
+// A host that repeats what it was sent, or the token that it gave, in any form: what the engine
+// shows of its response holds no eight characters of them.
 //
 //nolint:tparallel // what all of them said is searched in the end
 func TestLeak_a_response_that_repeats_the_request_is_withheld(t *testing.T) {
@@ -335,7 +337,8 @@ func TestLeak_a_response_that_repeats_the_request_is_withheld(t *testing.T) {
 		searches.Store(a.name, a.meetEcho(t, fault))
 	}
 	encodings := append(simulator.Encodings(),
-		"json-all,json", "json-html,json", "html-hex,percent-all", "base64,percent", "hex,base64", "percent,json-all,json")
+		"json-all,json", "json-html,json", "html-hex,percent-all", "base64,percent", "hex,base64",
+		"percent,json-all,json")
 
 	t.Run("all at once", func(t *testing.T) {
 		for _, part := range []string{simulator.PartBody, simulator.PartSecret, simulator.PartToken} {
@@ -343,7 +346,9 @@ func TestLeak_a_response_that_repeats_the_request_is_withheld(t *testing.T) {
 				t.Run(part+" in "+encoding, func(t *testing.T) {
 					t.Parallel()
 					status := []int{400, 403, 400, 403, 400, 500}[i%6] // a 500 is tried three times
-					fault := simulator.Fault{Kind: simulator.FaultEchoRequest, Part: part, Encoding: encoding, Status: status}
+					fault := simulator.Fault{
+						Kind: simulator.FaultEchoRequest, Part: part, Encoding: encoding, Status: status,
+					}
 					meet(t, fault) // in code, message and request id
 					fault.Code = "invalidParameter"
 					meet(t, fault) // in message and request id

@@ -454,10 +454,12 @@ func TestCall_is_one_request_of_HTTP_1_1_on_a_connection_of_its_own(t *testing.T
 	t.Run("whatever the server offers", func(t *testing.T) {
 		t.Parallel()
 		var seen sync.Map
-		upstream := serveUpstream(t, "127.0.0.1", config, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			seen.Store(fmt.Sprintf("%s, close %t, compressed %q", r.Proto, r.Close, r.Header.Get("Accept-Encoding")), true)
+		handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked := r.Header.Get("Accept-Encoding")
+			seen.Store(fmt.Sprintf("%s, close %t, compressed %q", r.Proto, r.Close, asked), true)
 			dt.ServeHTTP(w, r)
-		}))
+		})
+		upstream := serveUpstream(t, "127.0.0.1", config, handler)
 		for range 3 {
 			m.appAt(dt, "https://"+upstream.addr).requireWorks(t)
 		}

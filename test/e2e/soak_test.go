@@ -49,7 +49,10 @@ var upstreamErrors = []knownError{
 	{kind: "request rejected", status: http.StatusBadRequest, text: regexp.MustCompile(`DingTalk rejected the request for a token of app "`)},
 	{kind: "throttled", status: http.StatusBadGateway, text: regexp.MustCompile(`DingTalk throttles the requests for a token of app "`)},
 	{kind: "unavailable", status: http.StatusBadGateway, text: regexp.MustCompile(`DingTalk could not serve the request for a token of app "`)},
-	{kind: "unreachable or too slow", status: http.StatusBadGateway, text: regexp.MustCompile(`could not get a token for app ".*" from `)},
+	{
+		kind: "unreachable or too slow", status: http.StatusBadGateway,
+		text: regexp.MustCompile(`could not get a token for app ".*" from `),
+	},
 	{kind: "redirected", status: http.StatusBadGateway, text: regexp.MustCompile(`answered the request for a token of app ".*" with a redirect`)},
 	{kind: "malformed answer", status: http.StatusBadGateway, text: regexp.MustCompile(`answered the request for a token of app ".*" with something that is not a token`)},
 	{kind: "ran out on the way", status: http.StatusServiceUnavailable, text: regexp.MustCompile(`the token expired while it was being handed out`)},

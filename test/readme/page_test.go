@@ -6,8 +6,8 @@ package readme
 
 // This file is what a page other than the README takes for granted: a Vault over raft storage with the engine mounted at
 // dingtalk/ and the app myapp in it, whose token nobody has read yet. A Vault's configuration that the page shows is in force from the start.
-// Vault reaches the simulator by DingTalk's own name, through a proxy, since the engine treats DingTalk's hosts otherwise than others. A
-// program of the examples reaches it by its address.
+// Vault reaches the simulator by DingTalk's own name, through a proxy, since the engine treats
+// DingTalk's hosts otherwise than others. A program of the examples reaches it by its address.
 // What more a block needs is said in comments before it:
 //
 //	<!-- given: DingTalk answers {"kind":"hang"} -->   a fault of the simulator, for every app, until it works again
@@ -216,8 +216,8 @@ func (n *newcomer) arrange(t *testing.T, b block, given string) {
 	}
 }
 
-// company is a network in which DingTalk is reached through a proxy alone, and shows a certificate of
-// the company's own authority, whose certificate is in the file.
+// company is a network in which DingTalk is reached through a proxy alone, and shows a certificate
+// of the company's own authority, whose certificate is in the file.
 type company struct {
 	proxy, caFile string
 	tunnels       *atomic.Int32
