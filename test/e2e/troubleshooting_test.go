@@ -242,7 +242,7 @@ func ofRequests(m *mount) map[string]provocation {
 	return map[string]provocation{
 		`app "…" is not configured: write its app_key and app_secret to …/config/… first`: read("creds/nobody"),
 		`app: the name has … characters; allowed are at most 128`:                         read("creds/" + strings.Repeat("n", 129)),
-		`app: the name "…" has two dots in a row`: func(t *testing.T) string {
+		`app: the name "…" has two dots in a row, which Vault's storage refuses; allowed are single ones`: func(t *testing.T) string {
 			_, err := m.v.root.Logical().Write(m.path+"/config/a..b", fields{"app_key": "k", "app_secret": "s"})
 			return words(t, err)
 		},
@@ -750,6 +750,24 @@ func TestTroubleshooting_has_every_text_of_the_engine(t *testing.T) {
 	require.Greater(t, count, 80)
 }
 
+// describesPath reports whether an expression is of a path's help or its description in OpenAPI.
+func describesPath[E ast.Node](expression E) bool {
+	switch n := any(expression).(type) {
+	case *ast.KeyValueExpr:
+		return slices.Contains([]string{"Description", "Summary", "Name"}, fmt.Sprint(n.Key))
+	case *ast.SelectorExpr: // p.HelpSynopsis = "…"
+		return strings.HasPrefix(n.Sel.Name, "Help")
+	case *ast.CallExpr:
+		switch f := n.Fun.(type) {
+		case *ast.Ident:
+			return slices.Contains([]string{"path", "field", "responses"}, f.Name)
+		case *ast.SelectorExpr:
+			return f.Sel.Name == "configWrite"
+		}
+	}
+	return false
+}
+
 // textsIn are the texts in a file of the engine that are made errors, warnings and lines of the log of.
 func textsIn(t *testing.T, file string) []string {
 	t.Helper()
@@ -760,8 +778,8 @@ func textsIn(t *testing.T, file string) []string {
 	take := func(expressions ...ast.Expr) {
 		for _, expression := range expressions {
 			ast.Inspect(expression, func(n ast.Node) bool {
-				if field, ok := n.(*ast.KeyValueExpr); ok && fmt.Sprint(field.Key) == "Description" {
-					return false // of OpenAPI
+				if describesPath(n) {
+					return false
 				}
 				literal, ok := n.(*ast.BasicLit)
 				if !ok || literal.Kind != token.STRING {
@@ -790,7 +808,9 @@ func textsIn(t *testing.T, file string) []string {
 				take(n.Args...)
 			}
 		case *ast.AssignStmt: // e.cause = "…", hint = "…", warning = "…"
-			take(n.Rhs...)
+			if !slices.ContainsFunc(n.Lhs, describesPath) {
+				take(n.Rhs...)
+			}
 			return false
 		case *ast.KeyValueExpr: // cause: "…"
 			if key, ok := n.Key.(*ast.Ident); ok && key.Name == "cause" {
