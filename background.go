@@ -143,7 +143,7 @@ func (r *registry) removeOrphan(ctx context.Context, s logical.Storage, name str
 type lifecycle struct {
 	// ctx ends with the mount. It derives from nothing: the factory's context ends with the
 	// factory.
-	ctx    context.Context
+	ctx    context.Context //nolint:containedctx // it is the mount's life
 	cancel context.CancelFunc
 
 	mu     sync.Mutex

@@ -50,7 +50,8 @@ func TestBackground_does_not_refresh_in_the_first_half_of_a_short_lifetime(t *te
 	})
 }
 
-// fetchMany makes so many apps of key0, key1, …, fetched a second apart; their names sort otherwise.
+// fetchMany makes so many apps of key0, key1, …, fetched a second apart; their names sort
+// otherwise.
 func (m *mount) fetchMany(n int) {
 	m.t.Helper()
 	for i := range n {

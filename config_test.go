@@ -267,7 +267,7 @@ func putRaw(t *testing.T, s logical.Storage, key, value string) {
 }
 
 // readStored reads a configuration and a token of storage, without an engine.
-func readStored(t *testing.T, config, tok string) (c *appConfig, configErr error, stored *token, log string) {
+func readStored(t *testing.T, config, tok string) (c *appConfig, stored *token, log string, configErr error) {
 	t.Helper()
 	s, out := &logical.InmemStorage{}, &safeBuffer{}
 	putRaw(t, s, "config/myapp", config)
@@ -277,13 +277,13 @@ func readStored(t *testing.T, config, tok string) (c *appConfig, configErr error
 	r := newRegistry(newClient(newTransport(), logger), logger)
 	stored, err := r.newApp(theApp, storedEntry()).readToken(t.Context(), s)
 	require.NoError(t, err)
-	return c, configErr, stored, out.String()
+	return c, stored, out.String(), configErr
 }
 
 func TestStored_records_may_have_fields_of_a_later_release(t *testing.T) {
 	for _, more := range []string{"}", `,"of_a_later_release":{"a":[1]}}`} {
 		extend := func(record string) string { return strings.TrimSuffix(record, "}") + more }
-		c, err, tok, log := readStored(t, extend(storedConfig), extend(storedToken))
+		c, tok, log, err := readStored(t, extend(storedConfig), extend(storedToken))
 		require.NoError(t, err)
 		require.True(t, c.equal(storedEntry()))
 		require.Equal(t, goodToken, tok.Value.reveal())
@@ -307,7 +307,7 @@ func TestStored_records_that_cannot_be_read_are_a_config_error_and_no_token_and_
 		"empty":     func(string) string { return "" },
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, err, tok, log := readStored(t, spoil(storedConfig), spoil(storedToken))
+			c, tok, log, err := readStored(t, spoil(storedConfig), spoil(storedToken))
 			require.Nil(t, c)
 			require.ErrorContains(t, err, "configuration in storage: the entry ")
 			if name == "a later version" {

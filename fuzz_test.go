@@ -2,9 +2,9 @@
 
 package dingtalk
 
-// This file has the fuzz targets: what DingTalk answers, base_url, a write to config/, the app's name, and sequences of operations
-// against the model in model_test.go. `go test` runs their seeds and what is below testdata/fuzz; each looks for
-// more with `go test -run '^$' -fuzz '^FuzzX$' .`
+// This file has the fuzz targets: what DingTalk answers, base_url, a write to config/, the app's
+// name, and sequences of operations against the model in model_test.go. `go test` runs their seeds
+// and what is below testdata/fuzz; each looks for more with `go test -run '^$' -fuzz '^FuzzX$' .`
 
 import (
 	"bytes"
@@ -30,14 +30,16 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// The secrets that the fuzzed answers may try to bring out: a plain one, one that every encoding changes, and a token in hand.
+// The secrets that the fuzzed answers may try to bring out: a plain one, one that every encoding
+// changes, and a token in hand.
 const (
 	fuzzSecret    = "plain-secret-0123456789"
 	fuzzOddSecret = `odd"secret\with/every+kind%of&char<act>er'`
 	fuzzToken     = "token-in-hand-9876543210"
 )
 
-// fuzzedBody puts the secrets in the place of their names, so that the fuzzer can put them anywhere.
+// fuzzedBody puts the secrets in the place of their names, so that the fuzzer can put them
+// anywhere.
 func fuzzedBody(body []byte) []byte {
 	quoted, _ := json.Marshal(fuzzOddSecret)
 	for name, secret := range map[string]string{
@@ -50,7 +52,8 @@ func fuzzedBody(body []byte) []byte {
 	return body
 }
 
-// fieldsLike are the values of a JSON object's fields of that name in any spelling, as encoding/json would match them.
+// fieldsLike are the values of a JSON object's fields of that name in any spelling, as
+// encoding/json would match them.
 func fieldsLike(body []byte, name string) (values []any) {
 	var object map[string]any
 	decoder := json.NewDecoder(bytes.NewReader(body))
@@ -117,7 +120,8 @@ func FuzzReadResponse(f *testing.F) {
 				t.Fatalf("the token %q is not in the answer", value)
 			case got.expireIn < time.Second || got.expireIn > maxExpireIn || got.expireIn%time.Second != 0:
 				t.Fatalf("a token that lives %s", got.expireIn)
-			case !slices.ContainsFunc(fieldsLike(body, "expireIn"), func(v any) bool { n, ok := v.(json.Number); return ok && n[0] != '-' }):
+			case !slices.ContainsFunc(fieldsLike(body, "expireIn"),
+				func(v any) bool { n, ok := v.(json.Number); return ok && n[0] != '-' }):
 				t.Fatal("expireIn is not a positive number")
 			}
 			return
@@ -129,7 +133,8 @@ func FuzzReadResponse(f *testing.F) {
 		if failure.retryAfter < 0 || failure.retryAfter > maxRetryAfter {
 			t.Fatalf("a Retry-After of %s", failure.retryAfter)
 		}
-		hasCode := slices.ContainsFunc(fieldsLike(body, "code"), func(v any) bool { s, ok := v.(string); return ok && s != "" })
+		hasCode := slices.ContainsFunc(fieldsLike(body, "code"),
+			func(v any) bool { s, ok := v.(string); return ok && s != "" })
 		switch failure.class {
 		case classBanned:
 			// With several spellings of a field the last one counts, which the map does not tell.
@@ -171,15 +176,18 @@ func checkShownText(t *testing.T, text string, most int) {
 	t.Helper()
 	checkPrintable(t, text, most)
 	quoted := strconv.Quote(fuzzOddSecret)
-	for _, secret := range []string{fuzzSecret, fuzzOddSecret, fuzzToken, url.QueryEscape(fuzzOddSecret), url.PathEscape(fuzzOddSecret), quoted[1 : len(quoted)-1]} {
+	for _, secret := range []string{
+		fuzzSecret, fuzzOddSecret, fuzzToken, url.QueryEscape(fuzzOddSecret),
+		url.PathEscape(fuzzOddSecret), quoted[1 : len(quoted)-1],
+	} {
 		if strings.Contains(text, secret) {
 			t.Fatalf("%q holds a secret", text)
 		}
 	}
 }
 
-// FuzzShownText: whatever the secret, the token and the text, what is shown keeps its bound and holds
-// no run of eight characters of them in any spelling.
+// FuzzShownText: whatever the secret, the token and the text, what is shown keeps its bound and
+// holds no run of eight characters of them in any spelling.
 func FuzzShownText(f *testing.F) {
 	for name, spell := range spellings {
 		f.Add(fuzzOddSecret, fuzzToken, "the secret "+spell(fuzzOddSecret)+" is wrong")
@@ -229,12 +237,18 @@ func checkPrintable(t *testing.T, text string, most int) {
 
 func FuzzBaseURL(f *testing.F) {
 	for _, seed := range []string{
-		"https://api.dingtalk.io", "https://api.dingtalk.com/", "HTTPS://API.DingTalk.IO:443", "https://api.dingtalk.io:", "https://a.b:65536", "https://a.b:0",
-		"http://localhost", "http://LocalHost:8080/", "http://127.0.0.1:80", "http://127.255.255.254", "http://[::1]:9", "http://[::ffff:127.0.0.1]",
-		"http://127.1", "http://0x7f.1", "http://0177.0.0.1", "http://localhost.", "http://localhost.example.com", "http://127.0.0.1.nip.io", "http://[::]", "http://0.0.0.0",
-		"http://10.0.0.1", "http://[fe80::1%25lo]", "https://[2001:db8::1]", "https://2001:db8::1", "http://::1:80", "https://[1.2.3.4]", "http://[127.0.0.1]", "http://[localhost]",
-		"https://u:p@host", "https://host/path", "https://host//", "https://host?q", "https://host#f", `https://host\@evil`, "https://host%2eevil", "https:host", "https:///", "//host", "ftp://host",
-		"https://host:80:90", "https://host;x", "https://ho st", "https://h\u00f6st", "", " https://host", "https://host\n", "https://..", "https://a..b", "https://.a", "https://-", "https://_",
+		"https://api.dingtalk.io", "https://api.dingtalk.com/", "HTTPS://API.DingTalk.IO:443", "https://api.dingtalk.io:",
+		"https://a.b:65536", "https://a.b:0",
+		"http://localhost", "http://LocalHost:8080/", "http://127.0.0.1:80", "http://127.255.255.254", "http://[::1]:9",
+		"http://[::ffff:127.0.0.1]",
+		"http://127.1", "http://0x7f.1", "http://0177.0.0.1", "http://localhost.", "http://localhost.example.com",
+		"http://127.0.0.1.nip.io", "http://[::]", "http://0.0.0.0",
+		"http://10.0.0.1", "http://[fe80::1%25lo]", "https://[2001:db8::1]", "https://2001:db8::1", "http://::1:80",
+		"https://[1.2.3.4]", "http://[127.0.0.1]", "http://[localhost]",
+		"https://u:p@host", "https://host/path", "https://host//", "https://host?q", "https://host#f", `https://host\@evil`,
+		"https://host%2eevil", "https:host", "https:///", "//host", "ftp://host",
+		"https://host:80:90", "https://host;x", "https://ho st", "https://h\u00f6st", "", " https://host", "https://host\n",
+		"https://..", "https://a..b", "https://.a", "https://-", "https://_",
 		"https://host:00443", "https://host:+1", "https://" + strings.Repeat("a", 254),
 	} {
 		f.Add(seed)
@@ -250,7 +264,8 @@ func FuzzBaseURL(f *testing.F) {
 				t.Fatalf("the error %q repeats what cannot be shown", text)
 			}
 			const password = "correct-horse-battery"
-			if _, err := parseBaseURL(strings.Replace(given, "@", password+"@", 1)); err != nil && strings.Contains(err.Error(), password) {
+			if _, err := parseBaseURL(strings.Replace(given, "@", password+"@", 1)); err != nil &&
+				strings.Contains(err.Error(), password) {
 				t.Fatalf("the error %q repeats a password", err)
 			}
 			return
@@ -274,7 +289,8 @@ func FuzzBaseURL(f *testing.F) {
 		case u.Hostname() == "" || strings.Contains(u.Hostname(), "%"):
 			t.Fatalf("%q is stored as %q, which has no host", given, stored)
 		}
-		// The URL must mean to every reader what it means here: an address with colons stands in brackets.
+		// The URL must mean to every reader what it means here: an address with colons stands in
+		// brackets.
 		if ip, err := netip.ParseAddr(u.Hostname()); err == nil && ip.Is6() != strings.HasPrefix(u.Host, "[") {
 			t.Fatalf("%q is stored as %q, whose port others take for a part of the address", given, stored)
 		}
@@ -307,7 +323,8 @@ func sameHost(a, b *url.URL) bool {
 	return hostA == hostB && portA == portB
 }
 
-// modelDuration is what a duration field means: whole seconds, as a number or in Go's notation, which Vault extends by days.
+// modelDuration is what a duration field means: whole seconds, as a number or in Go's notation,
+// which Vault extends by days.
 func modelDuration(v any) (seconds int64, ok bool) {
 	s := strings.TrimSpace(fmt.Sprint(v))
 	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
@@ -321,9 +338,13 @@ func modelDuration(v any) (seconds int64, ok bool) {
 	return int64(d / time.Second), err == nil && d%time.Second == 0
 }
 
-// modelConfig is what config/ answers after a write that was taken. It says why the write must not have been.
+// modelConfig is what config/ answers after a write that was taken. It says why the write must not
+// have been.
 func modelConfig(before, data map[string]any) (after map[string]any, wrong string) {
-	after = map[string]any{fieldBaseURL: defaultBaseURL, fieldRefreshBefore: int64(200), fieldRequestTimeout: int64(10), fieldLeased: true}
+	after = map[string]any{
+		fieldBaseURL: defaultBaseURL, fieldRefreshBefore: int64(200), fieldRequestTimeout: int64(10),
+		fieldLeased: true,
+	}
 	maps.Copy(after, before)
 	for field, v := range data {
 		switch field {
@@ -369,11 +390,13 @@ func modelConfig(before, data map[string]any) (after map[string]any, wrong strin
 			return nil, field + " is missing"
 		}
 	}
-	if _, given := data[fieldAppSecret]; before != nil && !given && (after[fieldAppKey] != before[fieldAppKey] || after[fieldBaseURL] != before[fieldBaseURL]) {
+	if _, given := data[fieldAppSecret]; before != nil && !given &&
+		(after[fieldAppKey] != before[fieldAppKey] || after[fieldBaseURL] != before[fieldBaseURL]) {
 		return nil, "the app moved without its secret"
 	}
 	key := after[fieldAppKey].(string)
-	if key == "" || len(key) > maxCredentialLength || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+	if key == "" || len(key) > maxCredentialLength || strings.ContainsFunc(key,
+		func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return nil, "the key is not printable"
 	}
 	return after, ""
@@ -405,13 +428,19 @@ func FuzzConfigWrite(f *testing.F) {
 		`{"app_key":"k","app_secret":["correct-horse-battery","correct-horse-staple"]}`,
 		`{"app_key":"k","app_secret":{"correct-horse-battery":"correct-horse-staple"}}`,
 		`{"app_key":"k","app_secret":123456789012}`, `{"app_key":"k","app_secret":null}`, `{"app_key":"k","app_secret":true}`,
-		`{"app_key":"k","app_secret":"correct horse battery"}`, `{"app_key":"k","app_secret":"correct-horse-b\u00e4ttery"}`, `{"app_key":"","app_secret":""}`,
-		`{"app_secret":"another-secret-1234"}`, `{"app_key":"k2"}`, `{"base_url":"https://evil.example.com"}`, `{"base_url":"https://api.dingtalk.io/"}`,
+		`{"app_key":"k","app_secret":"correct horse battery"}`, `{"app_key":"k","app_secret":"correct-horse-b\u00e4ttery"}`,
+		`{"app_key":"","app_secret":""}`,
+		`{"app_secret":"another-secret-1234"}`, `{"app_key":"k2"}`, `{"base_url":"https://evil.example.com"}`,
+		`{"base_url":"https://api.dingtalk.io/"}`,
 		`{"app_key":"dingtestkey","base_url":"https://API.DINGTALK.IO"}`,
-		`{"refresh_before":"500ms"}`, `{"refresh_before":"-0.5s"}`, `{"refresh_before":""}`, `{"refresh_before":3601}`, `{"refresh_before":"1h"}`, `{"refresh_before":1e2}`, `{"refresh_before":100.0}`,
-		`{"refresh_before":"0d"}`, `{"refresh_before":" 10 "}`, `{"refresh_before":"0x10"}`, `{"refresh_before":"1_0"}`, `{"refresh_before":["1s"]}`, `{"request_timeout":"0"}`, `{"request_timeout":"30s"}`, `{"request_timeout":31}`,
-		`{"leased":null}`, `{"leased":"maybe"}`, `{"leased":1}`, `{"leased":"T"}`, `{"leased":2}`, `{"verify_connection":true}`, `{"verify_connection":{}}`,
-		`{"app":"elsewhere","leased":false}`, `{"unknown":"x","app_secret":"correct-horse-battery"}`, `{}`, `{"app_key":["dingtestkey"]}`,
+		`{"refresh_before":"500ms"}`, `{"refresh_before":"-0.5s"}`, `{"refresh_before":""}`, `{"refresh_before":3601}`,
+		`{"refresh_before":"1h"}`, `{"refresh_before":1e2}`, `{"refresh_before":100.0}`,
+		`{"refresh_before":"0d"}`, `{"refresh_before":" 10 "}`, `{"refresh_before":"0x10"}`, `{"refresh_before":"1_0"}`,
+		`{"refresh_before":["1s"]}`, `{"request_timeout":"0"}`, `{"request_timeout":"30s"}`, `{"request_timeout":31}`,
+		`{"leased":null}`, `{"leased":"maybe"}`, `{"leased":1}`, `{"leased":"T"}`, `{"leased":2}`,
+		`{"verify_connection":true}`, `{"verify_connection":{}}`,
+		`{"app":"elsewhere","leased":false}`, `{"unknown":"x","app_secret":"correct-horse-battery"}`, `{}`,
+		`{"app_key":["dingtestkey"]}`,
 	} {
 		for how := range uint8(4) {
 			f.Add(how, []byte(body))
@@ -464,7 +493,8 @@ func fuzzConfigWrite(t *testing.T, exists bool, op logical.Operation, data map[s
 		shown += fmt.Sprint(got.Data, got.Warnings)
 	}
 	for _, secret := range secrets {
-		if strings.Contains(shown, secret) && !strings.Contains(others.String(), secret) && !strings.Contains(common, secret) {
+		if strings.Contains(shown, secret) && !strings.Contains(others.String(), secret) &&
+			!strings.Contains(common, secret) {
 			t.Fatalf("the secret %q is shown: %s", secret, shown)
 		}
 	}
@@ -478,12 +508,15 @@ func fuzzConfigWrite(t *testing.T, exists bool, op logical.Operation, data map[s
 			t.Fatalf("after %v config/ answers %v, not %v", data, read.Data, want)
 		}
 		stored := m.stored("config/myapp")
-		if secret, given := data[fieldAppSecret].(string); given && stored["app_secret"] != strings.TrimSuffix(strings.TrimSuffix(secret, "\n"), "\r") {
+		if secret, given := data[fieldAppSecret].(string); given &&
+			stored["app_secret"] != strings.TrimSuffix(strings.TrimSuffix(secret, "\n"), "\r") {
 			t.Fatalf("the secret is stored as %q", stored["app_secret"])
 		}
-		newGeneration := config == nil || stored["app_key"] != config["app_key"] || stored["app_secret"] != config["app_secret"] || stored["base_url"] != config["base_url"]
+		newGeneration := config == nil || stored["app_key"] != config["app_key"] ||
+			stored["app_secret"] != config["app_secret"] || stored["base_url"] != config["base_url"]
 		if exists && newGeneration != (stored["generation"] != config["generation"]) {
-			t.Fatalf("new credentials: %t, but generation %v after %v", newGeneration, stored["generation"], config["generation"])
+			t.Fatalf("new credentials: %t, but generation %v after %v", newGeneration, stored["generation"],
+				config["generation"])
 		}
 		if m.token(theApp) != "the-token-of-this-run" {
 			t.Fatal("another token")
@@ -506,7 +539,10 @@ type answers func(*http.Request) (status int, body string)
 // RoundTrip implements http.RoundTripper.
 func (f answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	status, body := f(r)
-	return &http.Response{StatusCode: status, Header: http.Header{}, Body: readCloser{strings.NewReader(body)}, Request: r}, nil
+	return &http.Response{
+		StatusCode: status, Header: http.Header{}, Body: readCloser{strings.NewReader(body)},
+		Request: r,
+	}, nil
 }
 
 type readCloser struct{ *strings.Reader }
@@ -518,8 +554,10 @@ var contractName = regexp.MustCompile(`\A[0-9A-Za-z_]([0-9A-Za-z_.-]*[0-9A-Za-z_
 
 func FuzzAppName(f *testing.F) {
 	for _, name := range []string{
-		"myapp", "a", "_", "a.b-c_d", "A1", "", "/", "a/b", "a/", "/a", "..", "../token/a", "a..b", ".a", "a.", "-a", "a-", "a b", "a\n", "a\x00", "a%2fb", "ä", "token/a", "config",
-		strings.Repeat("a", 128), strings.Repeat("a", 129), strings.Repeat("a", 5000), "a?list=true", "a\u2028", "a/../b", `a\b`,
+		"myapp", "a", "_", "a.b-c_d", "A1", "", "/", "a/b", "a/", "/a", "..", "../token/a", "a..b", ".a", "a.", "-a", "a-",
+		"a b", "a\n", "a\x00", "a%2fb", "ä", "token/a", "config",
+		strings.Repeat("a", 128), strings.Repeat("a", 129), strings.Repeat("a", 5000), "a?list=true", "a\u2028", "a/../b",
+		`a\b`,
 	} {
 		f.Add(name)
 	}
@@ -530,7 +568,10 @@ func FuzzAppName(f *testing.F) {
 
 func fuzzAppName(t *testing.T, name string) {
 	t.Helper()
-	m := mountOver(t, &logical.InmemStorage{}, answers(func(*http.Request) (int, string) { return http.StatusOK, `{"accessToken":"t","expireIn":7200}` }))
+	m := mountOver(t, &logical.InmemStorage{}, answers(func(*http.Request) (int, string) {
+		return http.StatusOK,
+			`{"accessToken":"t","expireIn":7200}`
+	}))
 	good := contractName.MatchString(name) && len(name) <= maxNameLength && !strings.Contains(name, "..")
 	check := func(op logical.Operation, path string, data map[string]any) {
 		t.Helper()
@@ -551,7 +592,8 @@ func fuzzAppName(t *testing.T, name string) {
 			t.Fatalf("%s %q: %v", op, path, got.err)
 		case !good && name != "" && got.err == nil:
 			t.Fatalf("%s %q was answered: %v", op, path, got)
-		case !good && len(contractName.FindString(name)) > maxNameLength && (got.status != http.StatusBadRequest || len(got.err.Error()) > 400):
+		case !good && len(contractName.FindString(name)) > maxNameLength &&
+			(got.status != http.StatusBadRequest || len(got.err.Error()) > 400):
 			t.Fatalf("%s of a name of %d bytes was answered with %d: %v", op, len(name), got.status, got.err)
 		}
 	}
@@ -566,7 +608,8 @@ func fuzzAppName(t *testing.T, name string) {
 	check(logical.ReadOperation, "creds/"+name, nil) // the stored token is found again
 	m.engine.InvalidateKey(t.Context(), "config/"+name)
 	m.engine.InvalidateKey(t.Context(), name)
-	if names := m.do(logical.ListOperation, "config/", nil); good != reflect.DeepEqual(names.Data["keys"], []string{name}) {
+	if names := m.do(logical.ListOperation, "config/", nil); good != reflect.DeepEqual(names.Data["keys"],
+		[]string{name}) {
 		t.Fatalf("the list has %v", names.Data)
 	}
 	check(logical.DeleteOperation, "config/"+name, nil)
@@ -594,39 +637,89 @@ func FuzzOperations(f *testing.F) {
 		// A token through its life, with the background and without.
 		{opConfigure, first, opRead, first, opSleepLong, 210, opRead, first, opPeriodic, 0, opSleepLong, 9, opRead, first},
 		// DingTalk fails, the token does not at once.
-		{opConfigure, first, opRead, first, opMood, moodOf(moodUnavailable), opSleepLong, 216, opRead, first, opRead, first, opSleepLong, 9, opRead, first},
+		{
+			opConfigure, first, opRead, first, opMood, moodOf(moodUnavailable), opSleepLong, 216, opRead, first, opRead, first,
+			opSleepLong, 9, opRead, first,
+		},
 		// A secret is rotated, the old one good for a while.
-		{opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opRotateInVault, rotated, opRead, first, opRestart, 0, opRead, first},
+		{
+			opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opRotateInVault, rotated, opRead, first, opRestart,
+			0, opRead, first,
+		},
 		// A lease whose app is deleted.
-		{opConfigure, first, opRead, first, opRenew, 0, opSleepLong, 120, opRenew, 0, opDelete, first, opRenew, 0, opRevoke, 0},
+		{
+			opConfigure, first, opRead, first, opRenew, 0, opSleepLong, 120, opRenew, 0, opDelete, first, opRenew, 0, opRevoke,
+			0,
+		},
 		// Storage fails across a restart.
-		{opConfigure, first, opRead, first, opStorage, storage(faultBefore, onAll), opSleepLong, 220, opRead, first, opRestart, 0, opRead, first, opStorage, 0, opRead, first},
+		{
+			opConfigure, first, opRead, first, opStorage, storage(faultBefore, onAll), opSleepLong, 220, opRead, first,
+			opRestart, 0, opRead, first, opStorage, 0, opRead, first,
+		},
 		// A write takes effect and fails.
-		{opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opStorage, storage(faultAfter, onWrites), opRotateInVault, rotatedUnverified, opRead, first, opStorage, 0, opRead, first, opRestart, 0, opRead, first},
+		{
+			opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opStorage, storage(faultAfter, onWrites),
+			opRotateInVault, rotatedUnverified, opRead, first, opStorage, 0, opRead, first, opRestart, 0, opRead, first,
+		},
 		// The token of the generation before stays in storage.
-		{opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opStorage, storage(faultBefore, onTokens), opRotateInVault, rotatedUnverified, opStorage, 0, opRestart, 0, opRead, first},
+		{
+			opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opStorage, storage(faultBefore, onTokens),
+			opRotateInVault, rotatedUnverified, opStorage, 0, opRestart, 0, opRead, first,
+		},
 		// Reads beside a new generation.
-		{opConfigure, unverified, opSpeed, 15, opReadBeside, first, opReadBeside, first, opConfigure, otherHost + unverified, opSleep, 60, opRead, first, opSleep, 60},
+		{
+			opConfigure, unverified, opSpeed, 15, opReadBeside, first, opReadBeside, first, opConfigure,
+			otherHost + unverified, opSleep, 60, opRead, first, opSleep, 60,
+		},
 		// A ban.
-		{opConfigure, unverified, opConfigure, unverified + second, opMood, moodOf(moodBanning), opRead, first, opMood, 0, opSleep, 30, opRead, second, opRefresh, second, opRefresh, first, opSleepLong, 9, opRead, second},
+		{
+			opConfigure, unverified, opConfigure, unverified + second, opMood, moodOf(moodBanning), opRead, first, opMood, 0,
+			opSleep, 30, opRead, second, opRefresh, second, opRefresh, first, opSleepLong, 9, opRead, second,
+		},
 		// A Retry-After.
-		{opConfigure, unverified, opMood, moodOf(moodThrottling), opRead, first, opMood, 0, opRefresh, first, opSleepLong, 0, opRead, first, opRefresh, first, opSleepLong, 3, opRead, first},
+		{
+			opConfigure, unverified, opMood, moodOf(moodThrottling), opRead, first, opMood, 0, opRefresh, first, opSleepLong,
+			0, opRead, first, opRefresh, first, opSleepLong, 3, opRead, first,
+		},
 		// Forced refreshes.
-		{opConfigure, first, opSpeed, 3, opRead, first, opMinTTL, 255, opSleep, 50, opMinTTL, 255, opSleep, 50, opRefresh, first, opSleep, 20, opRefresh, first, opInvalidate, 0, opRefresh, first},
+		{
+			opConfigure, first, opSpeed, 3, opRead, first, opMinTTL, 255, opSleep, 50, opMinTTL, 255, opSleep, 50, opRefresh,
+			first, opSleep, 20, opRefresh, first, opInvalidate, 0, opRefresh, first,
+		},
 		// Tokens that hardly live.
-		{opConfigure, first, opSpeed, 60, opRead, first, opSleep, 90, opRead, first, opPeriodic, 0, opSleepLong, 3, opPeriodic, 0, opRead, first, opSpeed, 9},
+		{
+			opConfigure, first, opSpeed, 60, opRead, first, opSleep, 90, opRead, first, opPeriodic, 0, opSleepLong, 3,
+			opPeriodic, 0, opRead, first, opSpeed, 9,
+		},
 		// Three apps, one made again, one that may not move.
-		{opConfigure, first, opConfigure, second, opConfigure, third, opRead, first, opRead, second, opInvalidate, first, opDelete, second, opRead, second, opConfigure, second, opRead, second, opMove, third + 3, opMove, third + 9, opRead, third},
+		{
+			opConfigure, first, opConfigure, second, opConfigure, third, opRead, first, opRead, second, opInvalidate, first,
+			opDelete, second, opRead, second, opConfigure, second, opRead, second, opMove, third + 3, opMove, third + 9,
+			opRead, third,
+		},
 		// Another node writes, under a reader that waits and under none.
-		{opConfigure, unverified, opRotateAtDingTalk, secret1, opSpeed, 15, opReadBeside, first, opWriteElsewhere, secret1, opRead, first, opWriteElsewhere, first, opRead, first, opDeleteElsewhere, first, opRead, first},
+		{
+			opConfigure, unverified, opRotateAtDingTalk, secret1, opSpeed, 15, opReadBeside, first, opWriteElsewhere, secret1,
+			opRead, first, opWriteElsewhere, first, opRead, first, opDeleteElsewhere, first, opRead, first,
+		},
 		// A secret that DingTalk comes to know later.
-		{opConfigure, unverified + 2*secret1, opRead, first, opRead, first, opRotateAtDingTalk, 2 * secret1, opRead, first, opSleepLong, 0, opRead, first},
+		{
+			opConfigure, unverified + 2*secret1, opRead, first, opRead, first, opRotateAtDingTalk, 2 * secret1, opRead, first,
+			opSleepLong, 0, opRead, first,
+		},
 		// A token that nobody has read since it was fetched.
 		{opConfigure, first, opRead, first, opRefresh, first, opSleepLong, 210, opPeriodic, 0},
 		// A restart under readers that wait.
-		{opConfigure, unverified, opMood, moodOf(moodHang), opReadBeside, first, opReadBeside, first, opSleep, 10, opRestart, 0, opMood, 0, opRead, first},
+		{
+			opConfigure, unverified, opMood, moodOf(moodHang), opReadBeside, first, opReadBeside, first, opSleep, 10,
+			opRestart, 0, opMood, 0, opRead, first,
+		},
 		// Storage fails from the start.
-		{opStorage, storage(faultBefore, onAll), opConfigure, first, opStorage, storage(faultAfter, onEveryThird), opConfigure, first, opStorage, 0, opRead, first, opPatch, 3, opRead, first, opTune, 0, opStatus, first, opDelete, first, opStatus, first},
+		{
+			opStorage, storage(faultBefore, onAll), opConfigure, first, opStorage, storage(faultAfter, onEveryThird),
+			opConfigure, first, opStorage, 0, opRead, first, opPatch, 3, opRead, first, opTune, 0, opStatus, first, opDelete,
+			first, opStatus, first,
+		},
 	} {
 		f.Add(script)
 	}

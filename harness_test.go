@@ -2,9 +2,9 @@
 
 package dingtalk
 
-// This file is what the tests of this package share: a mount of the engine over storage that fails on
-// demand, with the project's simulator as DingTalk behind pipes, so that a test can run in virtual
-// time.
+// This file is what the tests of this package share: a mount of the engine over storage that fails
+// on demand, with the project's simulator as DingTalk behind pipes, so that a test can run in
+// virtual time.
 
 import (
 	"bytes"
@@ -286,8 +286,8 @@ func newMount(t *testing.T) *mount {
 	return m
 }
 
-// start mounts an engine over the storage, as Vault does after a restart or on a new leader, in place
-// of the one before.
+// start mounts an engine over the storage, as Vault does after a restart or on a new leader, in
+// place of the one before.
 func (m *mount) start() {
 	m.t.Helper()
 	if m.engine != nil {
@@ -339,8 +339,8 @@ type answer struct {
 
 func (a answer) String() string { return fmt.Sprintf("%d %v %+v", a.status, a.err, a.Response) }
 
-// do sends a request the way Vault does: a write is preceded by the existence check, and the answer's status is what
-// Vault makes of it.
+// do sends a request the way Vault does: a write is preceded by the existence check, and the
+// answer's status is what Vault makes of it.
 func (m *mount) do(op logical.Operation, path string, data map[string]any) answer {
 	return m.send(m.t.Context(), &logical.Request{Operation: op, Path: path, Data: data})
 }

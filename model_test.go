@@ -2,9 +2,10 @@
 
 package dingtalk
 
-// This file is the model that the engine is held against: DingTalk as a RoundTripper that remembers every token it issued, and a plain
-// map of apps with a clock that states in a few lines what the engine promises. FuzzOperations feeds it sequences
-// of operations; the tests of failing storage and of the stored form use its DingTalk.
+// This file is the model that the engine is held against: DingTalk as a RoundTripper that remembers
+// every token it issued, and a plain map of apps with a clock that states in a few lines what the
+// engine promises. FuzzOperations feeds it sequences of operations; the tests of failing storage
+// and of the stored form use its DingTalk.
 
 import (
 	"context"
@@ -207,7 +208,7 @@ type grantedToken struct {
 // upstreamCall is one call that the model's DingTalk got.
 type upstreamCall struct {
 	account
-	ctx     context.Context //nolint:containedctx // tells of a call under way whether it was called off
+	ctx     context.Context // tells of a call under way whether it was called off
 	began   time.Time
 	ended   time.Time // zero while under way
 	granted string    // the token, if it gave one that had not expired on arrival
@@ -216,7 +217,8 @@ type upstreamCall struct {
 	refused bool      // the credentials were wrong
 }
 
-// modelDingTalk is DingTalk's token operation without a network. A token names its account, so that a foreign one shows.
+// modelDingTalk is DingTalk's token operation without a network. A token names its account, so that
+// a foreign one shows.
 type modelDingTalk struct {
 	mu       sync.Mutex
 	accepted map[string][]string // the secrets that are good, by app key; several while one is rotated
@@ -231,7 +233,10 @@ type modelDingTalk struct {
 }
 
 func newModelDingTalk() *modelDingTalk {
-	return &modelDingTalk{accepted: map[string][]string{theKey: {theSecret}}, lifetime: 2 * time.Hour, tokens: map[string]*grantedToken{}}
+	return &modelDingTalk{
+		accepted: map[string][]string{theKey: {theSecret}}, lifetime: 2 * time.Hour,
+		tokens: map[string]*grantedToken{},
+	}
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -240,7 +245,10 @@ func (d *modelDingTalk) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
 		return nil, err
 	}
-	c := &upstreamCall{account: account{host: r.URL.Scheme + "://" + r.URL.Host, key: body.AppKey, secret: body.AppSecret}, ctx: r.Context(), began: time.Now()}
+	c := &upstreamCall{account: account{
+		host: r.URL.Scheme + "://" + r.URL.Host, key: body.AppKey,
+		secret: body.AppSecret,
+	}, ctx: r.Context(), began: time.Now()}
 	d.mu.Lock()
 	d.calls = append(d.calls, c)
 	number, does, delay := len(d.calls), d.mood, d.delay
@@ -254,7 +262,10 @@ func (d *modelDingTalk) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 
 	answer := func(status int, text string) (*http.Response, error) {
-		return &http.Response{StatusCode: status, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(text)), Request: r}, nil
+		return &http.Response{
+			StatusCode: status, Header: http.Header{"Content-Type": {"application/json"}},
+			Body: io.NopCloser(strings.NewReader(text)), Request: r,
+		}, nil
 	}
 	var text string
 	d.end(c, func() {
@@ -297,7 +308,8 @@ func (d *modelDingTalk) end(c *upstreamCall, decide func()) {
 	c.ended = time.Now()
 }
 
-// grant is called with d.mu held. A token's life counts from the call's arrival, which is when it was sent.
+// grant is called with d.mu held. A token's life counts from the call's arrival, which is when it
+// was sent.
 func (d *modelDingTalk) grant(c *upstreamCall, number int) (body string) {
 	expires := c.began.Add(d.lifetime)
 	c.till = expires
@@ -369,7 +381,8 @@ type modelApp struct {
 	refreshBefore, timeout time.Duration
 	leased                 bool
 
-	// since is the number of the last call before this generation: no token of that call or an earlier one may be served.
+	// since is the number of the last call before this generation: no token of that call or an earlier
+	// one may be served.
 	since int
 
 	// What the engine has shown to have in memory. It is forgotten with the memory.
@@ -388,7 +401,8 @@ func (a *modelApp) exists() bool { return a.generation != "" }
 
 // forget is what any loss of memory costs.
 func (a *modelApp) forget() {
-	a.inMemory, a.servedTill, a.quietTill, a.deafTill, a.forcedAt = false, time.Time{}, time.Time{}, time.Time{}, time.Time{}
+	a.inMemory, a.servedTill, a.quietTill, a.deafTill, a.forcedAt = false, time.Time{}, time.Time{}, time.Time{},
+		time.Time{}
 }
 
 // pendingRead is a read that runs beside other operations.
@@ -437,7 +451,10 @@ const (
 
 func newModel(t *testing.T) *model {
 	t.Helper()
-	md := &model{t: t, upstream: newModelDingTalk(), storage: &modelStorage{inner: &logical.InmemStorage{}}, apps: map[string]*modelApp{}, bannedTill: map[string]time.Time{}, bannedAt: map[string]time.Time{}}
+	md := &model{
+		t: t, upstream: newModelDingTalk(), storage: &modelStorage{inner: &logical.InmemStorage{}},
+		apps: map[string]*modelApp{}, bannedTill: map[string]time.Time{}, bannedAt: map[string]time.Time{},
+	}
 	md.upstream.accepted = map[string][]string{}
 	for _, name := range modelNames {
 		md.apps[name] = &modelApp{}
@@ -540,9 +557,11 @@ func (md *model) checkCalls() {
 	}
 }
 
-// upstreamIsWell tells whether DingTalk would grant the account a token and nothing remembered stands against asking.
+// upstreamIsWell tells whether DingTalk would grant the account a token and nothing remembered
+// stands against asking.
 func (md *model) upstreamIsWell(a *modelApp) bool {
-	if md.upstream.mood != moodWell || md.upstream.delay*2 > a.timeout || !slices.Contains(md.upstream.accepted[a.key], a.secret) ||
+	if md.upstream.mood != moodWell || md.upstream.delay*2 > a.timeout ||
+		!slices.Contains(md.upstream.accepted[a.key], a.secret) ||
 		md.upstream.lifetime < 10*time.Second || len(md.pending) > 0 {
 		return false
 	}
@@ -612,7 +631,8 @@ func (md *model) sync(name string, before int, worked bool) {
 		a.forget()
 	}
 	a.generation, a.account = rec.Generation, account{host: rec.BaseURL, key: rec.AppKey, secret: rec.AppSecret}
-	a.refreshBefore, a.timeout, a.leased = time.Duration(rec.RefreshBefore)*time.Second, time.Duration(rec.RequestTimeout)*time.Second, rec.Leased
+	a.refreshBefore, a.timeout, a.leased = time.Duration(rec.RefreshBefore)*time.Second,
+		time.Duration(rec.RequestTimeout)*time.Second, rec.Leased
 	a.usedAt = time.Now()
 }
 
@@ -630,7 +650,10 @@ func (md *model) write(name string, op logical.Operation, data map[string]any) {
 
 	want := a
 	if a.exists() || op != logical.PatchOperation {
-		want.account = account{host: or(data, fieldBaseURL, or2(a.host, defaultBaseURL)), key: or(data, fieldAppKey, a.key), secret: or(data, fieldAppSecret, a.secret)}
+		want.account = account{
+			host: or(data, fieldBaseURL, or2(a.host, defaultBaseURL)), key: or(data, fieldAppKey, a.key),
+			secret: or(data, fieldAppSecret, a.secret),
+		}
 		want.leased = or(data, fieldLeased, a.leased || !a.exists())
 	}
 	_, withSecret := data[fieldAppSecret]
@@ -647,13 +670,15 @@ func (md *model) write(name string, op logical.Operation, data map[string]any) {
 		}
 	default:
 		if now.account != want.account || now.leased != want.leased {
-			md.fail("a write to %s worked, but storage does not hold it: %t %t", name, now.account == want.account, now.leased == want.leased)
+			md.fail("a write to %s worked, but storage does not hold it: %t %t", name, now.account == want.account,
+				now.leased == want.leased)
 		}
 		if a.exists() && (now.generation == a.generation) != (now.account == a.account) {
 			md.fail("a write to %s must start a new generation if and only if the credentials change", name)
 		}
 	}
-	// A call may have extended or replaced the token in hand; verifying what stays as it is may also have failed.
+	// A call may have extended or replaced the token in hand; verifying what stays as it is may also
+	// have failed.
 	md.apps[name].quietTill, md.apps[name].forcedAt = time.Time{}, time.Time{}
 }
 
@@ -702,7 +727,8 @@ type expectation struct {
 func (md *model) expect(name string) expectation {
 	a := *md.apps[name]
 	now := time.Now()
-	e := expectation{at: now, app: a, calls: len(md.upstream.callsOf(a.key)), alone: len(md.pending) == 0 && !md.underWay()}
+	e := expectation{at: now, app: a, calls: len(md.upstream.callsOf(a.key)), alone: len(md.pending) == 0 &&
+		!md.underWay()}
 	reads := md.storage.readable()
 	e.healthy = reads && a.exists() && md.upstreamIsWell(&a)
 	if reads {
@@ -733,7 +759,8 @@ func (md *model) underWay() bool {
 	return slices.ContainsFunc(md.upstream.callsOf(""), func(c *upstreamCall) bool { return c.ended.IsZero() })
 }
 
-// checkRead holds the answer of a read or a renewal against the expectation, and remembers what it shows.
+// checkRead holds the answer of a read or a renewal against the expectation, and remembers what it
+// shows.
 func (md *model) checkRead(name string, e expectation, got answer, minTTL bool) {
 	md.t.Helper()
 	a, now := md.apps[name], time.Now()
@@ -784,7 +811,8 @@ func (md *model) checkToken(name string, a modelApp, value string, ttl time.Dura
 	case t.account != a.account:
 		md.fail("%s was served a token of other credentials: key %s at %s", name, t.key, t.host)
 	case t.lastCall <= a.since:
-		md.fail("%s was served a token of an earlier generation: of call %d, its own begin after %d", name, t.lastCall, a.since)
+		md.fail("%s was served a token of an earlier generation: of call %d, its own begin after %d", name, t.lastCall,
+			a.since)
 	case left < minServed:
 		md.fail("%s was served a token with %s left", name, left)
 	case ttl > left || ttl < 1:
@@ -840,7 +868,8 @@ func (md *model) read(name string, minTTL time.Duration, keepLease bool) {
 	}
 }
 
-// renew is the promise on leases: one for the app's token lasts as long as that, any other ends within a second.
+// renew is the promise on leases: one for the app's token lasts as long as that, any other ends
+// within a second.
 func (md *model) renew(l *modelLease) {
 	md.t.Helper()
 	e := md.expect(l.name)
@@ -860,7 +889,8 @@ func (md *model) renew(l *modelLease) {
 	}
 	if got.Secret.TTL == endedLease && len(got.Warnings) > 0 {
 		t, _ := md.upstream.token(l.token)
-		if e.app.exists() && t.account == e.app.account && t.lastCall > e.app.since && !md.upstream.rotates && e.goodTill.Sub(e.at) > time.Minute && t.expires.Sub(e.at) > time.Minute {
+		if e.app.exists() && t.account == e.app.account && t.lastCall > e.app.since && !md.upstream.rotates &&
+			e.goodTill.Sub(e.at) > time.Minute && t.expires.Sub(e.at) > time.Minute {
 			if rec := (tokenRecord{}); md.raw(tokenPrefix+l.name, &rec) && rec.AccessToken == l.token {
 				md.fail("a lease of %s was ended though its token is the app's", l.name)
 			}
@@ -984,7 +1014,8 @@ func (md *model) settle(all bool) {
 		case got.err == nil:
 			value := got.Data["access_token"].(string)
 			// It may have ended a while ago, before the last write or after it.
-			if t, ok := md.upstream.token(value); !ok || !slices.Contains(modelKeys(p.name), t.key) || t.account == a.account && a.generation == p.began.generation && t.lastCall <= a.since {
+			if t, ok := md.upstream.token(value); !ok || !slices.Contains(modelKeys(p.name), t.key) ||
+				t.account == a.account && a.generation == p.began.generation && t.lastCall <= a.since {
 				md.fail("a read of %s beside other operations was served a wrong token", p.name)
 			}
 		case got.status == http.StatusInternalServerError && !md.storage.everFaulty && !errors.Is(got.err, context.Canceled):
@@ -1017,14 +1048,16 @@ func (md *model) periodic() {
 	md.t.Helper()
 	before := md.upstream.callsOf("")
 	began := time.Now()
-	if err := md.m.engine.periodic(md.t.Context(), &logical.Request{Storage: md.storage}); err != nil || time.Since(began) > 0 {
+	if err := md.m.engine.periodic(md.t.Context(), &logical.Request{Storage: md.storage}); err != nil ||
+		time.Since(began) > 0 {
 		md.fail("the periodic function took %s: %v", time.Since(began), err)
 	}
 	synctest.Wait()
 	for _, c := range md.upstream.callsOf("")[len(before):] {
 		for _, name := range modelNames {
 			granted := func(o *upstreamCall) bool { return o.account == c.account && o.granted != "" }
-			if slices.Contains(modelKeys(name), c.key) && len(md.pending) == 0 && slices.ContainsFunc(before[min(md.apps[name].readAt, len(before)):], granted) {
+			if slices.Contains(modelKeys(name), c.key) && len(md.pending) == 0 &&
+				slices.ContainsFunc(before[min(md.apps[name].readAt, len(before)):], granted) {
 				md.fail("the background fetched a token for %s, which nobody has read since the last", name)
 			}
 		}
@@ -1055,7 +1088,8 @@ func (md *model) writeElsewhere(name string, data map[string]any) {
 	}
 }
 
-// recover heals everything and waits until all must be well again: then every app whose credentials are good is served.
+// recover heals everything and waits until all must be well again: then every app whose credentials
+// are good is served.
 func (md *model) recover() {
 	md.t.Helper()
 	md.upstream.set(func() { md.upstream.mood, md.upstream.delay, md.upstream.lifetime = moodWell, 0, 2*time.Hour })
@@ -1077,7 +1111,8 @@ func (md *model) recover() {
 	md.checkShown(md.m.log.String())
 }
 
-// The operations, each followed by an argument: the app's number and three times what else there is to choose.
+// The operations, each followed by an argument: the app's number and three times what else there is
+// to choose.
 const (
 	opReadBeside byte = iota
 	opConfigure
@@ -1133,7 +1168,10 @@ func (md *model) operate(op byte, arg int, name string) {
 	case opPatch:
 		md.write(name, logical.PatchOperation, map[string]any{fieldLeased: arg%2 == 0, fieldRefreshBefore: arg * 40})
 	case opTune:
-		md.write(name, logical.UpdateOperation, map[string]any{fieldRequestTimeout: 1 + arg%30, fieldVerifyConnection: arg%4 == 0})
+		md.write(name, logical.UpdateOperation, map[string]any{
+			fieldRequestTimeout:   1 + arg%30,
+			fieldVerifyConnection: arg%4 == 0,
+		})
 	case opRotateInVault:
 		data := map[string]any{fieldAppSecret: modelSecret(md.apps[name].key, arg%3)}
 		if arg/3%2 == 1 {
@@ -1187,7 +1225,10 @@ func (md *model) operate(op byte, arg int, name string) {
 		md.note("periodic")
 		md.periodic()
 	case opWriteElsewhere:
-		md.writeElsewhere(name, map[string]any{fieldAppKey: key, fieldAppSecret: modelSecret(key, arg/2%3), fieldLeased: arg/6%2 == 0, fieldVerifyConnection: false})
+		md.writeElsewhere(name, map[string]any{
+			fieldAppKey: key, fieldAppSecret: modelSecret(key, arg/2%3),
+			fieldLeased: arg/6%2 == 0, fieldVerifyConnection: false,
+		})
 	case opDeleteElsewhere:
 		md.writeElsewhere(name, nil)
 	case opSpeed:

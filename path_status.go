@@ -69,7 +69,7 @@ func statusSchema() map[string]*framework.FieldSchema {
 		"expires_at":        field(framework.TypeTime, false, "When DingTalk stops accepting the token, as far as is known."),
 		"fetched_at":        field(framework.TypeTime, false, "When the token was fetched."),
 		"ttl":               field(framework.TypeInt64, false, "The remaining TTL, in seconds."),
-		"upstream_calls":    field(framework.TypeInt64, true, "Calls to DingTalk, with retries, since the app came into memory."),
+		"upstream_calls":    field(framework.TypeInt64, true, "Calls to DingTalk since the app came into memory."),
 		"upstream_failures": field(framework.TypeInt64, true, "How many of these calls failed."),
 		"last_error":        field(framework.TypeString, false, "Why the last fetch failed; left out once one works."),
 		"last_error_at":     field(framework.TypeTime, false, "When the last fetch failed."),

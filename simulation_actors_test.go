@@ -2,8 +2,9 @@
 
 package dingtalk
 
-// This file is who acts in the simulation's world: readers, holders of leases, the operator, those who start and end Vault's
-// servers, and DingTalk's weather. What may happen is dealt from decks of cards, so that all of it does, and often.
+// This file is who acts in the simulation's world: readers, holders of leases, the operator, those
+// who start and end Vault's servers, and DingTalk's weather. What may happen is dealt from decks of
+// cards, so that all of it does, and often.
 
 import (
 	"errors"
@@ -19,8 +20,8 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// mostPatience is longer than any request may take. Apps that are read more often have several clients, so that one which waits
-// does not keep the others from reading.
+// mostPatience is longer than any request may take. Apps that are read more often have several
+// clients, so that one which waits does not keep the others from reading.
 const mostPatience = 35 * time.Second
 
 // deck deals its cards in random order, every one once before any comes again.
@@ -55,7 +56,8 @@ func between(r *rand.Rand, least, most time.Duration) time.Duration {
 // spread draws a duration within a fifth of d.
 func spread(r *rand.Rand, d time.Duration) time.Duration { return between(r, d*4/5, d*6/5) }
 
-// use starts all that goes on as long as there are apps: reads, renewals and Vault's periodic function.
+// use starts all that goes on as long as there are apps: reads, renewals and Vault's periodic
+// function.
 func (w *world) use() {
 	for _, a := range w.apps {
 		if a.crowd.every == 0 {
@@ -144,9 +146,9 @@ func (w *world) issue(a *simulatedApp) *leaseHeld {
 	return l
 }
 
-// watch renews a lease until it is time to read again, at the times and with the grace of Vault's api.LifetimeWatcher: at
-// once, then each time two thirds of what is left are over; errors are tried again ever more slowly. It returns false at the end
-// of the world.
+// watch renews a lease until it is time to read again, at the times and with the grace of Vault's
+// api.LifetimeWatcher: at once, then each time two thirds of what is left are over; errors are
+// tried again ever more slowly. It returns false at the end of the world.
 func (w *world) watch(l *leaseHeld, r *rand.Rand) bool {
 	grace := func(d time.Duration) time.Duration { return between(r, d/10, d/5) }
 	renewed, granted := time.Now(), time.Until(l.expires)
@@ -201,7 +203,10 @@ func weatherCards() []fault {
 		{"outage", time.Hour, simulator.Fault{Kind: simulator.FaultUnavailableUnknown, Delay: 700 * time.Millisecond}},
 		{"outage", 150 * time.Minute, simulator.Fault{Kind: simulator.FaultReset}},
 		{"throttling", 10 * time.Minute, simulator.Fault{Kind: simulator.FaultThrottledQPS}},
-		{"throttling with Retry-After", 20 * time.Minute, simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "90"}},
+		{
+			"throttling with Retry-After", 20 * time.Minute,
+			simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "90"},
+		},
 		{"throttling with Retry-After", time.Hour, simulator.Fault{Kind: simulator.FaultThrottledQPS, RetryAfter: "3600"}},
 		{"ban", 5 * time.Minute, simulator.Fault{Kind: simulator.FaultBanned}},
 		{"slow answers", time.Hour, simulator.Fault{Delay: 650 * time.Millisecond}},
@@ -268,7 +273,8 @@ func (w *world) endTokens(a *simulatedApp, key string) {
 	w.hosts[a.host].ExpireTokens(key)
 }
 
-// someApp draws an app, the busy ones more often than their number would have it, and never one that nobody reads.
+// someApp draws an app, the busy ones more often than their number would have it, and never one
+// that nobody reads.
 func (w *world) someApp(r *rand.Rand) *simulatedApp {
 	for {
 		n := len(w.apps)

@@ -2,8 +2,9 @@
 
 package dingtalk
 
-// This file checks every answer in the simulation against the ledger: a token must be the app's, alive, and no longer promised than it
-// lives as far as its instance can know; a failure must have had to be, and say why.
+// This file checks every answer in the simulation against the ledger: a token must be the app's,
+// alive, and no longer promised than it lives as far as its instance can know; a failure must have
+// had to be, and say why.
 
 import (
 	"fmt"
@@ -72,11 +73,13 @@ type request struct {
 	now   time.Time
 	got   answer
 
-	// generations are those of which the answer may be, oldest first. More than one only where a write came in between.
+	// generations are those of which the answer may be, oldest first. More than one only where a write
+	// came in between.
 	generations []*generation
 }
 
-// send sends a request to the active instance; nil is that Vault is down, or went down before it answered.
+// send sends a request to the active instance; nil is that Vault is down, or went down before it
+// answered.
 func (w *world) send(a *simulatedApp, req *logical.Request) *request {
 	q := &request{w: w, app: a, i: w.active.Load(), begun: time.Now()}
 	if q.i == nil {
@@ -163,7 +166,10 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 	}
 	secret := l.secret
 	secret.Increment = l.increment
-	q := w.send(l.app, &logical.Request{Operation: logical.RenewOperation, Path: credsPrefix + l.app.name, Secret: &secret})
+	q := w.send(l.app, &logical.Request{
+		Operation: logical.RenewOperation, Path: credsPrefix + l.app.name,
+		Secret: &secret,
+	})
 	if q == nil {
 		return 0, errShuttingDown
 	}
@@ -183,7 +189,8 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 		return endedLease, nil
 	}
 	all := q.checkToken(l.token)
-	if last := latest(all); last != nil && last.remaining(q.now) < last.lifetime/2 && len(q.got.Warnings) == 0 && q.i.refused[last.of] == nil {
+	if last := latest(all); last != nil && last.remaining(q.now) < last.lifetime/2 && len(q.got.Warnings) == 0 &&
+		q.i.refused[last.of] == nil {
 		w.violateLocked(l.app, "renewals extend", "%s left, and no warning", last.remaining(q.now))
 	}
 	ttl := q.checkLease(all, l.increment, secret.TTL, secret.MaxTTL, l.secret.IssueTime)
@@ -191,8 +198,8 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 	return ttl, nil
 }
 
-// checkToken checks a token that was handed out, and returns its deliveries: the engine goes by one of them, with at least one
-// still good. It is called with w.mu held, as all that follow.
+// checkToken checks a token that was handed out, and returns its deliveries: the engine goes by one
+// of them, with at least one still good. It is called with w.mu held, as all that follow.
 func (q *request) checkToken(token string) []*delivery {
 	var all []*delivery
 	ours := false
@@ -204,7 +211,8 @@ func (q *request) checkToken(token string) []*delivery {
 			}
 		}
 	}
-	if stored := q.app.stored; !q.i.deposed && len(q.generations) == 1 && (stored == nil || stored.of != q.generations[0]) {
+	if stored := q.app.stored; !q.i.deposed && len(q.generations) == 1 &&
+		(stored == nil || stored.of != q.generations[0]) {
 		q.w.violateLocked(q.app, "stored before it is served", "storage has none of these credentials")
 	}
 	left, _ := q.w.hosts[q.app.host].LifeLeft(token)
@@ -226,7 +234,8 @@ func (q *request) checkToken(token string) []*delivery {
 	return all
 }
 
-// latest is the delivery that an instance ought to go by. Not the one that seems to live longest: a clock may have been ahead.
+// latest is the delivery that an instance ought to go by. Not the one that seems to live longest: a
+// clock may have been ahead.
 func latest(all []*delivery) *delivery {
 	if len(all) == 0 {
 		return nil
@@ -234,7 +243,8 @@ func latest(all []*delivery) *delivery {
 	return all[len(all)-1]
 }
 
-// checkLease checks that a lease ends with its token, whatever increment was asked for, and returns its TTL.
+// checkLease checks that a lease ends with its token, whatever increment was asked for, and returns
+// its TTL.
 func (q *request) checkLease(all []*delivery, increment, ttl, maxTTL time.Duration, issued time.Time) time.Duration {
 	lease, warnings, err := framework.CalculateTTL(q.w.system, increment, ttl, 0, maxTTL, 0, issued)
 	if err != nil || increment == 0 && len(warnings) > 0 {
@@ -253,14 +263,16 @@ func (q *request) checkUnleased(all []*delivery) {
 		return q.got.Data["expires_at"] == timestamp(d.ends()) && q.got.Data["last_vault_rotation"] == timestamp(d.sent) &&
 			ttl >= 1 && time.Duration(ttl)*time.Second <= d.remaining(q.now)
 	}) {
-		q.w.violateLocked(q.app, "true expires_at and ttl", "expires_at %v, last_vault_rotation %v, ttl %v", q.got.Data["expires_at"], q.got.Data["last_vault_rotation"], ttl)
+		q.w.violateLocked(q.app, "true expires_at and ttl", "expires_at %v, last_vault_rotation %v, ttl %v",
+			q.got.Data["expires_at"], q.got.Data["last_vault_rotation"], ttl)
 	}
 }
 
 // checkMinTTL checks that a reader who asked for more life got it, or was told.
 func (q *request) checkMinTTL(all []*delivery, query map[string]any) {
 	asked, err := parseMinTTL(query)
-	if last := latest(all); err == nil && last != nil && last.remaining(q.now) < min(asked, last.lifetime*3/4) && len(q.got.Warnings) == 0 {
+	if last := latest(all); err == nil && last != nil && last.remaining(q.now) < min(asked, last.lifetime*3/4) &&
+		len(q.got.Warnings) == 0 {
 		q.w.violateLocked(q.app, "min_ttl", "%s left without a warning, %s asked for", last.remaining(q.now), asked)
 	}
 }
@@ -275,8 +287,8 @@ func (q *request) checkEnded(l *leaseHeld) {
 	q.w.violateLocked(q.app, "leases that last", "a lease was ended though its token is the app's: %q", q.got.Warnings)
 }
 
-// checkFailure checks that a read or renewal had to fail, and says why: there is no token, by any generation that it may have met,
-// and the error is what DingTalk's last answer calls for.
+// checkFailure checks that a read or renewal had to fail, and says why: there is no token, by any
+// generation that it may have met, and the error is what DingTalk's last answer calls for.
 func (q *request) checkFailure() {
 	usable := true
 	for _, g := range q.generations {
@@ -288,7 +300,8 @@ func (q *request) checkFailure() {
 	}
 	text := q.got.err.Error()
 	for _, why := range q.reasons() {
-		if q.got.status == why.status && !slices.ContainsFunc(why.holds, func(part string) bool { return !strings.Contains(text, part) }) {
+		if q.got.status == why.status && !slices.ContainsFunc(why.holds,
+			func(part string) bool { return !strings.Contains(text, part) }) {
 			q.w.reasons[why.reason]++
 			return
 		}
@@ -315,10 +328,16 @@ func (q *request) reasons() []*refusal {
 		all = append(all, &refusal{reason: "a ban", status: http.StatusBadGateway, holds: []string{"banned", "attempt"}})
 	}
 	if q.i.cleaned {
-		all = append(all, &refusal{reason: "the end of the instance", status: http.StatusServiceUnavailable, holds: []string{"unloaded"}})
+		all = append(all, &refusal{
+			reason: "the end of the instance", status: http.StatusServiceUnavailable,
+			holds: []string{"unloaded"},
+		})
 	}
 	if q.now.Sub(q.begun) >= min(q.at.timeout, q.app.timeout) {
-		all = append(all, &refusal{reason: "no answer in time", status: http.StatusBadGateway, holds: []string{"could not get a token for app"}})
+		all = append(all, &refusal{
+			reason: "no answer in time", status: http.StatusBadGateway,
+			holds: []string{"could not get a token for app"},
+		})
 	}
 	return all
 }

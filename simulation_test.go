@@ -2,9 +2,10 @@
 
 package dingtalk
 
-// This file simulates the engine for a month in virtual time: 200 apps, their readers and the holders of their leases, an operator
-// who rewrites configurations, Vault servers that come and go, and a DingTalk that fails in every way known. Every single answer is
-// checked against a ledger of what DingTalk gave to whom, and a table tells what it took. The rest is beside it: the world with
+// This file simulates the engine for a month in virtual time: 200 apps, their readers and the
+// holders of their leases, an operator who rewrites configurations, Vault servers that come and go,
+// and a DingTalk that fails in every way known. Every single answer is checked against a ledger of
+// what DingTalk gave to whom, and a table tells what it took. The rest is beside it: the world with
 // its ledger, the actors, the checks.
 //
 //	go test -run Simulation -v .                          the same seed each time
@@ -149,7 +150,8 @@ func (w *world) table() string {
 		if c.longest > 0 {
 			longest = fmt.Sprintf("%.3f s of %s", c.longest.Seconds(), c.limit+time.Second)
 		}
-		fmt.Fprintf(out, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t\n", name, n, c.reads, c.failed, c.renewals, c.calls, c.callsFailed, c.least, longest)
+		fmt.Fprintf(out, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t\n", name, n, c.reads, c.failed, c.renewals, c.calls,
+			c.callsFailed, c.least, longest)
 	}
 	for _, c := range w.crowds {
 		row(c.name, c.apps, c.tally)

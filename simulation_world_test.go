@@ -2,9 +2,10 @@
 
 package dingtalk
 
-// This file is the simulation's world: apps, the instances of the engine over one storage, DingTalk behind them, and the ledger of
-// what DingTalk gave to which instance for which credentials. The ledger is filled where requests and storage pass by, and
-// knows nothing of what the engine thinks; so it can tell what the engine ought to have known.
+// This file is the simulation's world: apps, the instances of the engine over one storage, DingTalk
+// behind them, and the ledger of what DingTalk gave to which instance for which credentials. The
+// ledger is filled where requests and storage pass by, and knows nothing of what the engine thinks;
+// so it can tell what the engine ought to have known.
 
 import (
 	"context"
@@ -37,7 +38,8 @@ const (
 	storagePut = 5 * time.Millisecond
 )
 
-// world is all there is. No lock is held while time passes, since time in a bubble stands still while somebody waits for a lock.
+// world is all there is. No lock is held while time passes, since time in a bubble stands still
+// while somebody waits for a lock.
 type world struct {
 	t       *testing.T
 	seed    uint64
@@ -77,7 +79,8 @@ type simulatedApp struct {
 	asksForMore bool          // its readers use min_ttl
 	twin        *simulatedApp // has the same app key; nil for none
 
-	// Under world.mu. inForce is what storage holds; before is what it held until a write that has not returned yet.
+	// Under world.mu. inForce is what storage holds; before is what it held until a write that has not
+	// returned yet.
 	inForce, before *generation
 	timeout         time.Duration // the longer one while a write changes it
 	claimed         bool          // by somebody who writes its configuration
@@ -113,7 +116,8 @@ type refusal struct {
 	before *refusal // of the attempt before in the same fetch, whose cause is the one to name
 }
 
-// instance is the engine in one life of a Vault server. It is the engine's storage and its way to DingTalk, too.
+// instance is the engine in one life of a Vault server. It is the engine's storage and its way to
+// DingTalk, too.
 type instance struct {
 	*mount
 	w *world
@@ -158,7 +162,10 @@ func newWorld(t *testing.T, crowds []*crowd) *world {
 	t.Logf("replay with -simulation.seed=%d", w.seed)
 	for _, c := range crowds {
 		for range c.apps {
-			a := &simulatedApp{name: fmt.Sprintf("app%03d", len(w.apps)), host: mainHost, crowd: c, timeout: defaultRequestTimeout}
+			a := &simulatedApp{
+				name: fmt.Sprintf("app%03d", len(w.apps)), host: mainHost, crowd: c,
+				timeout: defaultRequestTimeout,
+			}
 			w.apps = append(w.apps, a)
 			w.byName[a.name] = a
 		}
@@ -167,7 +174,8 @@ func newWorld(t *testing.T, crowds []*crowd) *world {
 	return w
 }
 
-// act lets an actor act with dice of its own, so that what one does never depends on when another is scheduled.
+// act lets an actor act with dice of its own, so that what one does never depends on when another
+// is scheduled.
 func (w *world) act(name string, actor func(r *rand.Rand)) {
 	id := fnv.New64a()
 	_, _ = io.WriteString(id, name)
@@ -192,13 +200,16 @@ func (w *world) end() {
 	}
 }
 
-// rotate makes credentials with a new secret, perhaps of a new app key, as is done in DingTalk's console: the old secret is
-// refused from now on.
+// rotate makes credentials with a new secret, perhaps of a new app key, as is done in DingTalk's
+// console: the old secret is refused from now on.
 func (w *world) rotate(a *simulatedApp, newKey bool) *generation {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := len(w.generations)
-	g := &generation{app: a, key: fmt.Sprintf("key-%d-of-%s", n, a.name), secret: fmt.Sprintf("secret-%d-of-%s", n, a.name)}
+	g := &generation{
+		app: a, key: fmt.Sprintf("key-%d-of-%s", n, a.name),
+		secret: fmt.Sprintf("secret-%d-of-%s", n, a.name),
+	}
 	switch {
 	case a.twin != nil && a.twin.newest != nil:
 		g.key = a.twin.newest.key
@@ -212,8 +223,8 @@ func (w *world) rotate(a *simulatedApp, newKey bool) *generation {
 	return g
 }
 
-// secretAt is the secret that DingTalk gets to see for a generation's. Apps that share a key each have
-// a secret of their own here, which tells whose a call is; DingTalk knows one for the key.
+// secretAt is the secret that DingTalk gets to see for a generation's. Apps that share a key each
+// have a secret of their own here, which tells whose a call is; DingTalk knows one for the key.
 func (w *world) secretAt(g *generation) string {
 	if g != g.app.newest {
 		return g.secret
@@ -232,8 +243,8 @@ func (w *world) configure(a *simulatedApp) {
 	a.before = nil
 }
 
-// newInstance starts the engine over what is in storage, whose times it takes for as much later as its clock is behind the one
-// before; that one's writes are refused from now on.
+// newInstance starts the engine over what is in storage, whose times it takes for as much later as
+// its clock is behind the one before; that one's writes are refused from now on.
 func (w *world) newInstance(skew time.Duration) *instance {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -475,9 +486,15 @@ func refusalOf(rec *httptest.ResponseRecorder, token, code, punish string, err e
 	limited := strings.HasPrefix(code, "Forbidden.AccessDenied.Q") || code == "system.busy"
 	switch {
 	case err != nil:
-		return &refusal{reason: "no answer", status: http.StatusBadGateway, holds: []string{"could not get a token for app", "attempt"}}
+		return &refusal{
+			reason: "no answer", status: http.StatusBadGateway,
+			holds: []string{"could not get a token for app", "attempt"},
+		}
 	case rec.Code >= http.StatusInternalServerError:
-		return &refusal{reason: "a 5xx answer", status: http.StatusBadGateway, holds: []string{"could not serve", strconv.Itoa(rec.Code), "attempt"}}
+		return &refusal{
+			reason: "a 5xx answer", status: http.StatusBadGateway,
+			holds: []string{"could not serve", strconv.Itoa(rec.Code), "attempt"},
+		}
 	case punish == "deny":
 		return &refusal{reason: "a ban", status: http.StatusBadGateway, holds: []string{"banned", "attempt"}}
 	case limited:
@@ -485,14 +502,17 @@ func refusalOf(rec *httptest.ResponseRecorder, token, code, punish string, err e
 	case code != "":
 		return &refusal{reason: code, status: http.StatusBadRequest, holds: []string{code, "request id"}}
 	case token == "":
-		return &refusal{reason: "an answer without a token", status: http.StatusBadGateway, holds: []string{"something that is not a token", "attempt"}}
+		return &refusal{
+			reason: "an answer without a token", status: http.StatusBadGateway,
+			holds: []string{"something that is not a token", "attempt"},
+		}
 	default:
 		return nil
 	}
 }
 
-// coolDown notes until when DingTalk is to be left alone: by all for a ban, otherwise by whoever has
-// the key. A shorter time never replaces a longer one.
+// coolDown notes until when DingTalk is to be left alone: by all for a ban, otherwise by whoever
+// has the key. A shorter time never replaces a longer one.
 func (i *instance) coolDown(g *generation, rec *httptest.ResponseRecorder, why *refusal, ban bool) {
 	seconds, _ := strconv.Atoi(rec.Header().Get("Retry-After")) // 0 where there is none
 	key, lasts := cooldownKey{g.app.host, g.key}, min(time.Duration(seconds)*time.Second, maxRetryAfter)

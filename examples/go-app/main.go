@@ -130,12 +130,9 @@ var dingtalk = &http.Client{
 }
 
 func listApps(ctx context.Context, baseURL, token string) (int, error) {
-	req, err := http.NewRequestWithContext(
-		ctx,
-		http.MethodGet,
-		baseURL+"/v1.0/microApp/allInnerApps",
-		http.NoBody,
-	) //nolint:gosec // whoever sets the environment names the host
+	url := baseURL + "/v1.0/microApp/allInnerApps"
+	//nolint:gosec // whoever sets the environment names the host
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return 0, err
 	}

@@ -29,7 +29,7 @@ const (
 
 type stage struct {
 	settings
-	ctx      context.Context
+	ctx      context.Context //nolint:containedctx // it is the program's life
 	out      io.Writer
 	began    time.Time
 	work     string   // the temporary directory, which is also the working directory

@@ -4,8 +4,9 @@
 
 package e2e
 
-// A real Vault Agent with each of the configurations in examples/agent. What counts is the file that an application reads: it must
-// not hold a token that DingTalk refuses, and DingTalk must not be called more than it takes.
+// A real Vault Agent with each of the configurations in examples/agent. What counts is the file
+// that an application reads: it must not hold a token that DingTalk refuses, and DingTalk must not
+// be called more than it takes.
 
 import (
 	"fmt"
@@ -27,8 +28,9 @@ type agent struct {
 	*rendered
 }
 
-// prepareAgent makes the folder for an Agent: with the credentials of a role that may read these paths and, unless it is empty, a
-// script in the place of the program that command.hcl runs, to which $FILE is the rendered file.
+// prepareAgent makes the folder for an Agent: with the credentials of a role that may read these
+// paths and, unless it is empty, a script in the place of the program that command.hcl runs, to
+// which $FILE is the rendered file.
 func prepareAgent(t *testing.T, v *vaultServer, credsPaths []string, script string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -64,7 +66,8 @@ func startAgent(t *testing.T, dir, name string, a *app) *agent {
 // commandLog is where a script that ends in this line leaves the file's content at each run.
 const commandLog = "cat \"$FILE\" >>\"$FILE.log\"\n"
 
-// requireCommandRanForEach checks that the command ran once for each content of the file, and found it there.
+// requireCommandRanForEach checks that the command ran once for each content of the file, and found
+// it there.
 func (g *agent) requireCommandRanForEach(t *testing.T) {
 	t.Helper()
 	var ran []byte
@@ -105,12 +108,14 @@ func TestAgent_file_holds_a_live_token_for_two_minutes_at_two_calls_a_lifetime(t
 			require.NoError(t, err)
 			require.Equal(t, os.FileMode(0o600), info.Mode(), "mode of the file")
 
-			// DingTalk extends the token each time it is asked for it: the file stays, and so does the application.
+			// DingTalk extends the token each time it is asked for it: the file stays, and so does the
+			// application.
 			pass(half)
 			require.Len(t, g.contents, 1, "contents of the file while the token is extended")
 			g.requireCommandRanForEach(t)
 
-			// DingTalk gives another token each time, the old ones live on to their end: the file and the command follow.
+			// DingTalk gives another token each time, the old ones live on to their end: the file and the
+			// command follow.
 			dt.RotateTokens(a.key, true)
 			pass(half)
 			dt.RotateTokens(a.key, false)
@@ -118,13 +123,25 @@ func TestAgent_file_holds_a_live_token_for_two_minutes_at_two_calls_a_lifetime(t
 			watchFiles(t, lifetime, "the file holds the last token", files, func() bool { return g.holds(a) })
 			g.requireCommandRanForEach(t)
 			calls.requireAtMostTwoPer(t, lifetime)
-			t.Logf("%d calls in six lifetimes, %d contents, dead for %s at most", len(calls.at), len(g.contents), g.longest)
+			t.Logf(
+				"%d calls in six lifetimes, %d contents, dead for %s at most",
+				len(calls.at),
+				len(g.contents),
+				g.longest,
+			)
 
-			// DingTalk ends the token before its time, which nobody is told of. The Agent's next renewal or read finds out.
+			// DingTalk ends the token before its time, which nobody is told of. The Agent's next renewal or
+			// read finds out.
 			dt.ExpireTokens(a.key)
 			ended := time.Now()
 			g.mayBeDead = lifetime
-			watchFiles(t, lifetime, "the file holds the token that DingTalk gives now", files, func() bool { return g.holds(a) })
+			watchFiles(
+				t,
+				lifetime,
+				"the file holds the token that DingTalk gives now",
+				files,
+				func() bool { return g.holds(a) },
+			)
 			g.requireCommandRanForEach(t)
 			t.Logf("a token that DingTalk ended was replaced after %s", time.Since(ended).Round(time.Millisecond))
 		})
@@ -154,7 +171,13 @@ func TestAgent_goes_on_across_restarts_of_Vault_and_of_the_plugin(t *testing.T) 
 			return true
 		}
 	}
-	watchFiles(t, 30*time.Second, "both Agents render their token", files, each(func(i int) bool { return files[i].holds(apps[i]) }))
+	watchFiles(
+		t,
+		30*time.Second,
+		"both Agents render their token",
+		files,
+		each(func(i int) bool { return files[i].holds(apps[i]) }),
+	)
 	first := []string{files[0].last(), files[1].last()}
 
 	for _, event := range []struct {
@@ -172,7 +195,13 @@ func TestAgent_goes_on_across_restarts_of_Vault_and_of_the_plugin(t *testing.T) 
 		}))
 		before := []int{apps[0].calls(), apps[1].calls()}
 		event.do()
-		watchFiles(t, lifetime, event.what+", and both Agents go on", files, each(func(i int) bool { return apps[i].calls() > before[i] }))
+		watchFiles(
+			t,
+			lifetime,
+			event.what+", and both Agents go on",
+			files,
+			each(func(i int) bool { return apps[i].calls() > before[i] }),
+		)
 	}
 	for i := range apps {
 		require.Equal(t, []string{first[i]}, files[i].contents, "one token all the time")
@@ -182,7 +211,8 @@ func TestAgent_goes_on_across_restarts_of_Vault_and_of_the_plugin(t *testing.T) 
 func TestAgent_renders_once_Vault_is_there_at_the_start_and_after_an_outage(t *testing.T) {
 	t.Parallel()
 	const lifetime = 16 * time.Second
-	// The example has the Agent wait for 30 s at most, and Vault's client makes three attempts at a read.
+	// The example has the Agent wait for 30 s at most, and Vault's client makes three attempts at a
+	// read.
 	const comesBack = 40 * time.Second
 	for mode, leased := range agentModes {
 		t.Run(mode, func(t *testing.T) {
@@ -214,7 +244,13 @@ func TestAgent_renders_once_Vault_is_there_at_the_start_and_after_an_outage(t *t
 
 			g.mayBeDead = deadAtMost
 			calls := a.calls()
-			watchFiles(t, 2*lifetime, "the Agent keeps the token alive again", files, func() bool { return a.calls() >= calls+2 })
+			watchFiles(
+				t,
+				2*lifetime,
+				"the Agent keeps the token alive again",
+				files,
+				func() bool { return a.calls() >= calls+2 },
+			)
 		})
 	}
 }
@@ -235,21 +271,42 @@ func TestAgent_keeps_the_tokens_of_several_apps_in_one_file(t *testing.T) {
 
 	// While one app cannot be read there is no file at all.
 	waitFor(t, 30*time.Second, "the Agent has read one app and failed with the other", func() bool {
-		return leased.calls() > 0 && strings.Contains(c.logged(t), fmt.Sprintf("app %q is not configured", unleased.name))
+		return leased.calls() > 0 &&
+			strings.Contains(c.logged(t), fmt.Sprintf("app %q is not configured", unleased.name))
 	})
 	require.NoFileExists(t, file.file)
 	body := unleased.config()
 	body["leased"] = false
 	_, err := m.v.root.Logical().Write(unleased.configPath(), body)
 	require.NoError(t, err)
-	watchFiles(t, 40*time.Second, "the Agent renders both tokens", files, func() bool { return file.holds(leased, unleased) })
-	require.Equal(t, fmt.Sprintf("MYAPP_ACCESS_TOKEN=%s\nOTHERAPP_ACCESS_TOKEN=%s\n", dt.LastToken(leased.key), dt.LastToken(unleased.key)), file.last())
+	watchFiles(
+		t,
+		40*time.Second,
+		"the Agent renders both tokens",
+		files,
+		func() bool { return file.holds(leased, unleased) },
+	)
+	require.Equal(
+		t,
+		fmt.Sprintf(
+			"MYAPP_ACCESS_TOKEN=%s\nOTHERAPP_ACCESS_TOKEN=%s\n",
+			dt.LastToken(leased.key),
+			dt.LastToken(unleased.key),
+		),
+		file.last(),
+	)
 
 	// Each token is kept alive, and when one changes so does its line.
 	for _, a := range []*app{leased, unleased} {
 		before, contents := dt.LastToken(a.key), len(file.contents)
 		dt.RotateTokens(a.key, true)
-		watchFiles(t, 2*lifetime, "one app has another token", files, func() bool { return dt.LastToken(a.key) != before })
+		watchFiles(
+			t,
+			2*lifetime,
+			"one app has another token",
+			files,
+			func() bool { return dt.LastToken(a.key) != before },
+		)
 		dt.RotateTokens(a.key, false)
 		watchFiles(t, lifetime, "the file follows", files, func() bool { return file.holds(leased, unleased) })
 		require.Len(t, file.contents, contents+1, "the file changed once")
@@ -266,7 +323,13 @@ func TestAgent_goes_on_with_the_file_when_the_command_fails(t *testing.T) {
 			a := newMount(t).newApp(t, dt, fields{"leased": leased})
 			g := startAgent(t, prepareAgent(t, a.m.v, []string{a.credsPath()}, commandLog+"exit 1\n"), "command.hcl", a)
 			dt.RotateTokens(a.key, true)
-			watchFiles(t, 4*lifetime, "three tokens were rendered", []*rendered{g.rendered}, func() bool { return len(g.contents) == 3 })
+			watchFiles(
+				t,
+				4*lifetime,
+				"three tokens were rendered",
+				[]*rendered{g.rendered},
+				func() bool { return len(g.contents) == 3 },
+			)
 			g.requireCommandRanForEach(t)
 		})
 	}

@@ -4,9 +4,9 @@
 
 package e2e
 
-// The apps in examples/, in Go, Python and shell, as they are: each logs in to a real Vault by AppRole with the policy beside the
-// app in Go, or asks a real Vault Proxy, and calls the simulator's API with the token. The simulator refuses a token as DingTalk
-// does, and counts.
+// The apps in examples/, in Go, Python and shell, as they are: each logs in to a real Vault by
+// AppRole with the policy beside the app in Go, or asks a real Vault Proxy, and calls the
+// simulator's API with the token. The simulator refuses a token as DingTalk does, and counts.
 
 import (
 	"bytes"
@@ -28,7 +28,8 @@ import (
 )
 
 const (
-	// appsLifetime is of tokens that apps keep alive. It is long enough for the engine, which extends one at most once in 10 s.
+	// appsLifetime is of tokens that apps keep alive. It is long enough for the engine, which extends
+	// one at most once in 10 s.
 	appsLifetime = 18 * time.Second
 
 	// refreshInterval is how often the engine asks DingTalk for an app's token because it is told to.
@@ -56,7 +57,8 @@ func builtGoApp(t *testing.T) string {
 	t.Helper()
 	program := filepath.Join(workRoot, "go-app")
 	goApp.once.Do(func() {
-		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", program, ".") //nolint:noctx // for all tests, not for this one
+		args := []string{"build", "-trimpath", "-buildvcs=false", "-o", program, "."}
+		build := exec.Command("go", args...) //nolint:noctx // for all tests, not for this one
 		build.Dir = filepath.Join(examplesDir, "go-app")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 		if out, err := build.CombinedOutput(); err != nil {
@@ -105,12 +107,18 @@ func (c appCase) program(t *testing.T) string {
 func everyApp() []appCase {
 	var cases []appCase
 	for _, language := range appLanguages {
-		cases = append(cases, appCase{language, true, false}, appCase{language, false, false}, appCase{language, true, true})
+		cases = append(
+			cases,
+			appCase{language, true, false},
+			appCase{language, false, false},
+			appCase{language, true, true},
+		)
 	}
 	return cases
 }
 
-// environment is all that an example app is given which talks to Vault itself. It has logged in nowhere yet.
+// environment is all that an example app is given which talks to Vault itself. It has logged in
+// nowhere yet.
 func environment(t *testing.T, a *app) []string {
 	t.Helper()
 	dir := t.TempDir()
@@ -216,7 +224,8 @@ func (r *runningApp) awaitCalls(t *testing.T, more int) {
 	})
 }
 
-// requireCallsFor watches apps for a span of time, in which no call may be refused and none may be missing for long.
+// requireCallsFor watches apps for a span of time, in which no call may be refused and none may be
+// missing for long.
 func requireCallsFor(t *testing.T, d time.Duration, apps ...*runningApp) {
 	t.Helper()
 	const silence = 10 * time.Second
@@ -249,8 +258,9 @@ func requireKeepsSecrets(t *testing.T, what, text string) {
 	}
 }
 
-// watchCommandLines puts stand-ins for curl and jq before the real ones, which note what other users of the machine can see of
-// a process, and its environment. Neither must hold a secret when the test ends.
+// watchCommandLines puts stand-ins for curl and jq before the real ones, which note what other
+// users of the machine can see of a process, and its environment. Neither must hold a secret when
+// the test ends.
 func watchCommandLines(t *testing.T, env []string, dir string) []string {
 	t.Helper()
 	seen, stands := filepath.Join(dir, "command-lines"), filepath.Join(dir, "bin")
@@ -258,7 +268,11 @@ func watchCommandLines(t *testing.T, env []string, dir string) []string {
 	for _, name := range []string{"curl", "jq"} {
 		program, err := exec.LookPath(name)
 		require.NoError(t, err, "the app in shell needs it")
-		script := fmt.Sprintf("#!/bin/sh\n{ printf '%%s\\n' \"$0\" \"$@\"; export -p; } >>%q\nexec %q \"$@\"\n", seen, program)
+		script := fmt.Sprintf(
+			"#!/bin/sh\n{ printf '%%s\\n' \"$0\" \"$@\"; export -p; } >>%q\nexec %q \"$@\"\n",
+			seen,
+			program,
+		)
 		require.NoError(t, os.WriteFile(filepath.Join(stands, name), []byte(script), 0o700))
 	}
 	t.Cleanup(func() {
@@ -309,7 +323,8 @@ func TestApp_recovers_once_from_each_token_that_ended_before_its_time(t *testing
 			r.awaitCalls(t, 3)
 			require.Zero(t, r.refused())
 
-			// Replaced: the engine has been given another token, by somebody else perhaps, while the app holds the old one.
+			// Replaced: the engine has been given another token, by somebody else perhaps, while the app
+			// holds the old one.
 			first := dt.LastToken(a.key)
 			dt.ExpireTokens(a.key)
 			a.refreshNow(t)
@@ -333,8 +348,8 @@ func TestApp_recovers_once_from_each_token_that_ended_before_its_time(t *testing
 	}
 }
 
-// requireRecovered waits until the app's calls are accepted again, and checks that it took one refused call, and one more token,
-// for each time that a token was ended so far.
+// requireRecovered waits until the app's calls are accepted again, and checks that it took one
+// refused call, and one more token, for each time that a token was ended so far.
 func (r *runningApp) requireRecovered(t *testing.T, ended int) {
 	t.Helper()
 	waitFor(t, 10*time.Second, "a call is refused", func() bool { return r.refused() >= ended })
@@ -369,7 +384,12 @@ func TestApp_recovers_once_behind_a_Proxy_that_others_read_through(t *testing.T)
 	}
 	require.Equal(t, 2, a.calls(), "one call for each token")
 	recovered := time.Now()
-	waitFor(t, 10*time.Second, "the others have the new token too", func() bool { return others.gotSince(recovered, dt.LastToken(a.key)) })
+	waitFor(
+		t,
+		10*time.Second,
+		"the others have the new token too",
+		func() bool { return others.gotSince(recovered, dt.LastToken(a.key)) },
+	)
 	others.end()
 	others.requireErrorsWithin(t, time.Time{}, time.Time{})
 }
@@ -408,7 +428,10 @@ func TestApp_logs_in_again_when_its_login_is_revoked(t *testing.T) {
 	var all []*runningApp
 	for _, language := range appLanguages {
 		for _, leased := range []bool{true, false} {
-			all = append(all, appCase{language, leased, false}.start(t, m.newApp(t, dt, fields{"leased": leased}), "0.5"))
+			all = append(
+				all,
+				appCase{language, leased, false}.start(t, m.newApp(t, dt, fields{"leased": leased}), "0.5"),
+			)
 		}
 	}
 	for _, r := range all {
@@ -458,14 +481,17 @@ func TestApp_makes_one_call_unless_told_otherwise_and_says_what_is_wrong(t *test
 			require.Equal(t, []int{1, 0}, []int{accepted, refused})
 
 			for what, wrong := range map[string]struct{ change, says string }{
-				"no app":                 {"DINGTALK_APP=", "DINGTALK_APP"},
-				"an app not configured":  {"DINGTALK_APP=other", "permission denied"},
-				"no DingTalk":            {"DINGTALK_BASE_URL=http://" + deadAddress(t), "(?i)connect"},
-				"no Vault":               {"VAULT_ADDR=http://" + deadAddress(t), "(?i)connect"},
-				"no secret id":           {"VAULT_SECRET_ID_FILE=" + filepath.Join(t.TempDir(), "gone"), "(?i)no such file"},
-				"not DingTalk's API":     {"DINGTALK_BASE_URL=" + dt.url + "/else", "(?i)not a list of apps|code"},
-				"a redirect elsewhere":   {"DINGTALK_BASE_URL=" + redirecting(t, dt.url), "30[27]"},
-				"somebody else's secret": {"VAULT_SECRET_ID_FILE=" + putFile(t, t.TempDir(), "secret-id", "wrong"), "invalid role or secret ID"},
+				"no app":                {"DINGTALK_APP=", "DINGTALK_APP"},
+				"an app not configured": {"DINGTALK_APP=other", "permission denied"},
+				"no DingTalk":           {"DINGTALK_BASE_URL=http://" + deadAddress(t), "(?i)connect"},
+				"no Vault":              {"VAULT_ADDR=http://" + deadAddress(t), "(?i)connect"},
+				"no secret id":          {"VAULT_SECRET_ID_FILE=" + filepath.Join(t.TempDir(), "gone"), "(?i)no such file"},
+				"not DingTalk's API":    {"DINGTALK_BASE_URL=" + dt.url + "/else", "(?i)not a list of apps|code"},
+				"a redirect elsewhere":  {"DINGTALK_BASE_URL=" + redirecting(t, dt.url), "30[27]"},
+				"somebody else's secret": {
+					"VAULT_SECRET_ID_FILE=" + putFile(t, t.TempDir(), "secret-id", "wrong"),
+					"invalid role or secret ID",
+				},
 			} {
 				result := c.runOnce(t, append(slices.Clone(env), wrong.change))
 				require.Equal(t, 1, result.status, what)
@@ -515,7 +541,11 @@ func TestApp_policy_allows_what_the_app_does_and_no_more(t *testing.T) {
 	} {
 		require.Equal(t, http.StatusForbidden, revoke(path, `{"sync":true}`), path)
 	}
-	require.Equal(t, http.StatusNoContent, revoke("sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q,"sync":true}`, mine)))
+	require.Equal(
+		t,
+		http.StatusNoContent,
+		revoke("sys/leases/revoke", fmt.Sprintf(`{"lease_id":%q,"sync":true}`, mine)),
+	)
 	_, err := w.v.root.Sys().Lookup(mine)
 	require.Error(t, err, "the lease is gone")
 	_, err = w.v.root.Sys().Lookup(other)

@@ -113,14 +113,20 @@ func TestCLI_shows_why_a_write_was_refused_and_no_secret(t *testing.T) {
 		"secret given twice": {
 			append(right, "app_secret="+newSecret(), "app_secret="+newSecret()), "", "app_secret",
 		},
-		"no secret":     {right, "", "app_secret"},
-		"empty input":   {append(right, "app_secret=-"), "", "app_secret"},
-		"two lines":     {append(right, "app_secret=-"), newSecret() + "\n" + newSecret() + "\n", "app_secret"},
-		"no key":        {[]string{"write", a.configPath(), "app_secret=-"}, newSecret(), "app_key"},
-		"bad duration":  {append(right, "app_secret=-", "refresh_before=soon"), a.secret, "refresh_before"},
-		"unknown app":   {[]string{"patch", m.path + "/config/nobody", "leased=false"}, "", "nobody"},
-		"unsafe url":    {[]string{"write", a.configPath(), "app_key=k", "app_secret=-", "base_url=http://example.com"}, a.secret, "base_url"},
-		"secret as map": {[]string{"write", a.configPath(), "-"}, `{"app_key":"k","app_secret":{"value":"` + newSecret() + `"}}`, "app_secret"},
+		"no secret":    {right, "", "app_secret"},
+		"empty input":  {append(right, "app_secret=-"), "", "app_secret"},
+		"two lines":    {append(right, "app_secret=-"), newSecret() + "\n" + newSecret() + "\n", "app_secret"},
+		"no key":       {[]string{"write", a.configPath(), "app_secret=-"}, newSecret(), "app_key"},
+		"bad duration": {append(right, "app_secret=-", "refresh_before=soon"), a.secret, "refresh_before"},
+		"unknown app":  {[]string{"patch", m.path + "/config/nobody", "leased=false"}, "", "nobody"},
+		"unsafe url": {
+			[]string{"write", a.configPath(), "app_key=k", "app_secret=-", "base_url=http://example.com"},
+			a.secret, "base_url",
+		},
+		"secret as map": {
+			[]string{"write", a.configPath(), "-"},
+			`{"app_key":"k","app_secret":{"value":"` + newSecret() + `"}}`, "app_secret",
+		},
 	} {
 		result := m.v.cliWithInput(t, c.input, c.args...)
 		assert.Equal(t, 2, result.status, name)
@@ -137,8 +143,11 @@ func TestCLI_path_help_explains_every_path(t *testing.T) {
 	root := m.v.mustCLI(t, "path-help", m.path)
 	require.Contains(t, root, "DingTalk")
 	for path, says := range map[string][]string{
-		"config/":       {"apps"},
-		"config/myapp":  {"app_key", "app_secret", "base_url", "refresh_before", "request_timeout", "leased", "verify_connection"},
+		"config/": {"apps"},
+		"config/myapp": {
+			"app_key", "app_secret", "base_url", "refresh_before", "request_timeout", "leased",
+			"verify_connection",
+		},
 		"creds/myapp":   {"min_ttl", "token"},
 		"status/myapp":  {"token"},
 		"refresh/myapp": {"token"},

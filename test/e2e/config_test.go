@@ -4,7 +4,8 @@
 
 package e2e
 
-// Writing config/<app>: what is verified, what is refused and in which words, and that a refused write changes nothing.
+// Writing config/<app>: what is verified, what is refused and in which words, and that a refused
+// write changes nothing.
 
 import (
 	"bytes"
@@ -44,7 +45,12 @@ func TestConfig_read_answers_every_field_but_the_secret(t *testing.T) {
 	_, err := m.v.root.Logical().JSONMergePatch(t.Context(), a.configPath(), map[string]any{"leased": true})
 	require.NoError(t, err)
 	require.Equal(t, true, m.readData(t, a.configPath())["leased"])
-	require.Equal(t, json.Number("300"), m.readData(t, a.configPath())["refresh_before"], "a patch changes what it names")
+	require.Equal(
+		t,
+		json.Number("300"),
+		m.readData(t, a.configPath())["refresh_before"],
+		"a patch changes what it names",
+	)
 	require.Zero(t, a.calls(), "settings cost no call upstream")
 
 	require.Equal(t, http.StatusNoContent, m.v.http(t, "POST", a.configPath(), "", `{"refresh_before":"200s"}`).status)
@@ -149,7 +155,8 @@ func TestConfig_update_that_moves_the_app_needs_its_secret(t *testing.T) {
 }
 
 // Somebody who may write config/ knows no secret, but can move an app to a host of theirs with a
-// junk one. The operator who then rotates the secret as ever is told so, instead of sending it there.
+// junk one. The operator who then rotates the secret as ever is told so, instead of sending it
+// there.
 func TestConfig_operator_is_not_led_to_send_the_next_secret_to_another_host(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
@@ -283,7 +290,15 @@ func TestConfig_names_have_a_longest_length_and_no_slash(t *testing.T) {
 				method = "POST"
 			}
 			reply := m.v.http(t, method, m.path+"/"+path+"/"+name, "", payload)
-			assert.Contains(t, []int{http.StatusBadRequest, http.StatusNotFound}, reply.status, "%s/%s: %s", path, name, reply.body)
+			assert.Contains(
+				t,
+				[]int{http.StatusBadRequest, http.StatusNotFound},
+				reply.status,
+				"%s/%s: %s",
+				path,
+				name,
+				reply.body,
+			)
 			assert.Contains(t, reply.body, `"errors"`, "%s/%s", path, name)
 			assertNoSecret(t, "the answer", reply.body)
 		}
@@ -297,8 +312,8 @@ func TestConfig_names_have_a_longest_length_and_no_slash(t *testing.T) {
 	require.Len(t, m.list(t, m.path+"/config/"), 3)
 }
 
-// badField is a value of one field that must be refused: as JSON, and words that the refusal has to hold besides the
-// field's name.
+// badField is a value of one field that must be refused: as JSON, and words that the refusal has to
+// hold besides the field's name.
 type badField struct {
 	field, value string
 	says         []string
@@ -342,10 +357,13 @@ func badFields() []badField {
 	}
 	for _, url := range []string{
 		"http://api.dingtalk.io", "http://10.0.0.1", "http://127.0.0.1.example.com", "http://[::2]",
-		"https://api.dingtalk.io/v1.0", "https://api.dingtalk.io//", "https://api.dingtalk.io?x=1", "https://api.dingtalk.io?",
+		"https://api.dingtalk.io/v1.0", "https://api.dingtalk.io//", "https://api.dingtalk.io?x=1",
+		"https://api.dingtalk.io?",
 		"https://api.dingtalk.io#f", "https://api.dingtalk.io#", "https://api%2edingtalk.io", `https://api.dingtalk.io\evil`,
-		"ftp://api.dingtalk.io", "api.dingtalk.io", "//api.dingtalk.io", "https:api.dingtalk.io", "https://", "https://:443", "",
-		"https://api.dingtalk.io:0", "https://api.dingtalk.io:65536", "https://api.dingtalk.io:port", " https://api.dingtalk.io",
+		"ftp://api.dingtalk.io", "api.dingtalk.io", "//api.dingtalk.io", "https:api.dingtalk.io", "https://",
+		"https://:443", "",
+		"https://api.dingtalk.io:0", "https://api.dingtalk.io:65536", "https://api.dingtalk.io:port",
+		" https://api.dingtalk.io",
 		"https://api.dingtalk.io ", "https://api.dingtalk.io\n",
 	} {
 		value, _ := json.Marshal(url)
@@ -415,7 +433,13 @@ func TestConfig_refuses_every_invalid_field_and_changes_nothing(t *testing.T) {
 		delete(whole, row.field)
 		raw, err := json.Marshal(whole)
 		require.NoError(t, err)
-		refuse("POST", newcomer.configPath(), "", strings.TrimSuffix(string(raw), "}")+","+strings.TrimPrefix(alone, "{"), row)
+		refuse(
+			"POST",
+			newcomer.configPath(),
+			"",
+			strings.TrimSuffix(string(raw), "}")+","+strings.TrimPrefix(alone, "{"),
+			row,
+		)
 	}
 
 	for _, field := range []string{

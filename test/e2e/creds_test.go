@@ -106,11 +106,21 @@ func TestCreds_unleased_answer_carries_its_own_life(t *testing.T) {
 	requireSameToken(t, tokenIn(secret), dt.LastToken(a.key)) // the token is DingTalk's
 
 	require.Equal(t, 7000*time.Second, seconds(t, secret.Data["rotation_period"]), "the lifetime less the window")
-	require.InDelta(t, 7000, seconds(t, secret.Data["ttl"]).Seconds(), 2+after.Sub(before).Seconds(), "counts to the start of the window")
+	require.InDelta(
+		t,
+		7000,
+		seconds(t, secret.Data["ttl"]).Seconds(),
+		2+after.Sub(before).Seconds(),
+		"counts to the start of the window",
+	)
 
 	expires := utcTime(t, secret.Data["expires_at"])
 	require.WithinRange(t, expires, before.Add(fullLifetime-time.Second), after.Add(fullLifetime))
-	require.False(t, expires.After(time.Now().Add(dt.left(tokenIn(secret))).Add(time.Second)), "never after DingTalk's end")
+	require.False(
+		t,
+		expires.After(time.Now().Add(dt.left(tokenIn(secret))).Add(time.Second)),
+		"never after DingTalk's end",
+	)
 	require.WithinRange(t, utcTime(t, secret.Data["last_vault_rotation"]), before.Add(-time.Second), after)
 }
 
@@ -277,7 +287,12 @@ func TestStatus_shows_the_state_of_the_token_and_no_secret(t *testing.T) {
 	assert.Equal(t, json.Number("0"), fresh["upstream_failures"])
 	assert.InDelta(t, dt.left(token).Seconds(), seconds(t, fresh["ttl"]).Seconds(), leaseSlack.Seconds())
 	assert.WithinRange(t, utcTime(t, fresh["fetched_at"]), before.Add(-time.Second), after)
-	assert.WithinRange(t, utcTime(t, fresh["expires_at"]), before.Add(fullLifetime-time.Second), after.Add(fullLifetime))
+	assert.WithinRange(
+		t,
+		utcTime(t, fresh["expires_at"]),
+		before.Add(fullLifetime-time.Second),
+		after.Add(fullLifetime),
+	)
 	for _, name := range []string{"last_error", "last_error_at", "next_attempt_at", "access_token", "app_secret"} {
 		assert.NotContains(t, fresh, name)
 	}

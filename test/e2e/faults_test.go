@@ -4,8 +4,8 @@
 
 package e2e
 
-// Every way in which DingTalk, or what stands between, can answer badly: to a reader who finds no token, and to one who
-// finds a token that is due.
+// Every way in which DingTalk, or what stands between, can answer badly: to a reader who finds no
+// token, and to one who finds a token that is due.
 
 import (
 	"math"
@@ -25,8 +25,8 @@ import (
 )
 
 const (
-	// faultTimeout is the request_timeout of the apps here; a reader never waits longer than this, and what a busy machine needs.
-	// That is well below the 10 s of an app that sets none.
+	// faultTimeout is the request_timeout of the apps here; a reader never waits longer than this, and
+	// what a busy machine needs. That is well below the 10 s of an app that sets none.
 	faultTimeout = time.Second
 	faultBound   = faultTimeout + 3*time.Second
 
@@ -65,7 +65,11 @@ func faultCases() []faultCase {
 			simulator.Fault{Kind: simulator.FaultThrottledQPS, Code: denied + code}, "(?i)throttle", code, requestID)
 	}
 	expireIn := func(name, value string) faultCase {
-		return broken("expireIn "+name, simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: value}, "(?i)not a token|malformed|expire")
+		return broken(
+			"expireIn "+name,
+			simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: value},
+			"(?i)not a token|malformed|expire",
+		)
 	}
 	good := func(name, value string) faultCase {
 		fault := simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: value}
@@ -97,11 +101,19 @@ func faultCases() []faultCase {
 		rejected("IP not allowed", simulator.Fault{Kind: simulator.FaultIPNotAllowed},
 			denied+"IpNotInWhiteList", "访问ip不在白名单之中", "egress IP", "allow-list"),
 		rejected("missing body", simulator.Fault{Kind: simulator.FaultMissingBody}, "Missingbody"),
-		rejected("permission denied", simulator.Fault{Kind: simulator.FaultPermissionDenied}, denied+"AccessTokenPermissionDenied"),
+		rejected(
+			"permission denied",
+			simulator.Fault{Kind: simulator.FaultPermissionDenied},
+			denied+"AccessTokenPermissionDenied",
+		),
 		rejected("another 4xx", simulator.Fault{
 			Kind: simulator.FaultError, Status: 409, Code: "conflict.somewhere", Message: "some conflict",
 		}, `conflict\.somewhere`, "some conflict"),
-		rejected("an error that repeats the secrets", simulator.Fault{Kind: simulator.FaultEchoSecret}, "invalidParameter"),
+		rejected(
+			"an error that repeats the secrets",
+			simulator.Fault{Kind: simulator.FaultEchoSecret},
+			"invalidParameter",
+		),
 
 		throttled("QpsLimitForApi"),
 		throttled("QpsLimitForAppkeyAndApi"),
@@ -109,11 +121,26 @@ func faultCases() []faultCase {
 		throttled("QpsLimitForSuitekeyAndOrgAndApi"),
 		throttled("QpmLimitForSuitekeyAndOrgAndApi"),
 		throttled("ApiCountLimitForOrg"),
-		broken("throttled by system.busy", simulator.Fault{Kind: simulator.FaultThrottledBusy}, "(?i)throttle", `system\.busy`, requestID),
-		broken("throttled by systemBusy", simulator.Fault{Kind: simulator.FaultThrottledBusy, Code: "systemBusy"}, "(?i)throttle", "systemBusy"),
+		broken(
+			"throttled by system.busy",
+			simulator.Fault{Kind: simulator.FaultThrottledBusy},
+			"(?i)throttle",
+			`system\.busy`,
+			requestID,
+		),
+		broken(
+			"throttled by systemBusy",
+			simulator.Fault{Kind: simulator.FaultThrottledBusy, Code: "systemBusy"},
+			"(?i)throttle",
+			"systemBusy",
+		),
 		broken("throttled by system.busy with 400",
 			simulator.Fault{Kind: simulator.FaultThrottledBusy, Status: 400}, "(?i)throttle", `system\.busy`),
-		broken("throttled for some seconds", simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "3"}, "(?i)throttle"),
+		broken(
+			"throttled for some seconds",
+			simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "3"},
+			"(?i)throttle",
+		),
 
 		banned("banned", 0),
 		banned("banned with 200", http.StatusOK),
@@ -323,7 +350,8 @@ func recoverFrom(t *testing.T, c faultCase, a *app) {
 	}
 }
 
-// requireOneWarningEach checks that the log tells the person on call once that an app's fetches fail.
+// requireOneWarningEach checks that the log tells the person on call once that an app's fetches
+// fail.
 func requireOneWarningEach(t *testing.T, v *vaultServer) {
 	t.Helper()
 	data, err := os.ReadFile(v.logPath())

@@ -4,8 +4,8 @@
 
 package e2e
 
-// A cluster whose leaders are killed under load. Every acknowledged config and token has to survive, and DingTalk must not
-// notice anything.
+// A cluster whose leaders are killed under load. Every acknowledged config and token has to
+// survive, and DingTalk must not notice anything.
 
 import (
 	"errors"
@@ -20,15 +20,35 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// leaderless are the errors with which Vault itself answers while its cluster has no leader, or the node that was asked does
-// not know it yet. Besides them there is what a client sees of a node that is dead: a connection refused, reset or ended.
-// A busy machine can hold a leader up until the others elect another one, though nobody has killed it.
+// leaderless are the errors with which Vault itself answers while its cluster has no leader, or the
+// node that was asked does not know it yet. Besides them there is what a client sees of a node that
+// is dead: a connection refused, reset or ended. A busy machine can hold a leader up until the
+// others elect another one, though nobody has killed it.
 var leaderless = []knownError{
-	{kind: "the node knows of no leader", status: http.StatusInternalServerError, text: regexp.MustCompile(`^local node not active but active cluster node not found$`), anytime: true},
-	{kind: "the node knows of no leader to redirect to", status: http.StatusServiceUnavailable, text: regexp.MustCompile(`^no active Vault instance found$`), anytime: true},
-	{kind: "the node is still sealed after its start", status: http.StatusServiceUnavailable, text: regexp.MustCompile(`^Vault is sealed$`)},
+	{
+		kind:    "the node knows of no leader",
+		status:  http.StatusInternalServerError,
+		text:    regexp.MustCompile(`^local node not active but active cluster node not found$`),
+		anytime: true,
+	},
+	{
+		kind:    "the node knows of no leader to redirect to",
+		status:  http.StatusServiceUnavailable,
+		text:    regexp.MustCompile(`^no active Vault instance found$`),
+		anytime: true,
+	},
+	{
+		kind:   "the node is still sealed after its start",
+		status: http.StatusServiceUnavailable,
+		text:   regexp.MustCompile(`^Vault is sealed$`),
+	},
 	// Vault's log has "node is not the leader" then.
-	{kind: "the leader stopped leading over the request", status: http.StatusInternalServerError, text: regexp.MustCompile(`^1 error occurred:\n\t\* internal error$`), anytime: true},
+	{
+		kind:    "the leader stopped leading over the request",
+		status:  http.StatusInternalServerError,
+		text:    regexp.MustCompile(`^1 error occurred:\n\t\* internal error$`),
+		anytime: true,
+	},
 }
 
 func TestHA_ten_killed_leaders_lose_no_config_and_cost_no_call(t *testing.T) {
@@ -70,7 +90,11 @@ func TestHA_ten_killed_leaders_lose_no_config_and_cost_no_call(t *testing.T) {
 		for _, a := range apps {
 			here := *a
 			here.m = at
-			requireSameToken(t, tokenIn(onceLed(t, here.tryRead)), tokens[a]) // the first read by the new leader serves the stored token
+			requireSameToken(
+				t,
+				tokenIn(onceLed(t, here.tryRead)),
+				tokens[a],
+			) // the first read by the new leader serves the stored token
 		}
 		require.Equal(t, calls, dt.Requests("*"), "no call upstream after election %d", round+1)
 		acknowledged := written.check(t, at, false)
@@ -82,8 +106,15 @@ func TestHA_ten_killed_leaders_lose_no_config_and_cost_no_call(t *testing.T) {
 		survived := time.Since(killed)
 		outlived := len(processesRunning(t, leader.pluginPath))
 		c.revive(t, leader)
-		t.Logf("election %d: a new leader after %s, both survivors serve after %s, the killed node after %s; %d configs acknowledged; plugin processes that outlived their server: %d",
-			round+1, elected.Round(10*time.Millisecond), survived.Round(10*time.Millisecond), time.Since(killed).Round(10*time.Millisecond), acknowledged, outlived)
+		t.Logf(
+			"election %d: a new leader after %s, both survivors serve after %s, the killed node after %s; %d configs acknowledged; plugin processes that outlived their server: %d",
+			round+1,
+			elected.Round(10*time.Millisecond),
+			survived.Round(10*time.Millisecond),
+			time.Since(killed).Round(10*time.Millisecond),
+			acknowledged,
+			outlived,
+		)
 	}
 	got.waitForCalm(t, 200)
 	load.end()
@@ -114,7 +145,8 @@ func onceLed(t *testing.T, read func() (*api.Secret, error)) *api.Secret {
 	waitFor(t, time.Minute, "the cluster has a leader", func() bool {
 		secret, err = read()
 		var response *api.ResponseError
-		return !errors.As(err, &response) || !slices.ContainsFunc(leaderless, func(known knownError) bool { return known.matches(response) })
+		return !errors.As(err, &response) ||
+			!slices.ContainsFunc(leaderless, func(known knownError) bool { return known.matches(response) })
 	})
 	require.NoError(t, err)
 	require.NotNil(t, secret)
@@ -127,7 +159,8 @@ func (m *mount) configOnceLed(t *testing.T, a *app) map[string]any {
 	return onceLed(t, func() (*api.Secret, error) { return m.v.root.Logical().Read(a.configPath()) }).Data
 }
 
-// writer creates apps all the time, each verified at a DingTalk of its own, and remembers what the cluster acknowledged.
+// writer creates apps all the time, each verified at a DingTalk of its own, and remembers what the
+// cluster acknowledged.
 type writer struct {
 	*readers
 	dt *dingtalk

@@ -36,8 +36,8 @@ func requireResponsive(t *testing.T, fault simulator.Fault) {
 	t.Helper()
 	const (
 		requestTimeout = 3 * time.Second
-		// bound leaves a busy machine some time, and is below the request_timeout that an app has by default: without a bound a
-		// reader would wait for ever.
+		// bound leaves a busy machine some time, and is below the request_timeout that an app has by
+		// default: without a bound a reader would wait for ever.
 		bound   = requestTimeout + 4*time.Second
 		readers = 10
 		// siblingBound is below requestTimeout, and well above what a busy machine takes for a read.

@@ -4,8 +4,9 @@
 
 package e2e
 
-// Vault Agent and Vault Proxy as users run them: real processes with the configurations in examples/, of which only addresses,
-// paths and the mount are replaced, logged in by AppRole with a policy from examples/ too.
+// Vault Agent and Vault Proxy as users run them: real processes with the configurations in
+// examples/, of which only addresses, paths and the mount are replaced, logged in by AppRole with a
+// policy from examples/ too.
 
 import (
 	"errors"
@@ -34,7 +35,8 @@ const (
 // somebodysPath is a path that an example must not be run with here.
 var somebodysPath = regexp.MustCompile(`"/(etc|run|usr|var)/`)
 
-// runnableExample is a file of examples/ with what is here in place of what it says. It has to say all of that.
+// runnableExample is a file of examples/ with what is here in place of what it says. It has to say
+// all of that.
 func runnableExample(t *testing.T, name string, here map[string]string) string {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join(examplesDir, name))
@@ -56,21 +58,33 @@ type vaultClient struct {
 	log  string
 }
 
-// vaultClientEnv is the environment for an Agent or a Proxy: it says nothing about Vault, all of that is in the configuration.
+// vaultClientEnv is the environment for an Agent or a Proxy: it says nothing about Vault, all of
+// that is in the configuration.
 func vaultClientEnv(dir string) []string {
 	return []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH"), "TMPDIR=" + dir}
 }
 
 // everyRead is what a Proxy logs for each read that it answers from its cache.
-var everyRead = regexp.MustCompile(`received request: method=GET|using auto auth token: method=GET|returning cached dynamic secret`)
+var everyRead = regexp.MustCompile(
+	`received request: method=GET|using auto auth token: method=GET|returning cached dynamic secret`,
+)
 
-// startVaultClient runs `vault agent` or `vault proxy`, whose log must hold no secret when it has ended.
+// startVaultClient runs `vault agent` or `vault proxy`, whose log must hold no secret when it has
+// ended.
 func startVaultClient(t *testing.T, command, dir, config string) *vaultClient {
 	t.Helper()
 	c := &vaultClient{dir: dir, log: filepath.Join(dir, command+".log")}
 	file := putFile(t, dir, command+".hcl", config)
 	var err error
-	c.proc, err = startProcess(command+" of "+t.Name(), c.log, vaultClientEnv(dir), vaultBin, command, "-config="+file, "-log-level=debug")
+	c.proc, err = startProcess(
+		command+" of "+t.Name(),
+		c.log,
+		vaultClientEnv(dir),
+		vaultBin,
+		command,
+		"-config="+file,
+		"-log-level=debug",
+	)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		if err := c.proc.stop(10 * time.Second); err != nil {
@@ -81,7 +95,11 @@ func startVaultClient(t *testing.T, command, dir, config string) *vaultClient {
 		}
 		if t.Failed() {
 			lines := slices.DeleteFunc(strings.Split(c.logged(t), "\n"), everyRead.MatchString)
-			t.Logf("the end of the log of vault %s:\n%s", command, mask(strings.Join(lines[max(0, len(lines)-60):], "\n")))
+			t.Logf(
+				"the end of the log of vault %s:\n%s",
+				command,
+				mask(strings.Join(lines[max(0, len(lines)-60):], "\n")),
+			)
 		}
 	})
 	return c
@@ -104,8 +122,8 @@ func putFile(t *testing.T, dir, name, content string) (path string) {
 
 var approle sync.Map // *vaultServer to *sync.Once: the auth method is enabled once
 
-// newRole makes a role of the AppRole login method that has one policy besides the default one, and puts its credentials into
-// the files of a folder that the examples name.
+// newRole makes a role of the AppRole login method that has one policy besides the default one, and
+// puts its credentials into the files of a folder that the examples name.
 func (v *vaultServer) newRole(t *testing.T, dir, policy string) {
 	t.Helper()
 	once, _ := approle.LoadOrStore(v, &sync.Once{})
@@ -137,7 +155,8 @@ func (v *vaultServer) bootAgain(t *testing.T) {
 // deadAtMost is for how long a file may hold a token that DingTalk refuses.
 const deadAtMost = time.Second
 
-// rendered is a file that an Agent renders, as an application sees it: it is looked at all the time.
+// rendered is a file that an Agent renders, as an application sees it: it is looked at all the
+// time.
 type rendered struct {
 	file   string
 	dt     *dingtalk
@@ -196,7 +215,8 @@ func (r *rendered) last() string {
 	return r.contents[len(r.contents)-1]
 }
 
-// holds tells whether the file holds the app's token as DingTalk has it, and nothing of DingTalk's that is dead.
+// holds tells whether the file holds the app's token as DingTalk has it, and nothing of DingTalk's
+// that is dead.
 func (r *rendered) holds(apps ...*app) bool {
 	for _, a := range apps {
 		token := a.dt.LastToken(a.key)
@@ -207,7 +227,8 @@ func (r *rendered) holds(apps ...*app) bool {
 	return true
 }
 
-// watchFiles looks at the files until the condition holds, and fails the test if that takes longer than the bound.
+// watchFiles looks at the files until the condition holds, and fails the test if that takes longer
+// than the bound.
 func watchFiles(t *testing.T, bound time.Duration, what string, files []*rendered, holds func() bool) {
 	t.Helper()
 	waitFor(t, bound, what, func() bool {

@@ -4,8 +4,9 @@
 
 package e2e
 
-// Three Vault servers over raft storage as one cluster, any of which a test may kill, and the account that is kept of what
-// readers get meanwhile: the right token, an error that is Vault's own and expected, or something that must not be.
+// Three Vault servers over raft storage as one cluster, any of which a test may kill, and the
+// account that is kept of what readers get meanwhile: the right token, an error that is Vault's own
+// and expected, or something that must not be.
 
 import (
 	"context"
@@ -28,7 +29,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// clientPatience is how long a reader waits for an answer: longer than any election, so that a wait without end is seen.
+// clientPatience is how long a reader waits for an answer: longer than any election, so that a wait
+// without end is seen.
 const clientPatience = 20 * time.Second
 
 type cluster struct {
@@ -54,7 +56,8 @@ func startCluster(t *testing.T, size int) *cluster {
 	first := startVault(t, vaultOptions{name: "node-0", storage: storageRaft})
 	c := &cluster{nodes: []*vaultServer{first}}
 	// A new node becomes a voter once it was stable for this long.
-	_, err := first.root.Logical().Write("sys/storage/raft/autopilot/configuration", fields{"server_stabilization_time": "1s"})
+	_, err := first.root.Logical().
+		Write("sys/storage/raft/autopilot/configuration", fields{"server_stabilization_time": "1s"})
 	require.NoError(t, err, "configure raft")
 	for i := range size - 1 {
 		c.join(t, "node-"+strconv.Itoa(i+1))
@@ -135,8 +138,8 @@ func (c *cluster) waitForLeader(t *testing.T) *vaultServer {
 	return leader
 }
 
-// kill ends a node with SIGKILL: the server alone, whose plugin process then outlives it for a while as a crash of the server
-// leaves it, or both, as a machine that loses its power does.
+// kill ends a node with SIGKILL: the server alone, whose plugin process then outlives it for a
+// while as a crash of the server leaves it, or both, as a machine that loses its power does.
 func (c *cluster) kill(t *testing.T, v *vaultServer, withPlugin bool) {
 	t.Helper()
 	c.mu.Lock()
@@ -157,13 +160,18 @@ func (c *cluster) revive(t *testing.T, v *vaultServer) {
 	_, err := v.root.Sys().Unseal(v.unsealKey)
 	require.NoError(t, err, "unseal %s again", v.opts.name)
 	// Without this port Vault goes on, and never serves.
-	waitFor(t, 30*time.Second, v.opts.name+" listens at "+v.cluster+", unless another program has taken that port", func() bool {
-		connection, err := (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", v.cluster)
-		if err != nil {
-			return false
-		}
-		return connection.Close() == nil
-	})
+	waitFor(
+		t,
+		30*time.Second,
+		v.opts.name+" listens at "+v.cluster+", unless another program has taken that port",
+		func() bool {
+			connection, err := (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", v.cluster)
+			if err != nil {
+				return false
+			}
+			return connection.Close() == nil
+		},
+	)
 	c.waitUntilServing(t, v)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -201,7 +209,8 @@ func (c *cluster) wasDown(host string, from, to time.Time) bool {
 	return slices.ContainsFunc(c.downs, func(d downtime) bool { return d.host == host && d.overlaps(from, to) })
 }
 
-// patientClients are clients as readers use them: each with connections of its own, no retries, and an end to its patience.
+// patientClients are clients as readers use them: each with connections of its own, no retries, and
+// an end to its patience.
 func (v *vaultServer) patientClients(t *testing.T, count int) []*api.Client {
 	t.Helper()
 	clients := make([]*api.Client, count)
@@ -231,9 +240,11 @@ func wording(response *api.ResponseError) string {
 // account is what many readers got.
 type account struct {
 	allowed []knownError
-	// disturbed tells whether there was a fault between two moments: without one only what may come at any time is allowed.
+	// disturbed tells whether there was a fault between two moments: without one only what may come at
+	// any time is allowed.
 	disturbed func(from, to time.Time) bool
-	// unreachable tells whether the fault explains that a host could not be talked to; nil means it never does.
+	// unreachable tells whether the fault explains that a host could not be talked to; nil means it
+	// never does.
 	unreachable func(host string, from, to time.Time) bool
 
 	mu      sync.Mutex
@@ -244,11 +255,17 @@ type account struct {
 }
 
 func newAccount(allowed []knownError, disturbed func(from, to time.Time) bool) *account {
-	return &account{allowed: allowed, disturbed: disturbed, right: map[string]int{}, errors: map[string]int{}, wrong: map[string]int{}}
+	return &account{
+		allowed:   allowed,
+		disturbed: disturbed,
+		right:     map[string]int{},
+		errors:    map[string]int{},
+		wrong:     map[string]int{},
+	}
 }
 
-// read reads an app through the client and books the answer, which is to be the token or an allowed error. It tells whether it
-// was the token.
+// read reads an app through the client and books the answer, which is to be the token or an allowed
+// error. It tells whether it was the token.
 func (k *account) read(client *api.Client, a *app, token string) bool {
 	began := time.Now()
 	secret, err := client.Logical().Read(a.credsPath())
@@ -283,7 +300,8 @@ func (k *account) read(client *api.Client, a *app, token string) bool {
 	return false
 }
 
-// explain names an error and tells whether it is one of Vault's own that are to be expected, and whether even without a fault.
+// explain names an error and tells whether it is one of Vault's own that are to be expected, and
+// whether even without a fault.
 func (k *account) explain(err error, from, to time.Time) (kind string, explained, anytime bool) {
 	var response *api.ResponseError
 	if errors.As(err, &response) {
@@ -329,7 +347,8 @@ func (k *account) waitForCalm(t *testing.T, more int) {
 	waitFor(t, 30*time.Second, "readers get tokens", func() bool { return k.rightSoFar() >= enough })
 }
 
-// requireClean checks that nothing came but right tokens and allowed errors, and says how many of each.
+// requireClean checks that nothing came but right tokens and allowed errors, and says how many of
+// each.
 func (k *account) requireClean(t *testing.T) {
 	t.Helper()
 	k.mu.Lock()

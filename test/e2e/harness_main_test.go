@@ -2,10 +2,10 @@
 
 //go:build e2e
 
-// Package e2e drives the plugin as its users do: the real binary in a real Vault server process, through Vault's client
-// library, its CLI and its Agent, with the simulator on loopback in DingTalk's place. Without the
-// two binaries the run fails and says how to build them. Nothing is skipped, except on OpenBao what
-// that lacks.
+// Package e2e drives the plugin as its users do: the real binary in a real Vault server process,
+// through Vault's client library, its CLI and its Agent, with the simulator on loopback in
+// DingTalk's place. Without the two binaries the run fails and says how to build them. Nothing is
+// skipped, except on OpenBao what that lacks.
 package e2e
 
 import (
@@ -36,8 +36,8 @@ var (
 	onOpenBao bool // vaultBin is OpenBao, Vault's fork
 )
 
-// parallelTests is how many tests run at once unless -parallel says otherwise. They mostly wait for tokens to age, so
-// there may be more of them than processors.
+// parallelTests is how many tests run at once unless -parallel says otherwise. They mostly wait for
+// tokens to age, so there may be more of them than processors.
 const parallelTests = 8
 
 func TestMain(m *testing.M) {

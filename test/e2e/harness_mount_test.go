@@ -24,7 +24,8 @@ import (
 // fullLifetime is what DingTalk gives a token.
 const fullLifetime = 2 * time.Hour
 
-// leaseSlack is how far a lease may stay below the token's life: both sides round down to whole seconds.
+// leaseSlack is how far a lease may stay below the token's life: both sides round down to whole
+// seconds.
 const leaseSlack = 2 * time.Second
 
 type dingtalk struct {
@@ -85,7 +86,8 @@ type app struct {
 
 type fields map[string]any
 
-// newApp makes an app known to DingTalk and stores its config without a call upstream; tune changes or adds fields.
+// newApp makes an app known to DingTalk and stores its config without a call upstream; tune changes
+// or adds fields.
 func (m *mount) newApp(t *testing.T, dt *dingtalk, tune fields) *app {
 	t.Helper()
 	a := m.unstoredApp(dt)

@@ -26,7 +26,8 @@ type process struct {
 	name string
 }
 
-// startProcess runs a program with its output appended to the file log. env holds all of its environment.
+// startProcess runs a program with its output appended to the file log. env holds all of its
+// environment.
 func startProcess(name, log string, env []string, program string, args ...string) (*process, error) {
 	started, err := subprocess.Start(log, env, program, args...)
 	if err != nil {
@@ -53,8 +54,8 @@ type memoryMeter struct {
 
 func newMemoryMeter(t *testing.T, pid int) memoryMeter {
 	t.Helper()
-	// Resetting the high-water mark gives the true peak; where that is not permitted, the difference in resident size
-	// has to do.
+	// Resetting the high-water mark gives the true peak; where that is not permitted, the difference
+	// in resident size has to do.
 	field := "VmHWM"
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil {
 		t.Logf("measuring resident memory instead of its peak: %v", err)
@@ -128,7 +129,9 @@ func waitFor(t *testing.T, bound time.Duration, what string, holds func() bool) 
 	t.Helper()
 	deadline := time.Now().Add(bound)
 	for {
-		last := time.Now().After(deadline) // before the look, so that a machine that stands still meanwhile fails nothing
+		last := time.Now().
+			After(deadline)
+			// before the look, so that a machine that stands still meanwhile fails nothing
 		if holds() {
 			return
 		}

@@ -4,8 +4,9 @@
 
 package e2e
 
-// What must never be seen: every app secret and token that the tests make or meet is noted here. Each Vault's log and
-// audit file is searched for them at its end, and whatever a failing test prints is masked.
+// What must never be seen: every app secret and token that the tests make or meet is noted here.
+// Each Vault's log and audit file is searched for them at its end, and whatever a failing test
+// prints is masked.
 
 import (
 	"bufio"

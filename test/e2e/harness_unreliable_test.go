@@ -4,8 +4,8 @@
 
 package e2e
 
-// A DingTalk of which one call in so many fails, and that keeps the truth: whose a token is, and until when the engine has one
-// that it could serve.
+// A DingTalk of which one call in so many fails, and that keeps the truth: whose a token is, and
+// until when the engine has one that it could serve.
 
 import (
 	"bytes"
@@ -22,7 +22,8 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// serveLess is how long before its end a token is no longer served, and the time that a call may take to arrive.
+// serveLess is how long before its end a token is no longer served, and the time that a call may
+// take to arrive.
 const serveLess = 2*time.Second + time.Second
 
 type unreliable struct {
@@ -50,7 +51,8 @@ type truth struct {
 	early       []time.Duration // the life left of the token at calls that came too early
 }
 
-// startUnreliableDingTalk runs a simulator behind a handler that has one call in oneIn fail, by the seed.
+// startUnreliableDingTalk runs a simulator behind a handler that has one call in oneIn fail, by the
+// seed.
 func startUnreliableDingTalk(t *testing.T, lifetime time.Duration, oneIn int, seed uint64) *unreliable {
 	t.Helper()
 	u := &unreliable{
@@ -152,14 +154,16 @@ func (u *unreliable) truth(key string) *truth {
 	return u.truths[key]
 }
 
-// usableUntil is until when the token that the engine was given by now has to be served; a time past if it has none.
+// usableUntil is until when the token that the engine was given by now has to be served; a time
+// past if it has none.
 func (u *unreliable) usableUntil(key string) time.Time {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.truth(key).usableUntil
 }
 
-// earlyCalls are the calls for a token with more than half of its life left, next to how many were made to fail.
+// earlyCalls are the calls for a token with more than half of its life left, next to how many were
+// made to fail.
 func (u *unreliable) earlyCalls(key string) (lifeLeft []time.Duration, failed int) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -4,8 +4,9 @@
 
 package e2e
 
-// A Vault server as a process on loopback: started from a configuration file, initialised and unsealed, with the plugin
-// in its catalog and its trace log in a file. It can be sealed, stopped, killed and started again over the same storage.
+// A Vault server as a process on loopback: started from a configuration file, initialised and
+// unsealed, with the plugin in its catalog and its trace log in a file. It can be sealed, stopped,
+// killed and started again over the same storage.
 
 import (
 	"bytes"
@@ -118,7 +119,8 @@ func (v *vaultServer) installPlugin() error {
 	return os.WriteFile(v.pluginPath, program, 0o755)
 }
 
-// start runs the server and waits until it answers. A port that somebody else took in the meantime is given up for another.
+// start runs the server and waits until it answers. A port that somebody else took in the meantime
+// is given up for another.
 func (v *vaultServer) start() error {
 	for attempt := 1; ; attempt++ {
 		err := v.startOnce()
@@ -136,7 +138,14 @@ func (v *vaultServer) startOnce() error {
 			return err
 		}
 	}
-	proc, err := startProcess("vault "+v.opts.name, v.logPath(), v.env(""), vaultBin, "server", "-config="+v.configPath())
+	proc, err := startProcess(
+		"vault "+v.opts.name,
+		v.logPath(),
+		v.env(""),
+		vaultBin,
+		"server",
+		"-config="+v.configPath(),
+	)
 	if err != nil {
 		return err
 	}
@@ -313,8 +322,8 @@ func (v *vaultServer) pluginPID(t *testing.T) int {
 	return pids[0]
 }
 
-// killPlugin ends the plugin's process with SIGKILL and waits until Vault knows. What Vault is asked before that it
-// answers with an error of its own connection, whatever the plugin.
+// killPlugin ends the plugin's process with SIGKILL and waits until Vault knows. What Vault is
+// asked before that it answers with an error of its own connection, whatever the plugin.
 func (v *vaultServer) killPlugin(t *testing.T) {
 	t.Helper()
 	pid := v.pluginPID(t)

@@ -4,7 +4,8 @@
 
 package e2e
 
-// Builds of the plugin that differ from the one under bin/: in the version that they report, or by being open to measurement.
+// Builds of the plugin that differ from the one under bin/: in the version that they report, or by
+// being open to measurement.
 
 import (
 	"context"
@@ -65,7 +66,12 @@ func (v *vaultServer) build(t *testing.T, program, version string) pluginBuild {
 func (v *vaultServer) register(t *testing.T, b pluginBuild, env ...string) {
 	t.Helper()
 	require.NoError(t, v.root.Sys().RegisterPlugin(&api.RegisterPluginInput{
-		Name: pluginName, Type: api.PluginTypeSecrets, Command: b.command, SHA256: b.sha256, Version: b.version, Env: env,
+		Name:    pluginName,
+		Type:    api.PluginTypeSecrets,
+		Command: b.command,
+		SHA256:  b.sha256,
+		Version: b.version,
+		Env:     env,
 	}), "register %s", b.version)
 }
 
@@ -128,10 +134,17 @@ func (m measured) usage(t *testing.T) usage {
 	}
 }
 
-// least takes the lesser of each figure: what is there at every moment, without the requests that are under way at one.
+// least takes the lesser of each figure: what is there at every moment, without the requests that
+// are under way at one.
 func (u usage) least(other usage) usage {
 	return usage{
-		goroutines: min(u.goroutines, other.goroutines), heapBytes: min(u.heapBytes, other.heapBytes),
-		rssBytes: min(u.rssBytes, other.rssBytes), threads: min(u.threads, other.threads), files: min(u.files, other.files),
+		goroutines: min(u.goroutines, other.goroutines),
+		heapBytes:  min(u.heapBytes, other.heapBytes),
+		rssBytes: min(
+			u.rssBytes,
+			other.rssBytes,
+		),
+		threads: min(u.threads, other.threads),
+		files:   min(u.files, other.files),
 	}
 }

@@ -4,9 +4,9 @@
 
 package e2e
 
-// One run of everything that can be asked, done wrong and broken, in a Vault that logs and audits all it can. Then every
-// place that anybody may look at is searched for the app secrets and the tokens, in whatever way they could be written:
-// they are in the answers of creds/ alone.
+// One run of everything that can be asked, done wrong and broken, in a Vault that logs and audits
+// all it can. Then every place that anybody may look at is searched for the app secrets and the
+// tokens, in whatever way they could be written: they are in the answers of creds/ alone.
 
 import (
 	"bytes"
@@ -41,8 +41,8 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
-// pieceLength is how much of a secret counts as the secret: its first and its last so many characters are looked for too,
-// so that one that was cut is found.
+// pieceLength is how much of a secret counts as the secret: its first and its last so many
+// characters are looked for too, so that one that was cut is found.
 const pieceLength = 16
 
 // needle is one way to write a secret.
@@ -51,7 +51,8 @@ type needle struct {
 	what string // what it is, and how it is written
 }
 
-// needlesOf are the ways to write a secret. The core is the part of it that nothing else in the run contains.
+// needlesOf are the ways to write a secret. The core is the part of it that nothing else in the run
+// contains.
 func needlesOf(what, secret, core string) []needle {
 	forms := map[string]string{
 		"as it is":           secret,
@@ -71,7 +72,8 @@ func needlesOf(what, secret, core string) []needle {
 		"as JSON in JSON":    inJSON(inJSON(secret, true), true),
 		"as a query in JSON": inJSON(url.QueryEscape(secret), true),
 	}
-	// Base64 depends on where among other bytes the text begins: three ways, less what the neighbours decide.
+	// Base64 depends on where among other bytes the text begins: three ways, less what the neighbours
+	// decide.
 	for shift := range 3 {
 		encoded := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("x", shift) + core))
 		forms[fmt.Sprintf("in base64, shifted by %d", shift)] = encoded[4 : len(encoded)/4*4-4]
@@ -80,7 +82,8 @@ func needlesOf(what, secret, core string) []needle {
 	seen := map[string]bool{}
 	for _, how := range slices.Sorted(maps.Keys(forms)) {
 		for _, text := range []string{
-			forms[how], url.QueryEscape(forms[how]), strings.NewReplacer("+", "-", "/", "_").Replace(forms[how]), // base64 in a URL
+			forms[how], url.QueryEscape(forms[how]), strings.NewReplacer("+", "-", "/", "_").Replace(forms[how]),
+			// base64 in a URL
 		} {
 			if !seen[text] {
 				seen[text] = true
@@ -146,8 +149,8 @@ func inUTF16(text string) []byte {
 // keyLength is how many bytes of a needle lead to it. No needle is shorter.
 const keyLength = 8
 
-// leakSearch knows what must not be found. There are thousands of needles, and storage alone has tens of megabytes, so
-// a text is gone through once.
+// leakSearch knows what must not be found. There are thousands of needles, and storage alone has
+// tens of megabytes, so a text is gone through once.
 type leakSearch struct {
 	mu      sync.Mutex
 	count   int
@@ -298,7 +301,12 @@ func TestLeak_search_finds_a_run_however_it_is_written(t *testing.T) {
 	for _, encoding := range simulator.Encodings() {
 		dt.SetFault("dingkey", simulator.Fault{Kind: simulator.FaultEchoRequest, Encoding: encoding})
 		body := jsonOf(t, map[string]string{"appKey": "dingkey", "appSecret": secret})
-		request, err := http.NewRequestWithContext(t.Context(), "POST", dt.url+simulator.TokenPath, strings.NewReader(body))
+		request, err := http.NewRequestWithContext(
+			t.Context(),
+			http.MethodPost,
+			dt.url+simulator.TokenPath,
+			strings.NewReader(body),
+		)
 		require.NoError(t, err)
 		response, err := http.DefaultClient.Do(request)
 		require.NoError(t, err)
@@ -452,8 +460,8 @@ type leakRun struct {
 
 type keptAnswer struct{ to, text string }
 
-// ask sends a request as it is and keeps the answer, headers included. Where the answer is that of creds/, the token is
-// taken out first: it is what the answer is for.
+// ask sends a request as it is and keeps the answer, headers included. Where the answer is that of
+// creds/, the token is taken out first: it is what the answer is for.
 func (r *leakRun) ask(t *testing.T, method, path, contentType, body string, headers ...string) answer {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, r.v.addr+"/v1/"+path, strings.NewReader(body))
@@ -576,8 +584,8 @@ func TestLeak_secrets_and_tokens_are_in_the_answers_of_creds_alone(t *testing.T)
 	t.Run("files afterwards", r.searchFiles)
 }
 
-// leakFaults are all of the simulator's ways to fail; those that repeat what they were sent, with every status that is
-// read otherwise.
+// leakFaults are all of the simulator's ways to fail; those that repeat what they were sent, with
+// every status that is read otherwise.
 func leakFaults() []simulator.Fault {
 	var faults []simulator.Fault
 	for _, kind := range simulator.FaultKinds() {
@@ -596,7 +604,8 @@ func leakFaults() []simulator.Fault {
 	return faults
 }
 
-// liveThroughFault has an app meet a fault without a token, with one in hand, on a write, a refresh and a renewal.
+// liveThroughFault has an app meet a fault without a token, with one in hand, on a write, a refresh
+// and a renewal.
 func (r *leakRun) liveThroughFault(t *testing.T, fault simulator.Fault) {
 	t.Helper()
 	dt := startDingTalk(t, fullLifetime)
@@ -614,7 +623,13 @@ func (r *leakRun) liveThroughFault(t *testing.T, fault simulator.Fault) {
 	dt.ClearFaults()
 	r.ask(t, "DELETE", config, "", "") // ends the back-off
 	r.m.forgetBan(a)
-	require.Equal(t, http.StatusNoContent, r.store(t, a, fields{"request_timeout": quickly}).status, "fault %s is over", fault.Kind)
+	require.Equal(
+		t,
+		http.StatusNoContent,
+		r.store(t, a, fields{"request_timeout": quickly}).status,
+		"fault %s is over",
+		fault.Kind,
+	)
 	r.learn(a)
 	reply := r.ask(t, "GET", creds, "", "")
 	require.Equal(t, http.StatusOK, reply.status)
@@ -642,8 +657,8 @@ func (r *leakRun) liveThroughFault(t *testing.T, fault simulator.Fault) {
 	r.learn(a)
 }
 
-// ageUnderFault lets a token go through all of its life while DingTalk answers with the token and the secret in its errors:
-// warnings of reads and renewals, the status, and in the end the error.
+// ageUnderFault lets a token go through all of its life while DingTalk answers with the token and
+// the secret in its errors: warnings of reads and renewals, the status, and in the end the error.
 func (r *leakRun) ageUnderFault(t *testing.T, fault simulator.Fault) {
 	t.Helper()
 	dt := startDingTalk(t, 10*time.Second)
@@ -693,7 +708,8 @@ func (r *leakRun) writeConfigs(t *testing.T) {
 			`[{"deep":[` + quoted(r.appSecret()) + `]}]`,
 			r.numericSecret(), "-" + r.numericSecret(), "0." + r.numericSecret(),
 			`"` + r.numericSecret() + ` "`,
-			quoted(r.appSecret() + " "), quoted(" " + r.appSecret()), quoted(r.appSecret() + "\n\n"), quoted(r.appSecret() + "\x00"),
+			quoted(r.appSecret() + " "), quoted(" " + r.appSecret()), quoted(r.appSecret() + "\n\n"),
+			quoted(r.appSecret() + "\x00"),
 			quoted(r.appSecret() + "密"), quoted(r.appSecret() + strings.Repeat("x", 512)),
 			quoted(r.appSecret()), // well formed, and wrong
 		} {
@@ -704,7 +720,14 @@ func (r *leakRun) writeConfigs(t *testing.T) {
 				}
 				body := rest + `,"app_secret":` + value + "}"
 				reply := r.ask(t, method, a.configPath(), contentType, body)
-				require.Contains(t, []int{http.StatusBadRequest, http.StatusNotFound}, reply.status, "%s %s", method, mask(reply.body))
+				require.Contains(
+					t,
+					[]int{http.StatusBadRequest, http.StatusNotFound},
+					reply.status,
+					"%s %s",
+					method,
+					mask(reply.body),
+				)
 			}
 		}
 		// Broken JSON, the secret twice, a form, and no JSON at all.
@@ -720,7 +743,10 @@ func (r *leakRun) writeConfigs(t *testing.T) {
 		r.ask(t, "POST", a.configPath()+"?app_secret="+url.QueryEscape(r.appSecret()), "", jsonOf(t, whole))
 
 		// The wrong place, with and without the right one.
-		for _, field := range []string{"app_key", "app_secrets", "secret", "verify_connection", "leased", "refresh_before", "request_timeout", "base_url"} {
+		for _, field := range []string{
+			"app_key", "app_secrets", "secret", "verify_connection", "leased", "refresh_before",
+			"request_timeout", "base_url",
+		} {
 			misplaced := r.appSecret()
 			for _, body := range []fields{
 				{field: misplaced},
@@ -734,7 +760,8 @@ func (r *leakRun) writeConfigs(t *testing.T) {
 			}
 		}
 		for _, base := range []string{
-			"https://user:%s@api.dingtalk.io", "https://%s@api.dingtalk.io", "https://user:%s@127.0.0.1:1", "user:%s@host", "https://u:%s@h/%%zz",
+			"https://user:%s@api.dingtalk.io", "https://%s@api.dingtalk.io", "https://user:%s@127.0.0.1:1", "user:%s@host",
+			"https://u:%s@h/%%zz",
 		} {
 			secret := r.appSecret()
 			for _, written := range []string{secret, url.QueryEscape(secret)} {
@@ -746,7 +773,12 @@ func (r *leakRun) writeConfigs(t *testing.T) {
 		}
 		r.queries(t, a)
 	}
-	require.Equal(t, http.StatusNotFound, r.ask(t, "GET", absent.configPath(), "", "").status, "nothing of it was stored")
+	require.Equal(
+		t,
+		http.StatusNotFound,
+		r.ask(t, "GET", absent.configPath(), "", "").status,
+		"nothing of it was stored",
+	)
 	require.Equal(t, http.StatusOK, r.ask(t, "GET", present.credsPath(), "", "").status, "nothing of it did harm")
 }
 
@@ -755,7 +787,8 @@ func (r *leakRun) queries(t *testing.T, a *app) {
 	t.Helper()
 	one, two := url.QueryEscape(r.appSecret()), url.QueryEscape(r.appSecret())
 	for _, query := range []string{
-		"?app_secret=" + one, "?app_secret=" + one + "&app_secret=" + two, "?secret=" + one, "?app_key=" + one + "&app_key=" + two,
+		"?app_secret=" + one, "?app_secret=" + one + "&app_secret=" + two, "?secret=" + one,
+		"?app_key=" + one + "&app_key=" + two,
 		"?base_url=https://u:" + one + "@h", "?app=" + one,
 	} {
 		for _, path := range []string{a.configPath(), a.credsPath(), a.statusPath()} {
@@ -766,7 +799,11 @@ func (r *leakRun) queries(t *testing.T, a *app) {
 		r.ask(t, "DELETE", r.m.path+"/config/nobody"+query, "", "")
 		r.ask(t, "GET", a.credsPath()+query+"&help=1", "", "")
 	}
-	for _, body := range []fields{{"app_secret": r.appSecret()}, {"app_secret": []string{r.appSecret(), r.appSecret()}}, {"x": r.appSecret()}} {
+	for _, body := range []fields{
+		{"app_secret": r.appSecret()},
+		{"app_secret": []string{r.appSecret(), r.appSecret()}},
+		{"x": r.appSecret()},
+	} {
 		r.ask(t, "POST", a.refreshPath(), "", jsonOf(t, body))
 		r.ask(t, "POST", a.statusPath(), "", jsonOf(t, body))
 		r.ask(t, "POST", a.credsPath(), "", jsonOf(t, body))
@@ -787,7 +824,12 @@ func (r *leakRun) useCLI(t *testing.T) {
 	}
 	run(r.appSecret(), "write", a.configPath(), "app_key="+a.key, "app_secret=-", "base_url="+dt.url)
 	run(a.secret+"\n", "write", a.configPath(), "app_key="+a.key, "app_secret=-", "base_url="+dt.url).succeeded(t)
-	run(jsonOf(t, fields{"app_key": a.key, "app_secret": []string{r.appSecret(), r.appSecret()}}), "write", a.configPath(), "-")
+	run(
+		jsonOf(t, fields{"app_key": a.key, "app_secret": []string{r.appSecret(), r.appSecret()}}),
+		"write",
+		a.configPath(),
+		"-",
+	)
 	run(jsonOf(t, fields{"app_key": a.key, "app_secret": fields{"v": r.appSecret()}}), "write", a.configPath(), "-")
 	run(a.secret, "patch", a.configPath(), "app_secret=-", "base_url="+dt.url, "leased=maybe")
 	run("", "read", a.configPath()).succeeded(t)
@@ -810,7 +852,8 @@ func (r *leakRun) useCLI(t *testing.T) {
 	}
 }
 
-// breakThePlugin ends the plugin's process under load: by SIGKILL, and by a signal that has it print what it was doing.
+// breakThePlugin ends the plugin's process under load: by SIGKILL, and by a signal that has it
+// print what it was doing.
 func (r *leakRun) breakThePlugin(t *testing.T) {
 	t.Helper()
 	dt := startDingTalk(t, fullLifetime)
@@ -841,7 +884,8 @@ func (r *leakRun) breakThePlugin(t *testing.T) {
 
 func processLives(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
-// ordinaryLife is what an app's days are made of. It returns the app and its last token's app; both have been handed out.
+// ordinaryLife is what an app's days are made of. It returns the app and its last token's app; both
+// have been handed out.
 func (r *leakRun) ordinaryLife(t *testing.T) (leased, unleased *app) {
 	t.Helper()
 	dt := startDingTalk(t, fullLifetime)
@@ -864,8 +908,16 @@ func (r *leakRun) ordinaryLife(t *testing.T) (leased, unleased *app) {
 		}
 		decodeJSON(t, wrapped.body, &wrap)
 		noteSecret(wrap.Info.Token, "a wrapping token")
-		require.Equal(t, http.StatusOK, r.ask(t, "POST", "sys/wrapping/lookup", "", jsonOf(t, fields{"token": wrap.Info.Token})).status)
-		require.Equal(t, http.StatusOK, r.ask(t, "POST", "sys/wrapping/unwrap", "", jsonOf(t, fields{"token": wrap.Info.Token})).status)
+		require.Equal(
+			t,
+			http.StatusOK,
+			r.ask(t, "POST", "sys/wrapping/lookup", "", jsonOf(t, fields{"token": wrap.Info.Token})).status,
+		)
+		require.Equal(
+			t,
+			http.StatusOK,
+			r.ask(t, "POST", "sys/wrapping/unwrap", "", jsonOf(t, fields{"token": wrap.Info.Token})).status,
+		)
 	}
 	reply := r.ask(t, "GET", leased.credsPath(), "", "")
 	var lease struct {
@@ -893,8 +945,8 @@ func (r *leakRun) ordinaryLife(t *testing.T) (leased, unleased *app) {
 	return leased, unleased
 }
 
-// processWatch keeps what the machine shows of its processes: the command lines of all, and the environment of Vault and
-// its plugin.
+// processWatch keeps what the machine shows of its processes: the command lines of all, and the
+// environment of Vault and its plugin.
 type processWatch struct {
 	v      *vaultServer
 	stop   func()
@@ -902,7 +954,8 @@ type processWatch struct {
 	rounds int
 }
 
-// watchProcesses looks again and again until it is stopped; what it saw is searched at the end, when all secrets are known.
+// watchProcesses looks again and again until it is stopped; what it saw is searched at the end,
+// when all secrets are known.
 func watchProcesses(t *testing.T, v *vaultServer) *processWatch {
 	t.Helper()
 	w := &processWatch{v: v, seen: map[string]string{}}
@@ -950,7 +1003,10 @@ func (w *processWatch) search(t *testing.T, s *leakSearch) {
 		all.WriteString(strings.ReplaceAll(text, "\x00", " ") + "\n")
 		s.search(t, where, []byte(text))
 	}
-	for _, there := range []string{vaultBin + " server", w.v.pluginPath, vaultBin + " write", "VAULT_ADDR=" + w.v.addr, "VAULT_PLUGIN_"} {
+	for _, there := range []string{
+		vaultBin + " server", w.v.pluginPath, vaultBin + " write", "VAULT_ADDR=" + w.v.addr,
+		"VAULT_PLUGIN_",
+	} {
 		assert.Contains(t, mask(all.String()), there, "what was seen")
 	}
 	assert.Greater(t, w.rounds, 10)
@@ -970,14 +1026,15 @@ func (r *leakRun) searchAnswers(t *testing.T) {
 	t.Logf("%d answers searched for %d forms of %d secrets and tokens", len(r.answers), r.count, len(r.known))
 }
 
-// searchLogs searches Vault's log, which has the plugin's in it, and the audit log, and checks that they hold what they
-// are searched for.
+// searchLogs searches Vault's log, which has the plugin's in it, and the audit log, and checks that
+// they hold what they are searched for.
 func (r *leakRun) searchLogs(t *testing.T) {
 	t.Helper()
 	log, err := os.ReadFile(r.v.logPath())
 	require.NoError(t, err)
 	for _, there := range []string{
-		"[TRACE]", "[DEBUG]", "fetched a token", "[WARN]", "plugin process exited", "goroutine ", "handle request", r.m.path, "invalidParameter",
+		"[TRACE]", "[DEBUG]", "fetched a token", "[WARN]", "plugin process exited", "goroutine ", "handle request",
+		r.m.path, "invalidParameter",
 	} {
 		require.Contains(t, string(log), there, "Vault's log")
 	}
@@ -988,11 +1045,16 @@ func (r *leakRun) searchLogs(t *testing.T) {
 	require.NoError(t, err)
 	require.Greater(t, bytes.Count(audit, []byte("\n")), len(r.answers))
 	r.search(t, "the audit log", withoutQueries(t, audit))
-	t.Logf("%d lines of log and %d audit entries searched", bytes.Count(log, []byte("\n")), bytes.Count(audit, []byte("\n")))
+	t.Logf(
+		"%d lines of log and %d audit entries searched",
+		bytes.Count(log, []byte("\n")),
+		bytes.Count(audit, []byte("\n")),
+	)
 }
 
-// withoutQueries leaves the URL of each request out of an audit log: Vault writes it there as it came, query included,
-// whatever an engine does. Keys of objects are not hashed either, so no test makes a secret one.
+// withoutQueries leaves the URL of each request out of an audit log: Vault writes it there as it
+// came, query included, whatever an engine does. Keys of objects are not hashed either, so no test
+// makes a secret one.
 func withoutQueries(t *testing.T, audit []byte) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -1007,7 +1069,8 @@ func withoutQueries(t *testing.T, audit []byte) []byte {
 	return out.Bytes()
 }
 
-// requireHashed checks that the audit log has the tokens and secrets of these apps as Vault hashes them.
+// requireHashed checks that the audit log has the tokens and secrets of these apps as Vault hashes
+// them.
 func (r *leakRun) requireHashed(t *testing.T, apps ...*app) {
 	t.Helper()
 	for _, a := range apps {

@@ -4,11 +4,10 @@
 
 package e2e
 
-// A lease stands for one token: renewing it extends the token for all holders, it never outlives the token, and revoking
-// it always works.
+// A lease stands for one token: renewing it extends the token for all holders, it never outlives
+// the token, and revoking it always works.
 
 import (
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -51,18 +50,27 @@ func (a *app) leaseEnd(t *testing.T, lease string) time.Time {
 	return end
 }
 
-// requireWithinTokenLife checks that a lease ends no later than its token does. Vault counts the TTL from when it gets the plugin's
-// answer, which is later than the plugin does by a part of what the renewal took.
+// requireWithinTokenLife checks that a lease ends no later than its token does. Vault counts the
+// TTL from when it gets the plugin's answer, which is later than the plugin does by a part of what
+// the renewal took.
 func (a *app) requireWithinTokenLife(t *testing.T, lease, token string, took time.Duration) {
 	t.Helper()
 	end := a.leaseEnd(t, lease)
 	left := a.dt.left(token)
 	tokenEnd := time.Now().Add(left)
 	require.Positive(t, left, "the token lives")
-	require.False(t, end.After(tokenEnd.Add(took)), "the lease ends at %s, the token at %s; the renewal took %s", end, tokenEnd, took)
+	require.False(
+		t,
+		end.After(tokenEnd.Add(took)),
+		"the lease ends at %s, the token at %s; the renewal took %s",
+		end,
+		tokenEnd,
+		took,
+	)
 }
 
-// requireEnds checks that a renewed lease is on its way out: a TTL of a second, a warning, and soon no lease.
+// requireEnds checks that a renewed lease is on its way out: a TTL of a second, a warning, and soon
+// no lease.
 func (a *app) requireEnds(t *testing.T, renewal *api.Secret) {
 	t.Helper()
 	require.Equal(t, time.Second, leaseTTL(renewal), "TTL of a lease whose token is no more")
@@ -73,10 +81,17 @@ func (a *app) requireEnds(t *testing.T, renewal *api.Secret) {
 	})
 }
 
-// requireTTL checks that a lease's TTL is what is left of the token's life, of which some passed while the answer was on its way.
+// requireTTL checks that a lease's TTL is what is left of the token's life, of which some passed
+// while the answer was on its way.
 func requireTTL(t *testing.T, lease *api.Secret, left, took time.Duration) {
 	t.Helper()
-	require.InDelta(t, left.Seconds(), leaseTTL(lease).Seconds(), (leaseSlack + took).Seconds(), "the lease lives as long as the token")
+	require.InDelta(
+		t,
+		left.Seconds(),
+		leaseTTL(lease).Seconds(),
+		(leaseSlack + took).Seconds(),
+		"the lease lives as long as the token",
+	)
 }
 
 func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
@@ -93,9 +108,10 @@ func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
 	token := dt.LastToken(a.key)
 	require.Equal(t, 1, a.calls())
 
-	// The first half of the token's life: renewals at any moment cost nothing and have nothing to warn of.
+	// The first half of the token's life: renewals at any moment cost nothing and have nothing to warn
+	// of.
 	for i := range 20 {
-		time.Sleep(rand.N(250 * time.Millisecond)) // moments within a second are what this is about
+		time.Sleep(time.Duration(i*67%250) * time.Millisecond) // moments within a second are what this is about
 		lease := leases[i%holders]
 		increment := []time.Duration{0, day}[i%2]
 		renewal, took := a.timedRenew(t, lease, increment)
@@ -302,7 +318,8 @@ func TestWrap_lives_no_longer_than_the_token(t *testing.T) {
 	}
 }
 
-// outstanding makes apps with leases: one is as it was, one's DingTalk does not answer any more, one was deleted.
+// outstanding makes apps with leases: one is as it was, one's DingTalk does not answer any more,
+// one was deleted.
 func outstanding(t *testing.T, m *mount) {
 	t.Helper()
 	dt, down := startDingTalk(t, fullLifetime), startDingTalk(t, fullLifetime)

@@ -4,8 +4,9 @@
 
 package e2e
 
-// The way from the plugin to its upstream, in a real Vault with real servers on loopback: whose certificate is trusted,
-// which TLS is spoken, that no redirect is followed, and to which addresses the secret is sent at all.
+// The way from the plugin to its upstream, in a real Vault with real servers on loopback: whose
+// certificate is trusted, which TLS is spoken, that no redirect is followed, and to which addresses
+// the secret is sent at all.
 
 import (
 	"bytes"
@@ -104,7 +105,8 @@ type upstreamServer struct {
 	tls *tls.Config // nil for plain HTTP
 }
 
-// serveUpstream serves a handler on a loopback address, with TLS if there is a configuration for it.
+// serveUpstream serves a handler on a loopback address, with TLS if there is a configuration for
+// it.
 func serveUpstream(t *testing.T, host string, config *tls.Config, handler http.Handler) *upstreamServer {
 	t.Helper()
 	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
@@ -156,7 +158,8 @@ func (u *upstreamServer) port(t *testing.T) string {
 	return port
 }
 
-// enableWith registers the plugin under a name of its own with an environment, as an operator does, and enables it.
+// enableWith registers the plugin under a name of its own with an environment, as an operator does,
+// and enables it.
 func (v *vaultServer) enableWith(t *testing.T, name string, env ...string) *mount {
 	t.Helper()
 	needsVault(t, "vault plugin register -env")
@@ -254,13 +257,31 @@ func TestTLS_only_a_trusted_certificate_of_the_right_name_and_time_gets_the_secr
 		config *tls.Config
 		says   []string
 	}{
-		"the CA is not in SSL_CERT_FILE": {m, config(stranger.issue(t, tomorrow, local...), tls.VersionTLS12, 0), []string{untrusted, "unknown authority"}},
-		"no SSL_CERT_FILE":               {plain, config(good, tls.VersionTLS12, 0), []string{untrusted, "unknown authority"}},
-		"another name":                   {m, config(ca.issue(t, tomorrow, "api.dingtalk.test"), tls.VersionTLS12, 0), []string{untrusted, "127.0.0.1"}},
-		"another address":                {m, config(ca.issue(t, tomorrow, "127.0.0.2"), tls.VersionTLS12, 0), []string{untrusted, "127.0.0.1"}},
-		"expired":                        {m, config(ca.issue(t, yesterday, local...), tls.VersionTLS12, 0), []string{untrusted, "expired"}},
-		"TLS 1.1":                        {m, config(good, tls.VersionTLS10, tls.VersionTLS11), []string{"(?i)tls.*(version|protocol)"}},
-		"plain HTTP":                     {m, nil, []string{"does not speak TLS"}},
+		"the CA is not in SSL_CERT_FILE": {
+			m, config(stranger.issue(t, tomorrow, local...), tls.VersionTLS12, 0),
+			[]string{untrusted, "unknown authority"},
+		},
+		"no SSL_CERT_FILE": {
+			plain, config(good, tls.VersionTLS12, 0),
+			[]string{untrusted, "unknown authority"},
+		},
+		"another name": {
+			m, config(ca.issue(t, tomorrow, "api.dingtalk.test"), tls.VersionTLS12, 0),
+			[]string{untrusted, "127.0.0.1"},
+		},
+		"another address": {
+			m, config(ca.issue(t, tomorrow, "127.0.0.2"), tls.VersionTLS12, 0),
+			[]string{untrusted, "127.0.0.1"},
+		},
+		"expired": {
+			m, config(ca.issue(t, yesterday, local...), tls.VersionTLS12, 0),
+			[]string{untrusted, "expired"},
+		},
+		"TLS 1.1": {
+			m, config(good, tls.VersionTLS10, tls.VersionTLS11),
+			[]string{"(?i)tls.*(version|protocol)"},
+		},
+		"plain HTTP": {m, nil, []string{"does not speak TLS"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			upstream := serveUpstream(t, "127.0.0.1", c.config, dt)
@@ -268,7 +289,12 @@ func TestTLS_only_a_trusted_certificate_of_the_right_name_and_time_gets_the_secr
 			a.requireFails(t, c.says...)
 			require.Zero(t, upstream.requests.Load(), "no request, so no secret, was sent")
 			require.Zero(t, a.calls())
-			require.EqualValues(t, 2, upstream.connections.Load(), "what another attempt cannot mend is tried once: for the write, and for the read")
+			require.EqualValues(
+				t,
+				2,
+				upstream.connections.Load(),
+				"what another attempt cannot mend is tried once: for the write, and for the read",
+			)
 		})
 	}
 
@@ -320,17 +346,27 @@ func TestRedirect_is_never_followed(t *testing.T) {
 			t.Run(fmt.Sprintf("%d to %s", status, name), func(t *testing.T) {
 				t.Parallel()
 				var paths sync.Map
-				upstream := serveUpstream(t, "127.0.0.1", config, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					_, _ = io.Copy(io.Discard, r.Body)
-					paths.Store(r.URL.Path, true)
-					if location != "" {
-						w.Header().Set("Location", location)
-					}
-					w.WriteHeader(status)
-				}))
+				upstream := serveUpstream(
+					t,
+					"127.0.0.1",
+					config,
+					http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						_, _ = io.Copy(io.Discard, r.Body)
+						paths.Store(r.URL.Path, true)
+						if location != "" {
+							w.Header().Set("Location", location)
+						}
+						w.WriteHeader(status)
+					}),
+				)
 				a := m.appAt(dt, "https://"+upstream.addr)
 				a.requireFails(t, "(?i)redirect", fmt.Sprint(status))
-				require.EqualValues(t, 2, upstream.requests.Load(), "one for the write, one for the read, and none after them")
+				require.EqualValues(
+					t,
+					2,
+					upstream.requests.Load(),
+					"one for the write, one for the read, and none after them",
+				)
 				paths.Range(func(path, _ any) bool {
 					return assert.Equal(t, simulator.TokenPath, path)
 				})
@@ -365,24 +401,56 @@ func TestAddress_in_clear_text_is_for_literal_loopback_only(t *testing.T) {
 		})
 	}
 
-	// Each of these reaches the server if it is dialled: all are other names of this machine, or the server with something
-	// around it.
+	// Each of these reaches the server if it is dialled: all are other names of this machine, or the
+	// server with something around it.
 	upstream := serveUpstream(t, "0.0.0.0", nil, dt)
 	port := upstream.port(t)
 	urls := []string{
-		"http://0.0.0.0:" + port, "http://[::]:" + port, "http://[::ffff:127.0.0.1]:" + port, "http://[::127.0.0.1]:" + port,
-		"http://127.1:" + port, "http://127.0.1:" + port, "http://2130706433:" + port, "http://0x7f000001:" + port,
-		"http://0x7f.0.0.1:" + port, "http://0177.0.0.1:" + port, "http://127.0.0.01:" + port, "http://127.0.0.1.:" + port,
-		"http://localhost.:" + port, "http://localhost.localdomain:" + port, "http://[::1%25lo]:" + port, "http://:" + port,
-		"http://127.0.0.1.nip.io:" + port, "http://evil.localhost:" + port,
-		"http://user:" + newSecret() + "@127.0.0.1:" + port, "http://" + newSecret() + "@127.0.0.1:" + port,
-		"http://127.0.0.1:" + port + "@127.0.0.1:" + port, "http://@127.0.0.1:" + port,
-		"http://127.0.0.1:" + port + "/v1.0", "http://127.0.0.1:" + port + "//", "http://127.0.0.1:" + port + "/%2f",
-		"http://127.0.0.1:" + port + "?x=1", "http://127.0.0.1:" + port + "/?", "http://127.0.0.1:" + port + "#x",
-		`http://127.0.0.1:` + port + `\`, `http:\\127.0.0.1:` + port, "http://127%2e0.0.1:" + port, "http:127.0.0.1:" + port,
-		"http:///127.0.0.1:" + port, "127.0.0.1:" + port, "//127.0.0.1:" + port, "ftp://127.0.0.1:" + port, "unix://127.0.0.1:" + port,
-		" http://127.0.0.1:" + port, "http://127.0.0.1:" + port + " ", "http://127.0.0.1:" + port + "\n", "http://127.0.0.1: " + port,
-		"http://127.0.0.1\t:" + port, "http://１２７.0.0.1:" + port, "http://127。0。0。1:" + port, "http://ⓛocalhost:" + port,
+		"http://0.0.0.0:" + port,
+		"http://[::]:" + port,
+		"http://[::ffff:127.0.0.1]:" + port,
+		"http://[::127.0.0.1]:" + port,
+		"http://127.1:" + port,
+		"http://127.0.1:" + port,
+		"http://2130706433:" + port,
+		"http://0x7f000001:" + port,
+		"http://0x7f.0.0.1:" + port,
+		"http://0177.0.0.1:" + port,
+		"http://127.0.0.01:" + port,
+		"http://127.0.0.1.:" + port,
+		"http://localhost.:" + port,
+		"http://localhost.localdomain:" + port,
+		"http://[::1%25lo]:" + port,
+		"http://:" + port,
+		"http://127.0.0.1.nip.io:" + port,
+		"http://evil.localhost:" + port,
+		"http://user:" + newSecret() + "@127.0.0.1:" + port,
+		"http://" + newSecret() + "@127.0.0.1:" + port,
+		"http://127.0.0.1:" + port + "@127.0.0.1:" + port,
+		"http://@127.0.0.1:" + port,
+		"http://127.0.0.1:" + port + "/v1.0",
+		"http://127.0.0.1:" + port + "//",
+		"http://127.0.0.1:" + port + "/%2f",
+		"http://127.0.0.1:" + port + "?x=1",
+		"http://127.0.0.1:" + port + "/?",
+		"http://127.0.0.1:" + port + "#x",
+		`http://127.0.0.1:` + port + `\`,
+		`http:\\127.0.0.1:` + port,
+		"http://127%2e0.0.1:" + port,
+		"http:127.0.0.1:" + port,
+		"http:///127.0.0.1:" + port,
+		"127.0.0.1:" + port,
+		"//127.0.0.1:" + port,
+		"ftp://127.0.0.1:" + port,
+		"unix://127.0.0.1:" + port,
+		" http://127.0.0.1:" + port,
+		"http://127.0.0.1:" + port + " ",
+		"http://127.0.0.1:" + port + "\n",
+		"http://127.0.0.1: " + port,
+		"http://127.0.0.1\t:" + port,
+		"http://１２７.0.0.1:" + port,
+		"http://127。0。0。1:" + port,
+		"http://ⓛocalhost:" + port,
 	}
 	for _, address := range ownAddresses(t) {
 		urls = append(urls, "http://"+net.JoinHostPort(address, port))

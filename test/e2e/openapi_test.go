@@ -4,8 +4,8 @@
 
 package e2e
 
-// What Vault tells about the mount: the OpenAPI document, held against what the engine really answers, and the texts of
-// `vault path-help`.
+// What Vault tells about the mount: the OpenAPI document, held against what the engine really
+// answers, and the texts of `vault path-help`.
 
 import (
 	"fmt"
@@ -96,7 +96,8 @@ func (s *apiSchema) String() string {
 	return text
 }
 
-// fields are what a body has. A reference is followed as clients do; Vault keeps none of a plugin's in the document of all mounts.
+// fields are what a body has. A reference is followed as clients do; Vault keeps none of a plugin's
+// in the document of all mounts.
 func (d *apiDocument) fields(content apiContent) map[string]*apiSchema {
 	schema := content["application/json"].Schema
 	if schema == nil {
@@ -129,7 +130,8 @@ func documentOf(t *testing.T, v *vaultServer) *apiDocument {
 	return &document
 }
 
-// genericDocumentOf is documentOf with the CLI and with parameters for the mounts' paths, as clients are generated from it.
+// genericDocumentOf is documentOf with the CLI and with parameters for the mounts' paths, as
+// clients are generated from it.
 func genericDocumentOf(t *testing.T, v *vaultServer) *apiDocument {
 	t.Helper()
 	var reply cliResult
@@ -186,7 +188,8 @@ var (
 		"next_attempt_at":   "string, date-time",
 	}
 
-	// wantOperations are all operations by path, method and id. Clients are generated with these names: they must not change.
+	// wantOperations are all operations by path, method and id. Clients are generated with these
+	// names: they must not change.
 	wantOperations = map[string]describedOperation{
 		"GET config/ dingtalk-list-apps": {
 			parameters: map[string]string{"list": "query, required: string, one of [true]"},
@@ -202,7 +205,11 @@ var (
 		"GET config/{app} dingtalk-read-app-configuration": {
 			parameters: appParameter,
 			answer: map[string]string{
-				"app_key": "string", "base_url": "string", "refresh_before": "integer, int64", "request_timeout": "integer, int64", "leased": "boolean",
+				"app_key":         "string",
+				"base_url":        "string",
+				"refresh_before":  "integer, int64",
+				"request_timeout": "integer, int64",
+				"leased":          "boolean",
 			},
 			statuses: "200 400 404",
 		},
@@ -229,7 +236,8 @@ var (
 	}
 )
 
-// requireOperations checks that a mount's part of a document has all that wantOperations says, and a text wherever one belongs.
+// requireOperations checks that a mount's part of a document has all that wantOperations says, and
+// a text wherever one belongs.
 func requireOperations(t *testing.T, d *apiDocument) {
 	t.Helper()
 	texts := func(fields map[string]*apiSchema) map[string]string {
@@ -249,7 +257,10 @@ func requireOperations(t *testing.T, d *apiDocument) {
 		for method, op := range item.operations() {
 			name := method + " " + path + " " + op.ID
 			assert.NotEmpty(t, op.Summary, name)
-			found := describedOperation{parameters: map[string]string{}, request: texts(d.fields(op.RequestBody.Content))}
+			found := describedOperation{
+				parameters: map[string]string{},
+				request:    texts(d.fields(op.RequestBody.Content)),
+			}
 			for _, p := range slices.Concat(item.Parameters, op.Parameters) {
 				if p.Required {
 					p.In += ", required"
@@ -308,7 +319,8 @@ func TestOpenAPI_defaults_are_what_the_engine_uses(t *testing.T) {
 
 	// The least that stores an app; its base_url is the default one, so nothing may be fetched.
 	least := m.unstoredApp(dt)
-	_, err := m.v.root.Logical().Write(least.configPath(), fields{"app_key": least.key, "app_secret": least.secret, "verify_connection": false})
+	_, err := m.v.root.Logical().
+		Write(least.configPath(), fields{"app_key": least.key, "app_secret": least.secret, "verify_connection": false})
 	require.NoError(t, err)
 	stored := m.readData(t, least.configPath())
 
@@ -347,7 +359,8 @@ func TestOpenAPI_defaults_are_what_the_engine_uses(t *testing.T) {
 	require.Equal(t, 1, a.calls())
 }
 
-// describedMount sends requests to a mount and holds each answer against the mount's part of the document.
+// describedMount sends requests to a mount and holds each answer against the mount's part of the
+// document.
 type describedMount struct {
 	*mount
 	document *apiDocument
@@ -355,7 +368,8 @@ type describedMount struct {
 
 var aDateTime = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$`)
 
-// ask sends a request over HTTP. The answer has that status, and of the described fields those that are named.
+// ask sends a request over HTTP. The answer has that status, and of the described fields those that
+// are named.
 func (m describedMount) ask(t *testing.T, method, path, body string, status int, names ...string) map[string]any {
 	t.Helper()
 	what := fmt.Sprintf("%s %s with %s", method, path, mask(body))
@@ -516,7 +530,11 @@ func TestOpenAPI_document_holds_what_status_and_refresh_answer(t *testing.T) {
 	require.Equal(t, "absent", state(absentNames...))
 	wrong := m.newApp(t, dt, fields{"app_secret": newSecret()})
 	m.ask(t, "POST", "refresh/"+wrong.name, "", 400)
-	require.Equal(t, "absent", m.ask(t, "GET", "status/"+wrong.name, "", 200, slices.Concat(absentNames, failedNames)...)["state"])
+	require.Equal(
+		t,
+		"absent",
+		m.ask(t, "GET", "status/"+wrong.name, "", 200, slices.Concat(absentNames, failedNames)...)["state"],
+	)
 
 	m.ask(t, "POST", "refresh/"+a.name, "", 200, statusNames...)
 	m.ask(t, "POST", "refresh/"+a.name, "", 200, statusNames...) // too soon
@@ -553,7 +571,11 @@ func parseHelp(t *testing.T, text string) helpText {
 	head, list, _ := strings.Cut(head, "\n## PARAMETERS\n")
 	_, synopsis, found := strings.Cut(head, "\n\n")
 	require.True(t, found, text)
-	help := helpText{synopsis: strings.TrimSpace(synopsis), description: strings.TrimSpace(description), parameters: map[string]string{}}
+	help := helpText{
+		synopsis:    strings.TrimSpace(synopsis),
+		description: strings.TrimSpace(description),
+		parameters:  map[string]string{},
+	}
 	name := ""
 	for line := range strings.Lines(list) {
 		switch indent := len(line) - len(strings.TrimLeft(line, " ")); {
@@ -608,8 +630,11 @@ func TestPathHelp_of_every_path_explains_every_parameter(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	for path, parameters := range map[string][]string{
-		"config":        nil,
-		"config/myapp":  {"app", "app_key", "app_secret", "base_url", "leased", "refresh_before", "request_timeout", "verify_connection"},
+		"config": nil,
+		"config/myapp": {
+			"app", "app_key", "app_secret", "base_url", "leased", "refresh_before", "request_timeout",
+			"verify_connection",
+		},
 		"creds/myapp":   {"app", "min_ttl"},
 		"status/myapp":  {"app"},
 		"refresh/myapp": {"app"},
@@ -624,7 +649,8 @@ func TestPathHelp_of_every_path_explains_every_parameter(t *testing.T) {
 			assert.NotEqual(t, help.synopsis, help.description)
 			assert.ElementsMatch(t, parameters, slices.Collect(maps.Keys(help.parameters)))
 
-			// The same words as in the document of the same path, and the defaults, which Vault shows only there.
+			// The same words as in the document of the same path, and the defaults, which Vault shows only
+			// there.
 			var document apiDocument
 			decodeJSON(t, m.v.mustCLI(t, "path-help", "-format=json", m.path+"/"+path), &document)
 			require.Len(t, document.Paths, 1)

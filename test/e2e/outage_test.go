@@ -4,7 +4,8 @@
 
 package e2e
 
-// What readers get when DingTalk is away, and what of a token outlives Vault and the plugin's process.
+// What readers get when DingTalk is away, and what of a token outlives Vault and the plugin's
+// process.
 
 import (
 	"encoding/json"
@@ -39,7 +40,8 @@ func TestOutage_the_token_in_hand_serves_until_it_expires_and_never_after(t *tes
 				secret, err := a.tryRead()
 				after := dt.left(token)
 				if err != nil {
-					// The engine counts whole seconds from before its request was sent, so it may end a little early.
+					// The engine counts whole seconds from before its request was sent, so it may end a little
+					// early.
 					require.Less(t, after, 3*time.Second, "a token with life left is served")
 					refused(t, err, http.StatusBadGateway)
 					break
@@ -51,7 +53,11 @@ func TestOutage_the_token_in_hand_serves_until_it_expires_and_never_after(t *tes
 				case after > window+1200*time.Millisecond: // the engine counts whole seconds, and from a little earlier
 					require.Empty(t, secret.Warnings, "%s before the end", after)
 				case before < window:
-					require.NotEmpty(t, secret.Warnings, "a token that is due and cannot be refreshed comes with a warning")
+					require.NotEmpty(
+						t,
+						secret.Warnings,
+						"a token that is due and cannot be refreshed comes with a warning",
+					)
 					warned++
 				}
 				if name == "leased" {

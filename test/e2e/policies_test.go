@@ -4,8 +4,8 @@
 
 package e2e
 
-// The policies in examples/policies, word for word, with real tokens of Vault: what each allows, and that it allows
-// nothing else.
+// The policies in examples/policies, word for word, with real tokens of Vault: what each allows,
+// and that it allows nothing else.
 
 import (
 	"encoding/json"
@@ -28,7 +28,8 @@ const (
 	patchType   = "application/merge-patch+json"
 )
 
-// policyWorld is a Vault with the engine where the policies expect it, and the apps that they are about.
+// policyWorld is a Vault with the engine where the policies expect it, and the apps that they are
+// about.
 type policyWorld struct {
 	v  *vaultServer
 	dt *dingtalk
@@ -119,7 +120,8 @@ func (w *policyWorld) operations(t *testing.T) map[string]func(holder) answer {
 	return ops
 }
 
-// requireAllows checks that the holder may do what is named, and that Vault refuses it everything else.
+// requireAllows checks that the holder may do what is named, and that Vault refuses it everything
+// else.
 func (w *policyWorld) requireAllows(t *testing.T, h holder, allowed ...string) {
 	t.Helper()
 	ops := w.operations(t)
@@ -130,7 +132,14 @@ func (w *policyWorld) requireAllows(t *testing.T, h holder, allowed ...string) {
 		reply := ops[name](h)
 		may := slices.Contains(allowed, name)
 		if may {
-			assert.Contains(t, []int{http.StatusOK, http.StatusNoContent}, reply.status, "%s: %s", name, mask(reply.body))
+			assert.Contains(
+				t,
+				[]int{http.StatusOK, http.StatusNoContent},
+				reply.status,
+				"%s: %s",
+				name,
+				mask(reply.body),
+			)
 		} else {
 			assert.Equal(t, http.StatusForbidden, reply.status, "%s: %s", name, mask(reply.body))
 			assert.Contains(t, reply.body, "permission denied", name)
@@ -166,7 +175,11 @@ func TestPolicies_are_all_tested_here(t *testing.T) {
 		names = append(names, filepath.Base(file))
 	}
 	// reader-wrapped.hcl has its tests in wrapping_test.go.
-	require.Equal(t, []string{"monitor.hcl", "operator.hcl", "reader-by-entity.hcl", "reader-wrapped.hcl", "reader.hcl"}, names)
+	require.Equal(
+		t,
+		[]string{"monitor.hcl", "operator.hcl", "reader-by-entity.hcl", "reader-wrapped.hcl", "reader.hcl"},
+		names,
+	)
 }
 
 //nolint:tparallel // the subtests share one Vault
@@ -185,7 +198,9 @@ func TestPolicy_allows_what_it_says_and_nothing_else(t *testing.T) {
 		)...)
 		h.mustCLI(t, "list", "dingtalk/config")
 		fresh := w.apps["myapp"]
-		h.cliWithInput(t, fresh.secret, "write", fresh.configPath(), "app_key="+fresh.key, "app_secret=-", "base_url="+fresh.dt.url).succeeded(t)
+		h.cliWithInput(t, fresh.secret, "write", fresh.configPath(), "app_key="+fresh.key, "app_secret=-",
+			"base_url="+fresh.dt.url).
+			succeeded(t)
 	})
 	t.Run("monitor", func(t *testing.T) {
 		w.requireAllows(t, w.holderOf(t, w.write(t, "monitor.hcl")), w.ofEveryApp("read status/")...)
@@ -197,7 +212,9 @@ func TestPolicy_allows_what_it_says_and_nothing_else(t *testing.T) {
 		requireKeepsItsLease(t, h)
 	})
 	t.Run("reader without Vault's default policy", func(t *testing.T) {
-		secret, err := w.v.root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{"dingtalk-reader"}, NoDefaultPolicy: true})
+		secret, err := w.v.root.Auth().
+			Token().
+			Create(&api.TokenCreateRequest{Policies: []string{"dingtalk-reader"}, NoDefaultPolicy: true})
 		require.NoError(t, err)
 		h := w.withToken(secret.Auth.ClientToken)
 		w.requireAllows(t, h, "read creds/myapp", "long creds/myapp")
@@ -223,8 +240,10 @@ func (w *policyWorld) requireReachesNothingElse(t *testing.T, h holder) {
 	t.Helper()
 	for _, path := range []string{
 		"dingtalk/creds/other/", "dingtalk/creds/myapp/", "dingtalk/creds/myapp/other", "dingtalk/creds/myapp/../other",
-		"dingtalk/creds/myapp%2f..%2fother", "dingtalk/creds/myapp/%2e%2e/other", "dingtalk/creds//other", "dingtalk//creds/other",
-		"dingtalk/./creds/other", "dingtalk/creds/OTHER", "dingtalk/creds/MYAPP", "dingtalk/creds/myapp%00", "dingtalk/creds/*",
+		"dingtalk/creds/myapp%2f..%2fother", "dingtalk/creds/myapp/%2e%2e/other", "dingtalk/creds//other",
+		"dingtalk//creds/other",
+		"dingtalk/./creds/other", "dingtalk/creds/OTHER", "dingtalk/creds/MYAPP", "dingtalk/creds/myapp%00",
+		"dingtalk/creds/*",
 		"dingtalk/creds/+", "dingtalk/creds/", "dingtalk/creds/other?app=myapp", "dingtalk/creds/myapp-payroll",
 		"dingtalk/config/myapp/../../creds/other", "dingtalk/creds/myapp/../../config/myapp", "dingtalk/config/?list=true",
 	} {
@@ -261,7 +280,12 @@ func requireKeepsItsLease(t *testing.T, h holder) {
 	t.Helper()
 	require.Equal(t, http.StatusOK, h.renew(t).status)
 	for _, path := range []string{"sys/leases/revoke", "sys/leases/revoke-prefix/dingtalk/creds/myapp"} {
-		require.Equal(t, http.StatusForbidden, h.http(t, "POST", path, "", h.readLease(t)).status, "which would end nothing anyway")
+		require.Equal(
+			t,
+			http.StatusForbidden,
+			h.http(t, "POST", path, "", h.readLease(t)).status,
+			"which would end nothing anyway",
+		)
 	}
 }
 
@@ -301,7 +325,12 @@ func TestPolicy_by_entity_gives_everybody_the_app_of_their_own(t *testing.T) {
 	w.requireAllows(t, mine, "read creds/myapp", "long creds/myapp")
 	w.requireReachesNothingElse(t, mine)
 	requireKeepsItsLease(t, mine)
-	w.requireAllows(t, login(t, "holder-of-other", map[string]string{"dingtalk_app": "other"}), "read creds/other", "long creds/other")
+	w.requireAllows(
+		t,
+		login(t, "holder-of-other", map[string]string{"dingtalk_app": "other"}),
+		"read creds/other",
+		"long creds/other",
+	)
 	w.requireAllows(t, login(t, "holder-of-nothing", nil))
 	w.requireAllows(t, login(t, "holder-of-something-else", map[string]string{"app": "myapp"}))
 	w.requireAllows(t, login(t, "holder-of-an-empty-name", map[string]string{"dingtalk_app": ""}))

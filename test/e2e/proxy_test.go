@@ -4,8 +4,8 @@
 
 package e2e
 
-// The plugin behind a forward proxy, as its environment says. The upstream has a made-up name that only the proxy can
-// reach, since Go never sends loopback addresses through a proxy.
+// The plugin behind a forward proxy, as its environment says. The upstream has a made-up name that
+// only the proxy can reach, since Go never sends loopback addresses through a proxy.
 
 import (
 	"bufio"
@@ -233,10 +233,18 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 	})
 	t.Run("a refusal is told by its status alone", func(t *testing.T) {
 		defer proxy.behave(func() { proxy.refusal = "" })
-		for status, reason := range map[int]string{403: "Forbidden", 407: "Proxy Authentication Required", 502: "Bad Gateway", 302: "Found"} {
+		for status, reason := range map[int]string{
+			403: "Forbidden", 407: "Proxy Authentication Required",
+			502: "Bad Gateway", 302: "Found",
+		} {
 			proxy.behave(func() {
-				proxy.refusal = fmt.Sprintf("HTTP/1.1 %d %s and the password is %s\r\nLocation: https://%s:8443/\r\nContent-Length: 5\r\n\r\nnever",
-					status, reason, password, host)
+				proxy.refusal = fmt.Sprintf(
+					"HTTP/1.1 %d %s and the password is %s\r\nLocation: https://%s:8443/\r\nContent-Length: 5\r\n\r\nnever",
+					status,
+					reason,
+					password,
+					host,
+				)
 			})
 			a := m.appAt(dt, fmt.Sprintf("https://status-%d.%s", status, host))
 			a.requireFails(t, fmt.Sprintf("(?i)proxy.*%d", status))
@@ -266,13 +274,24 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 	})
 	t.Run("a proxy that is not there", func(t *testing.T) {
 		dead := deadAddress(t)
-		lost := v.enableWith(t, "dingtalk-lost", "HTTPS_PROXY=http://"+user+":"+password+"@"+dead, "SSL_CERT_FILE="+ca.file)
+		lost := v.enableWith(
+			t,
+			"dingtalk-lost",
+			"HTTPS_PROXY=http://"+user+":"+password+"@"+dead,
+			"SSL_CERT_FILE="+ca.file,
+		)
 		a := lost.appAt(dt, "https://"+host)
 		a.requireFails(t, "connection refused")
 		require.Zero(t, a.calls())
 	})
 	t.Run("NO_PROXY is honoured", func(t *testing.T) {
-		direct := v.enableWith(t, "dingtalk-direct", "HTTPS_PROXY="+proxyURL, "NO_PROXY=.dingtalk.test", "SSL_CERT_FILE="+ca.file)
+		direct := v.enableWith(
+			t,
+			"dingtalk-direct",
+			"HTTPS_PROXY="+proxyURL,
+			"NO_PROXY=.dingtalk.test",
+			"SSL_CERT_FILE="+ca.file,
+		)
 		before := proxy.seen()
 		a := direct.appAt(dt, "https://"+host)
 		require.NoError(t, a.store(t, false))
@@ -291,12 +310,18 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 		require.Equal(t, before, proxy.seen())
 	})
 	for _, line := range proxy.seen() {
-		require.True(t, strings.HasPrefix(line, "CONNECT "), "never a request of its own, which would be in clear: %s", line)
+		require.True(
+			t,
+			strings.HasPrefix(line, "CONNECT "),
+			"never a request of its own, which would be in clear: %s",
+			line,
+		)
 	}
 	require.NoError(t, v.findLeaks())
 }
 
-// deadAddress is an address on loopback where nobody listens. It is taken as long as the test runs: else somebody might.
+// deadAddress is an address on loopback where nobody listens. It is taken as long as the test runs:
+// else somebody might.
 func deadAddress(t *testing.T) string {
 	t.Helper()
 	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)

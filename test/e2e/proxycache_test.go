@@ -4,8 +4,9 @@
 
 package e2e
 
-// A real Vault Proxy with the configuration in examples/proxy, which answers reads from its cache. What a reader gets must be a token
-// that DingTalk accepts at that moment, while Vault sees few leases and DingTalk few calls, whatever happens behind the Proxy.
+// A real Vault Proxy with the configuration in examples/proxy, which answers reads from its cache.
+// What a reader gets must be a token that DingTalk accepts at that moment, while Vault sees few
+// leases and DingTalk few calls, whatever happens behind the Proxy.
 
 import (
 	"io"
@@ -26,8 +27,9 @@ import (
 const (
 	proxiedLifetime = 30 * time.Second
 
-	// renewedWithin is when Proxy has renewed a lease of this lifetime at the latest, if the token was extended as the lease was
-	// made or last renewed: at two thirds of it, and up to a fifteenth for spreading. The rest is for a busy machine.
+	// renewedWithin is when Proxy has renewed a lease of this lifetime at the latest, if the token was
+	// extended as the lease was made or last renewed: at two thirds of it, and up to a fifteenth for
+	// spreading. The rest is for a busy machine.
 	renewedWithin = proxiedLifetime*11/15 + 6*time.Second
 
 	// leastLeft is what a cached answer's token has left: Proxy gives up a lease in the last tenth.
@@ -106,7 +108,8 @@ func (p *cachingProxy) refresh(t *testing.T) {
 	require.NoError(t, err, "refresh through the Proxy")
 }
 
-// revoke revokes a lease through the Proxy. Vault's answer comes after that, as it does by default, or before.
+// revoke revokes a lease through the Proxy. Vault's answer comes after that, as it does by default,
+// or before.
 func (p *cachingProxy) revoke(t *testing.T, lease string, wait bool) {
 	t.Helper()
 	_, err := p.client.Logical().Write("sys/leases/revoke", fields{"lease_id": lease, "sync": wait})
@@ -212,7 +215,8 @@ func (r *proxyReaders) requireFew(t *testing.T, calls int) {
 	require.GreaterOrEqual(t, r.cached, r.answers-4*len(r.leases), "all answers but the first of each lease are cached")
 }
 
-// awaitToken waits until the readers get the token that DingTalk gave last, if that is another than before.
+// awaitToken waits until the readers get the token that DingTalk gave last, if that is another than
+// before.
 func (r *proxyReaders) awaitToken(t *testing.T, bound time.Duration, before string) string {
 	t.Helper()
 	dt, key := r.p.a.dt, r.p.a.key
@@ -273,10 +277,20 @@ func TestVaultProxy_answers_live_across_a_replaced_token_a_restart_and_a_change_
 	dt.RotateTokens(a.key, false)
 
 	// Vault restarts while the copy is good: the readers do not notice.
-	waitFor(t, proxiedLifetime, "the token has more than half of its life left", func() bool { return dt.left(token) > proxiedLifetime/2 })
+	waitFor(
+		t,
+		proxiedLifetime,
+		"the token has more than half of its life left",
+		func() bool { return dt.left(token) > proxiedLifetime/2 },
+	)
 	down, answers := time.Now(), r.answersNow()
 	require.NoError(t, v.stop())
-	waitFor(t, 10*time.Second, "readers get answers while Vault is down", func() bool { return r.answersNow() > answers+20 })
+	waitFor(
+		t,
+		10*time.Second,
+		"readers get answers while Vault is down",
+		func() bool { return r.answersNow() > answers+20 },
+	)
 	v.bootAgain(t)
 	calls, up := a.calls(), time.Now()
 	waitFor(t, proxiedLifetime, "the Proxy has the token extended", func() bool { return a.calls() > calls })
@@ -307,7 +321,12 @@ func TestVaultProxy_gives_no_dead_token_while_Vault_is_away(t *testing.T) {
 	p := startCachingProxy(t, a)
 	token := p.mustRead(t).token
 	r := startProxyReaders(t, p)
-	waitFor(t, 20*time.Second, "the Proxy has begun to renew the lease", func() bool { return strings.Contains(p.logged(t), "secret renewed") })
+	waitFor(
+		t,
+		20*time.Second,
+		"the Proxy has begun to renew the lease",
+		func() bool { return strings.Contains(p.logged(t), "secret renewed") },
+	)
 
 	// The copy goes on being served, and is dropped before its token ends.
 	down := time.Now()
@@ -317,7 +336,12 @@ func TestVaultProxy_gives_no_dead_token_while_Vault_is_away(t *testing.T) {
 		defer r.mu.Unlock()
 		return r.tokens[token]
 	}
-	waitFor(t, 20*time.Second, "readers get answers while Vault is down", func() bool { return lastGot().Sub(down) > 5*time.Second })
+	waitFor(
+		t,
+		20*time.Second,
+		"readers get answers while Vault is down",
+		func() bool { return lastGot().Sub(down) > 5*time.Second },
+	)
 	waitFor(t, lifetime+5*time.Second, "the token ends", func() bool { return dt.left(token) <= 0 })
 	r.requireNoneDead(t)
 	t.Logf("Vault stopped, the copy was served for another %s", lastGot().Sub(down).Round(time.Second))
@@ -344,13 +368,24 @@ func TestVaultProxy_a_token_that_DingTalk_ended_is_replaced_at_the_next_renewal(
 	dead := dt.LastToken(a.key)
 	dt.ExpireTokens(a.key)
 	ended := time.Now()
-	waitFor(t, 10*time.Second, "the copy goes on being served", func() bool { return r.gotSince(ended.Add(2*time.Second), dead) })
-	// The Proxy renews at two thirds of the lease. Where the background has had the token extended since, that is one renewal later,
-	// but never beyond nine tenths of the token's life as the engine knows it.
+	waitFor(
+		t,
+		10*time.Second,
+		"the copy goes on being served",
+		func() bool { return r.gotSince(ended.Add(2*time.Second), dead) },
+	)
+	// The Proxy renews at two thirds of the lease. Where the background has had the token extended
+	// since, that is one renewal later, but never beyond nine tenths of the token's life as the engine
+	// knows it.
 	r.awaitToken(t, proxiedLifetime*9/10, dead)
 	t.Logf("a token that DingTalk ended was replaced after %s", time.Since(ended).Round(time.Second))
 	replaced := time.Now()
-	waitFor(t, 10*time.Second, "readers go on", func() bool { return r.gotSince(replaced.Add(time.Second), dt.LastToken(a.key)) })
+	waitFor(
+		t,
+		10*time.Second,
+		"readers go on",
+		func() bool { return r.gotSince(replaced.Add(time.Second), dt.LastToken(a.key)) },
+	)
 	r.end()
 	for _, at := range r.dead {
 		require.False(t, at.After(replaced), "a dead token after the new one")
@@ -371,7 +406,8 @@ func TestVaultProxy_reader_that_refreshes_and_revokes_gets_another_token_at_once
 			// Where Vault answers before it has revoked the lease, the Proxy takes no notice.
 			p.revoke(t, refused.lease, false)
 			asked := time.Now()
-			waitFor(t, 10*time.Second, "the copy goes on being served", func() bool { return r.gotSince(asked.Add(time.Second), refused.token) })
+			waitFor(t, 10*time.Second, "the copy goes on being served",
+				func() bool { return r.gotSince(asked.Add(time.Second), refused.token) })
 			p.revoke(t, refused.lease, true)
 		}},
 		{"clearing the cache", func(proxied) {
@@ -380,7 +416,8 @@ func TestVaultProxy_reader_that_refreshes_and_revokes_gets_another_token_at_once
 	} {
 		refused := p.mustRead(t)
 		dt.ExpireTokens(a.key)
-		// First the refresh: were the copy dropped before, the next reader would have the engine's dead token cached again.
+		// First the refresh: were the copy dropped before, the next reader would have the engine's dead
+		// token cached again.
 		waitFor(t, 20*time.Second, "the engine has another token", func() bool {
 			p.refresh(t) // at most once in 10 s
 			return dt.LastToken(a.key) != refused.token
@@ -392,7 +429,12 @@ func TestVaultProxy_reader_that_refreshes_and_revokes_gets_another_token_at_once
 			return p.mustRead(t).token == dt.LastToken(a.key)
 		})
 		evicted := time.Now()
-		waitFor(t, 10*time.Second, "readers go on", func() bool { return r.gotSince(evicted.Add(time.Second), dt.LastToken(a.key)) })
+		waitFor(
+			t,
+			10*time.Second,
+			"readers go on",
+			func() bool { return r.gotSince(evicted.Add(time.Second), dt.LastToken(a.key)) },
+		)
 		require.False(t, r.gotSince(evicted, refused.token), "everybody has the new token")
 	}
 	r.end()
@@ -404,7 +446,8 @@ func (p *cachingProxy) clearCache(t *testing.T, what fields) {
 	t.Helper()
 	request := p.client.NewRequest(http.MethodPost, "/proxy/v1/cache-clear")
 	require.NoError(t, request.SetJSONBody(what))
-	response, err := p.client.RawRequestWithContext(t.Context(), request) //nolint:staticcheck // the library has no other way
+	//nolint:staticcheck // the library has no other way
+	response, err := p.client.RawRequestWithContext(t.Context(), request)
 	require.NoError(t, err)
 	require.NoError(t, response.Body.Close())
 }
@@ -464,7 +507,12 @@ func TestVaultProxy_answers_only_requests_that_say_they_are_for_Vault(t *testing
 	a := newMount(t).newApp(t, dt, nil)
 	p := startCachingProxy(t, a)
 	ask := func(headers map[string]string) (status int, body string) {
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.address+"/v1/"+a.credsPath(), http.NoBody)
+		request, err := http.NewRequestWithContext(
+			t.Context(),
+			http.MethodGet,
+			"http://"+p.address+"/v1/"+a.credsPath(),
+			http.NoBody,
+		)
 		require.NoError(t, err)
 		for name, value := range headers {
 			request.Header.Set(name, value)

@@ -5,8 +5,9 @@
 //nolint:thelper // a provocation is the test, no helper of it
 package e2e
 
-// What the engine says only where its storage fails or is slow, an hour has passed or something in it is broken, and what it says to
-// requests that Vault ends itself before the engine does: the engine without a Vault, over a storage that does as it is told.
+// What the engine says only where its storage fails or is slow, an hour has passed or something in
+// it is broken, and what it says to requests that Vault ends itself before the engine does: the
+// engine without a Vault, over a storage that does as it is told.
 
 import (
 	"bytes"
@@ -27,7 +28,8 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// hookedStorage calls a function before each of its calls, and does what was asked even if nobody waits for it any more.
+// hookedStorage calls a function before each of its calls, and does what was asked even if nobody
+// waits for it any more.
 type hookedStorage struct {
 	logical.InmemStorage
 	before func(call string) error
@@ -94,14 +96,24 @@ func newBareEngine(t *testing.T, baseURL string) *bareEngine {
 		Logger:      hclog.New(&hclog.LoggerOptions{Output: e, Level: hclog.Debug}),
 	})
 	require.NoError(t, err)
-	require.NoError(t, e.storage.InmemStorage.Put(t.Context(), &logical.StorageEntry{Key: "config/myapp", Value: []byte(storedConfig(baseURL))}))
+	require.NoError(
+		t,
+		e.storage.InmemStorage.Put(
+			t.Context(),
+			&logical.StorageEntry{Key: "config/myapp", Value: []byte(storedConfig(baseURL))},
+		),
+	)
 	t.Cleanup(func() { e.Cleanup(context.Background()) })
 	return e
 }
 
-// does has the engine do something with the app, and returns all that it says: in the error, in warnings and in its log.
+// does has the engine do something with the app, and returns all that it says: in the error, in
+// warnings and in its log.
 func (e *bareEngine) does(ctx context.Context, operation logical.Operation, path string, data map[string]any) string {
-	answer, err := e.HandleRequest(ctx, &logical.Request{Operation: operation, Path: path, Data: data, Storage: e.storage})
+	answer, err := e.HandleRequest(
+		ctx,
+		&logical.Request{Operation: operation, Path: path, Data: data, Storage: e.storage},
+	)
 	var said []string
 	if err != nil {
 		said = append(said, err.Error())
@@ -123,10 +135,19 @@ func anHourLater(before func(call string) error) provocation {
 		var said string
 		synctest.Test(t, func(t *testing.T) {
 			e := newBareEngine(t, "https://api.dingtalk.io")
-			require.NoError(t, e.storage.InmemStorage.Put(t.Context(), &logical.StorageEntry{Key: "token/orphan", Value: []byte("{}")}))
+			require.NoError(
+				t,
+				e.storage.InmemStorage.Put(
+					t.Context(),
+					&logical.StorageEntry{Key: "token/orphan", Value: []byte("{}")},
+				),
+			)
 			e.storage.before = before
 			time.Sleep(time.Hour + time.Minute)
-			_, err := e.HandleRequest(t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: e.storage})
+			_, err := e.HandleRequest(
+				t.Context(),
+				&logical.Request{Operation: logical.RollbackOperation, Storage: e.storage},
+			)
 			require.NoError(t, err)
 			synctest.Wait()
 			said = e.logged()
@@ -168,24 +189,46 @@ func ofTheEngineAlone() map[string]provocation {
 		})
 	}
 	return map[string]provocation{
-		`reading its configuration from storage`:  while("get config/myapp", logical.ReadOperation, "creds/myapp", nil),
-		`reading its token from storage`:          while("get token/myapp", logical.ReadOperation, "creds/myapp", nil),
-		`writing its configuration to storage`:    while("put config/myapp", logical.UpdateOperation, "config/myapp", map[string]any{"leased": false}),
-		`deleting its configuration from storage`: while("delete config/myapp", logical.DeleteOperation, "config/myapp", nil),
-		`listing the apps in storage`:             while("list config/", logical.ListOperation, "config/", nil),
+		`reading its configuration from storage`: while("get config/myapp", logical.ReadOperation, "creds/myapp", nil),
+		`reading its token from storage`:         while("get token/myapp", logical.ReadOperation, "creds/myapp", nil),
+		`writing its configuration to storage`: while(
+			"put config/myapp",
+			logical.UpdateOperation,
+			"config/myapp",
+			map[string]any{"leased": false},
+		),
+		`deleting its configuration from storage`: while(
+			"delete config/myapp",
+			logical.DeleteOperation,
+			"config/myapp",
+			nil,
+		),
+		`listing the apps in storage`: while("list config/", logical.ListOperation, "config/", nil),
 		`could not get a token for app "…", since Vault's storage failed`: func(t *testing.T) string {
 			e := newBareEngine(t, known(t).url)
 			e.storage.before = onceLoaded(func() error { return errors.New("no space left on device") })
 			return e.read(t.Context())
 		},
 		`app "…": storage has not confirmed the change within …, and it may take effect later: read its configuration before you try again`: slowly,
-		`app "…" is deleted, but not its stored token, which nobody is given any more`:                                                      while("delete token/myapp", logical.DeleteOperation, "config/myapp", nil),
-		`a fetched token could not be stored: it is served from memory, and after a restart another is fetched`:                             while("put token/myapp", logical.ReadOperation, "creds/myapp", nil),
-		`The configuration is in force, but storage did not take the token with it`:                                                         whileVerified,
-		`the app is configured, but its stored token could not be brought up to date: after a restart another is fetched`:                   whileVerified,
+		`app "…" is deleted, but not its stored token, which nobody is given any more`: while(
+			"delete token/myapp",
+			logical.DeleteOperation,
+			"config/myapp",
+			nil,
+		),
+		`a fetched token could not be stored: it is served from memory, and after a restart another is fetched`: while(
+			"put token/myapp",
+			logical.ReadOperation,
+			"creds/myapp",
+			nil,
+		),
+		`The configuration is in force, but storage did not take the token with it`:                                       whileVerified,
+		`the app is configured, but its stored token could not be brought up to date: after a restart another is fetched`: whileVerified,
 
 		`looking for tokens without a config failed: the next try is in an hour`: anHourLater(failsAt("list token/")),
-		`removing a token without a config failed: the next try is in an hour`:   anHourLater(failsAt("delete token/orphan")),
+		`removing a token without a config failed: the next try is in an hour`: anHourLater(
+			failsAt("delete token/orphan"),
+		),
 		`no response in time`: func(t *testing.T) string {
 			e := newBareEngine(t, known(t).url)
 			e.storage.before = onceLoaded(func() error {
@@ -210,7 +253,12 @@ func ofTheEngineAlone() map[string]provocation {
 			dt := known(t)
 			dt.SetTokenLifetime(5 * time.Second)
 			e := newBareEngine(t, dt.url)
-			e.does(t.Context(), logical.UpdateOperation, "config/myapp", map[string]any{"request_timeout": "10s"}) // so that the reader waits
+			e.does(
+				t.Context(),
+				logical.UpdateOperation,
+				"config/myapp",
+				map[string]any{"request_timeout": "10s"},
+			) // so that the reader waits
 			e.storage.before = func(call string) error {
 				if call == "put token/myapp" {
 					time.Sleep(3500 * time.Millisecond) // then less than two seconds are left

@@ -5,9 +5,10 @@
 //nolint:thelper // a provocation is the test, no helper of it
 package e2e
 
-// docs/troubleshooting.md lists errors by their texts. Each text in a heading is held here against what is really said: every one
-// is provoked, with the simulator's faults and the real programs. What needs a storage that fails, or an hour, comes from the
-// engine alone (troubleshooting_engine_test.go).
+// docs/troubleshooting.md lists errors by their texts. Each text in a heading is held here against
+// what is really said: every one is provoked, with the simulator's faults and the real programs.
+// What needs a storage that fails, or an hour, comes from the engine alone
+// (troubleshooting_engine_test.go).
 
 import (
 	"bytes"
@@ -61,7 +62,12 @@ func TestTroubleshooting_every_text_in_a_heading_is_what_is_really_said(t *testi
 		maps.Copy(provocations, some)
 	}
 
-	require.ElementsMatch(t, texts, slices.Collect(maps.Keys(provocations)), "each text in a heading has its provocation, and the other way round")
+	require.ElementsMatch(
+		t,
+		texts,
+		slices.Collect(maps.Keys(provocations)),
+		"each text in a heading has its provocation, and the other way round",
+	)
 	for text, provoke := range provocations {
 		t.Run(text, func(t *testing.T) {
 			t.Parallel()
@@ -79,7 +85,8 @@ func fileText(t *testing.T, path string) string {
 	return string(content)
 }
 
-// textsInHeadings are the texts in code in the headings. A heading without one is of a symptom that has no text.
+// textsInHeadings are the texts in code in the headings. A heading without one is of a symptom that
+// has no text.
 func textsInHeadings(t *testing.T, page string) []string {
 	t.Helper()
 	var texts []string
@@ -119,21 +126,51 @@ func ofDingTalk(m *mount) map[string]provocation {
 		}
 	}
 	return map[string]provocation{
-		`DingTalk rejected the credentials of app "…"`:                                           answers(simulator.Fault{Kind: simulator.FaultRejectedCredentials}),
-		`DingTalk does not allow Vault's IP address for app "…"`:                                 answers(simulator.Fault{Kind: simulator.FaultIPNotAllowed}),
-		`DingTalk rejected the request for a token of app "…"`:                                   answers(simulator.Fault{Kind: simulator.FaultPermissionDenied}),
-		`DingTalk throttles the requests for a token of app "…"`:                                 answers(simulator.Fault{Kind: simulator.FaultThrottledQPS}),
-		`DingTalk could not serve the request for a token of app "…"`:                            answers(simulator.Fault{Kind: simulator.FaultUnavailableUnknown}),
-		`DingTalk has banned Vault's egress IP, which app "…" shares with all other apps at …`:   answers(simulator.Fault{Kind: simulator.FaultBanned}),
-		`… answered the request for a token of app "…" with a redirect, which is never followed`: answers(simulator.Fault{Kind: simulator.FaultRedirect}),
-		`… answered the request for a token of app "…" with something that is not a token`:       answers(simulator.Fault{Kind: simulator.FaultEmptyToken}),
-		`the response is an HTML page, as a proxy or a ban of Vault's egress IP sends`:           answers(simulator.Fault{Kind: simulator.FaultHTML}),
-		`the response has no accessToken`:                                                        answers(simulator.Fault{Kind: simulator.FaultErrcode}),
-		`the response is not a JSON object`:                                                      answers(simulator.Fault{Kind: simulator.FaultTruncated}),
-		`the response is longer than 65536 bytes`:                                                answers(simulator.Fault{Kind: simulator.FaultHuge}),
-		`expireIn is missing, not a number or not positive`:                                      answers(simulator.Fault{Kind: simulator.FaultExpireIn}),
-		`the token had expired when it arrived (expireIn …)`:                                     answers(simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "1"}),
-		`could not get a token for app "…" from …`:                                               answers(simulator.Fault{Kind: simulator.FaultReset}),
+		`DingTalk rejected the credentials of app "…"`: answers(
+			simulator.Fault{Kind: simulator.FaultRejectedCredentials},
+		),
+		`DingTalk does not allow Vault's IP address for app "…"`: answers(
+			simulator.Fault{Kind: simulator.FaultIPNotAllowed},
+		),
+		`DingTalk rejected the request for a token of app "…"`: answers(
+			simulator.Fault{Kind: simulator.FaultPermissionDenied},
+		),
+		`DingTalk throttles the requests for a token of app "…"`: answers(
+			simulator.Fault{Kind: simulator.FaultThrottledQPS},
+		),
+		`DingTalk could not serve the request for a token of app "…"`: answers(
+			simulator.Fault{Kind: simulator.FaultUnavailableUnknown},
+		),
+		`DingTalk has banned Vault's egress IP, which app "…" shares with all other apps at …`: answers(
+			simulator.Fault{Kind: simulator.FaultBanned},
+		),
+		`… answered the request for a token of app "…" with a redirect, which is never followed`: answers(
+			simulator.Fault{Kind: simulator.FaultRedirect},
+		),
+		`… answered the request for a token of app "…" with something that is not a token`: answers(
+			simulator.Fault{Kind: simulator.FaultEmptyToken},
+		),
+		`the response is an HTML page, as a proxy or a ban of Vault's egress IP sends`: answers(
+			simulator.Fault{Kind: simulator.FaultHTML},
+		),
+		`the response has no accessToken`: answers(
+			simulator.Fault{Kind: simulator.FaultErrcode},
+		),
+		`the response is not a JSON object`: answers(
+			simulator.Fault{Kind: simulator.FaultTruncated},
+		),
+		`the response is longer than 65536 bytes`: answers(
+			simulator.Fault{Kind: simulator.FaultHuge},
+		),
+		`expireIn is missing, not a number or not positive`: answers(
+			simulator.Fault{Kind: simulator.FaultExpireIn},
+		),
+		`the token had expired when it arrived (expireIn …)`: answers(
+			simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "1"},
+		),
+		`could not get a token for app "…" from …`: answers(
+			simulator.Fault{Kind: simulator.FaultReset},
+		),
 		`connection reset`:           answers(simulator.Fault{Kind: simulator.FaultReset}),
 		`no whole response within …`: answers(simulator.Fault{Kind: simulator.FaultHang}),
 		`accessToken is not 1 to 2048 visible ASCII characters`: answers(simulator.Fault{
@@ -158,14 +195,19 @@ func ofTheWay(m *mount, own *vaultServer) map[string]provocation {
 	// behaving is a server that does what it likes with the connection.
 	behaving := func(do func(net.Conn)) provocation {
 		return func(t *testing.T) string {
-			upstream := serveUpstream(t, "127.0.0.1", nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				_, _ = io.Copy(io.Discard, r.Body)
-				conn, _, err := w.(http.Hijacker).Hijack()
-				if assert.NoError(t, err) {
-					do(conn)
-					assert.NoError(t, conn.Close())
-				}
-			}))
+			upstream := serveUpstream(
+				t,
+				"127.0.0.1",
+				nil,
+				http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					_, _ = io.Copy(io.Discard, r.Body)
+					conn, _, err := w.(http.Hijacker).Hijack()
+					if assert.NoError(t, err) {
+						do(conn)
+						assert.NoError(t, conn.Close())
+					}
+				}),
+			)
 			return from(t, m, "http://"+upstream.addr)
 		}
 	}
@@ -180,9 +222,12 @@ func ofTheWay(m *mount, own *vaultServer) map[string]provocation {
 	}
 	return map[string]provocation{
 		// A name that no resolver needs to be asked for, as its first part is too long.
-		`the name "…" cannot be resolved`:              at("https://" + strings.Repeat("n", 64) + ".dingtalk.test"),
-		`connection refused`:                           func(t *testing.T) string { return from(t, m, "https://"+deadAddress(t)) },
-		`dial: …`:                                      at("https://255.255.255.255"),
+		`the name "…" cannot be resolved`: at("https://" + strings.Repeat("n", 64) + ".dingtalk.test"),
+		`connection refused`: func(t *testing.T) string {
+			return from(t, m,
+				"https://"+deadAddress(t))
+		},
+		`dial: …`: at("https://255.255.255.255"),
 		`the connection ended before the response did`: behaving(func(net.Conn) {}),
 		`the HTTP exchange failed, or what came is not HTTP`: behaving(func(conn net.Conn) {
 			_, _ = io.WriteString(conn, "SSH-2.0-OpenSSH_9.6\r\n")
@@ -206,7 +251,10 @@ func ofTheWay(m *mount, own *vaultServer) map[string]provocation {
 
 // storedConfig is an app's entry in storage.
 func storedConfig(baseURL string) string {
-	return fmt.Sprintf(`{"version":1,"generation":"g","app_key":"dingstored","app_secret":"x","base_url":%q,"refresh_before":200,"request_timeout":1,"leased":true}`, baseURL)
+	return fmt.Sprintf(
+		`{"version":1,"generation":"g","app_key":"dingstored","app_secret":"x","base_url":%q,"refresh_before":200,"request_timeout":1,"leased":true}`,
+		baseURL,
+	)
 }
 
 // putRaw writes into the mount's storage past the engine.
@@ -241,7 +289,9 @@ func ofRequests(m *mount) map[string]provocation {
 	}
 	return map[string]provocation{
 		`app "…" is not configured: write its app_key and app_secret to …/config/… first`: read("creds/nobody"),
-		`app: the name has … characters; allowed are at most 128`:                         read("creds/" + strings.Repeat("n", 129)),
+		`app: the name has … characters; allowed are at most 128`: read(
+			"creds/" + strings.Repeat("n", 129),
+		),
 		`app: the name "…" has two dots in a row, which Vault's storage refuses; allowed are single ones`: func(t *testing.T) string {
 			_, err := m.v.root.Logical().Write(m.path+"/config/a..b", fields{"app_key": "k", "app_secret": "s"})
 			return words(t, err)
@@ -257,15 +307,21 @@ func ofRequests(m *mount) map[string]provocation {
 			_, err := m.v.root.Logical().Write(m.path+"/config/nobody", fields{"leased": true})
 			return words(t, err)
 		},
-		`app "…": changing base_url or app_key requires app_secret in the same request`: writes(fields{"app_key": "dingother"}),
+		`app "…": changing base_url or app_key requires app_secret in the same request`: writes(
+			fields{"app_key": "dingother"},
+		),
 		`app "…": a write with app_secret must name base_url too, since the stored one, …, is not one of DingTalk's hosts`: writes(
 			fields{"app_secret": newSecret()},
 		),
-		`…: expected one string, got …`:                                     writes(fields{"app_secret": []string{newSecret(), newSecret()}}),
+		`…: expected one string, got …`: writes(
+			fields{"app_secret": []string{newSecret(), newSecret()}},
+		),
 		`…; allowed are 1 to 512 printable ASCII characters without spaces`: writes(fields{"app_secret": "two words"}),
 		`…; allowed is a duration of whole seconds from … to …`:             writes(fields{"refresh_before": "500ms"}),
 		`…; allowed are true and false`:                                     writes(fields{"leased": "perhaps"}),
-		`base_url: … given: …; allowed is https://host[:port]`:              writes(fields{"base_url": "https://api.dingtalk.io/v1.0", "app_secret": newSecret()}),
+		`base_url: … given: …; allowed is https://host[:port]`: writes(
+			fields{"base_url": "https://api.dingtalk.io/v1.0", "app_secret": newSecret()},
+		),
 		`nothing was stored: …`: func(t *testing.T) string {
 			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
 			_, err := m.v.root.Logical().Write(a.configPath(), a.rotation(newSecret()))
@@ -286,7 +342,9 @@ func ofRequests(m *mount) map[string]provocation {
 			var first error
 			var writing sync.WaitGroup
 			writing.Go(func() {
-				_, first = m.v.client(t).Logical().Write(a.configPath(), fields{"leased": false, "verify_connection": true})
+				_, first = m.v.client(t).
+					Logical().
+					Write(a.configPath(), fields{"leased": false, "verify_connection": true})
 			})
 			waitFor(t, 10*time.Second, "the first write verifies", func() bool { return a.calls() == 1 })
 			a.update(t, fields{"refresh_before": "5m"})
@@ -384,8 +442,12 @@ func ofStorage(m *mount) map[string]provocation {
 		}
 	}
 	return map[string]provocation{
-		`its configuration in storage: the entry is not readable: it is not what this engine writes`: reads("something else"),
-		`the entry has version …, this release reads …`:                                              reads(strings.Replace(storedConfig("https://api.dingtalk.io"), `"version":1`, `"version":2`, 1)),
+		`its configuration in storage: the entry is not readable: it is not what this engine writes`: reads(
+			"something else",
+		),
+		`the entry has version …, this release reads …`: reads(
+			strings.Replace(storedConfig("https://api.dingtalk.io"), `"version":1`, `"version":2`, 1),
+		),
 	}
 }
 
@@ -454,15 +516,18 @@ func ofTheCatalog(v *vaultServer) map[string]provocation {
 		input.Type = api.PluginTypeSecrets
 		return v.root.Sys().RegisterPlugin(&input)
 	}
-	// starts registers a file, which Vault does not object to whatever it is, and enables it. What was tampered with is no
-	// longer in the file.
+	// starts registers a file, which Vault does not object to whatever it is, and enables it. What was
+	// tampered with is no longer in the file.
 	starts := func(content string, mode os.FileMode, tampered string) provocation {
 		return func(t *testing.T) string {
 			name := "odd-" + randomHex(4)
 			file := filepath.Join(filepath.Dir(v.pluginPath), name)
 			require.NoError(t, os.WriteFile(file, []byte(content), mode))
 			digest := sha256.Sum256([]byte(content + tampered))
-			require.NoError(t, register(api.RegisterPluginInput{Name: name, Command: name, SHA256: hex.EncodeToString(digest[:])}))
+			require.NoError(
+				t,
+				register(api.RegisterPluginInput{Name: name, Command: name, SHA256: hex.EncodeToString(digest[:])}),
+			)
 			return words(t, v.root.Sys().Mount(name, &api.MountInput{Type: name}))
 		}
 	}
@@ -474,11 +539,17 @@ func ofTheCatalog(v *vaultServer) map[string]provocation {
 			}))
 		},
 		`error while validating the command path: …`: func(t *testing.T) string {
-			return words(t, register(api.RegisterPluginInput{Name: "missing", Command: "missing", SHA256: v.pluginSHA256}))
+			return words(
+				t,
+				register(api.RegisterPluginInput{Name: "missing", Command: "missing", SHA256: v.pluginSHA256}),
+			)
 		},
 		`cannot execute files outside of configured plugin directory …`: func(t *testing.T) string {
 			require.NoError(t, os.Symlink(pluginBin, filepath.Join(filepath.Dir(v.pluginPath), "linked")))
-			return words(t, register(api.RegisterPluginInput{Name: "linked", Command: "linked", SHA256: v.pluginSHA256}))
+			return words(
+				t,
+				register(api.RegisterPluginInput{Name: "linked", Command: "linked", SHA256: v.pluginSHA256}),
+			)
 		},
 		`checksums did not match`:            starts("#!/bin/sh\n", 0o755, "exit 0\n"),
 		`fork/exec …: permission denied`:     starts("#!/bin/sh\n", 0o644, ""),
@@ -486,10 +557,30 @@ func ofTheCatalog(v *vaultServer) map[string]provocation {
 		`Unrecognized remote plugin message`: starts("#!/bin/sh\necho hello\n", 0o755, ""),
 		`This binary is a plugin`:            func(t *testing.T) string { return byHand(t) },
 		`plugin version mismatch`: func(t *testing.T) string {
-			return words(t, register(api.RegisterPluginInput{Name: "mismatch", Command: pluginName, SHA256: v.pluginSHA256, Version: "v99.0.0"}))
+			return words(
+				t,
+				register(
+					api.RegisterPluginInput{
+						Name:    "mismatch",
+						Command: pluginName,
+						SHA256:  v.pluginSHA256,
+						Version: "v99.0.0",
+					},
+				),
+			)
 		},
 		`version "…" is not a valid semantic version`: func(t *testing.T) string {
-			return words(t, register(api.RegisterPluginInput{Name: "version", Command: pluginName, SHA256: v.pluginSHA256, Version: "latest"}))
+			return words(
+				t,
+				register(
+					api.RegisterPluginInput{
+						Name:    "version",
+						Command: pluginName,
+						SHA256:  v.pluginSHA256,
+						Version: "latest",
+					},
+				),
+			)
 		},
 		`plugin not found in the catalog`: func(t *testing.T) string {
 			return words(t, v.root.Sys().Mount("unregistered", &api.MountInput{Type: "unregistered"}))
@@ -502,9 +593,18 @@ func startDevVault(t *testing.T) *api.Client {
 	t.Helper()
 	port, err := subprocess.ServerPorts.Free()
 	require.NoError(t, err)
-	v := &vaultServer{opts: vaultOptions{name: "dev"}, dir: t.TempDir(), addr: "http://127.0.0.1:" + strconv.Itoa(port), rootToken: "root-" + randomHex(12)}
+	v := &vaultServer{
+		opts:      vaultOptions{name: "dev"},
+		dir:       t.TempDir(),
+		addr:      "http://127.0.0.1:" + strconv.Itoa(port),
+		rootToken: "root-" + randomHex(12),
+	}
 	noteSecret(v.rootToken, "a root token")
-	env := append(v.env(""), "VAULT_DEV_ROOT_TOKEN_ID="+v.rootToken, "VAULT_DEV_LISTEN_ADDRESS="+strings.TrimPrefix(v.addr, "http://"))
+	env := append(
+		v.env(""),
+		"VAULT_DEV_ROOT_TOKEN_ID="+v.rootToken,
+		"VAULT_DEV_LISTEN_ADDRESS="+strings.TrimPrefix(v.addr, "http://"),
+	)
 	v.proc, err = startProcess("vault dev", v.logPath(), env, vaultBin, "server", "-dev", "-dev-no-store-token")
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, v.stop()) })
@@ -552,7 +652,11 @@ func ofVault(m *mount, own *vaultServer) map[string]provocation {
 			a := mounted.newApp(t, startDingTalk(t, fullLifetime), nil)
 			lease := a.read(t).LeaseID
 			second := "1s"
-			require.NoError(t, own.root.Sys().TuneMountAllowNil(mounted.path, api.TuneMountConfigInput{DefaultLeaseTTL: &second, MaxLeaseTTL: &second}))
+			require.NoError(
+				t,
+				own.root.Sys().
+					TuneMountAllowNil(mounted.path, api.TuneMountConfigInput{DefaultLeaseTTL: &second, MaxLeaseTTL: &second}),
+			)
 			var err error
 			waitFor(t, 15*time.Second, "the lease is older than the mount allows", func() bool {
 				_, err = own.root.Sys().Renew(lease, 0)
@@ -562,7 +666,8 @@ func ofVault(m *mount, own *vaultServer) map[string]provocation {
 		},
 		`rate limit quota exceeded`: func(t *testing.T) string {
 			mounted := own.enable(t)
-			_, err := own.root.Logical().Write("sys/quotas/rate-limit/"+mounted.path, map[string]any{"path": mounted.path + "/", "rate": 1})
+			_, err := own.root.Logical().
+				Write("sys/quotas/rate-limit/"+mounted.path, map[string]any{"path": mounted.path + "/", "rate": 1})
 			require.NoError(t, err)
 			waitFor(t, 15*time.Second, "the quota is used up", func() bool {
 				_, err = own.root.Logical().List(mounted.path + "/config")
@@ -699,29 +804,41 @@ template {
 	return fileText(t, log)
 }
 
-// Each of the engine's classes of failure is in the log. Whoever looks for one there must find it on the page.
+// Each of the engine's classes of failure is in the log. Whoever looks for one there must find it
+// on the page.
 func TestTroubleshooting_has_every_class_of_failure_under_a_heading(t *testing.T) {
 	t.Parallel()
 	page := fileText(t, troubleshooting)
-	classes := regexp.MustCompile(`(?m)^\tclass\w+\s+errorClass = "(\w+)"`).FindAllStringSubmatch(fileText(t, "../../client.go"), -1)
+	classes := regexp.MustCompile(`(?m)^\tclass\w+\s+errorClass = "(\w+)"`).
+		FindAllStringSubmatch(fileText(t, "../../client.go"), -1)
 	require.Greater(t, len(classes), 5)
 	for _, class := range classes {
 		require.Regexp(t, "(?m)^### `[^`]+`\n\n[^#]*`class="+class[1]+"`", page)
 	}
 }
 
-// Whatever the engine can say is on the page, as far as its beginning: every text that its code makes an error, a warning or a line of
-// the log of.
+// Whatever the engine can say is on the page, as far as its beginning: every text that its code
+// makes an error, a warning or a line of the log of.
 func TestTroubleshooting_has_every_text_of_the_engine(t *testing.T) {
 	t.Parallel()
 	page := strings.Join(strings.Fields(fileText(t, troubleshooting)), " ")
 	elsewhere := []string{
 		// The hints at an error's end, which is on the page by its beginning.
-		"check app_key and app_secret", "add Vault's egress IP", "look the request id up", "find what makes more than", "check base_url and any proxy",
-		"check Vault's storage", "please report this with the stack",
-		// What nobody gets to see: Vault always gives a configuration; two strings, or a record of plain fields, can be encoded;
-		// the transport's own limits are longer than what request_timeout leaves it; and the last makes its caller start over.
-		"no configuration given", "the request cannot be encoded", "encoding ", "timed out", "the app's configuration changed",
+		"check app_key and app_secret",
+		"add Vault's egress IP",
+		"look the request id up",
+		"find what makes more than",
+		"check base_url and any proxy",
+		"check Vault's storage",
+		"please report this with the stack",
+		// What nobody gets to see: Vault always gives a configuration; two strings, or a record of plain
+		// fields, can be encoded; the transport's own limits are longer than what request_timeout leaves
+		// it; and the last makes its caller start over.
+		"no configuration given",
+		"the request cannot be encoded",
+		"encoding ",
+		"timed out",
+		"the app's configuration changed",
 	}
 	files, err := filepath.Glob("../../*.go")
 	require.NoError(t, err)
@@ -735,7 +852,10 @@ func TestTroubleshooting_has_every_text_of_the_engine(t *testing.T) {
 				continue
 			}
 			// A text of fields alone, such as "%s: %s", says nothing by itself.
-			parts := slices.DeleteFunc(regexp.MustCompile(`%[a-z]`).Split(text, -1), func(part string) bool { return len(part) < 10 })
+			parts := slices.DeleteFunc(
+				regexp.MustCompile(`%[a-z]`).Split(text, -1),
+				func(part string) bool { return len(part) < 10 },
+			)
 			if len(parts) == 0 {
 				continue
 			}
@@ -755,7 +875,7 @@ func describesPath[E ast.Node](expression E) bool {
 	switch n := any(expression).(type) {
 	case *ast.KeyValueExpr:
 		return slices.Contains([]string{"Description", "Summary", "Name"}, fmt.Sprint(n.Key))
-	case *ast.SelectorExpr: // p.HelpSynopsis = "…"
+	case *ast.SelectorExpr: // such as p.HelpSynopsis
 		return strings.HasPrefix(n.Sel.Name, "Help")
 	case *ast.CallExpr:
 		switch f := n.Fun.(type) {
@@ -768,10 +888,13 @@ func describesPath[E ast.Node](expression E) bool {
 	return false
 }
 
-// textsIn are the texts in a file of the engine that are made errors, warnings and lines of the log of.
+// textsIn are the texts in a file of the engine that are made errors, warnings and lines of the log
+// of.
 func textsIn(t *testing.T, file string) []string {
 	t.Helper()
-	says := regexp.MustCompile(`^(badInput|refuse|fail|ended|Errorf|New|CodedError|AddWarning|Warn|Info|Debug|Error|log|describe|said|Sprintf|append)$`)
+	says := regexp.MustCompile(
+		`^(badInput|refuse|fail|ended|Errorf|New|CodedError|AddWarning|Warn|Info|Debug|Error|log|describe|said|Sprintf|append)$`,
+	)
 	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
 	require.NoError(t, err)
 	var texts []string

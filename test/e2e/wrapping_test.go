@@ -4,8 +4,9 @@
 
 package e2e
 
-// Response wrapping of creds/<app>: whoever asks for it gets no token but a wrapping token, which gives the answer once.
-// That a wrapping lives no longer than the token in it is also tested in leases_test.go.
+// Response wrapping of creds/<app>: whoever asks for it gets no token but a wrapping token, which
+// gives the answer once. That a wrapping lives no longer than the token in it is also tested in
+// leases_test.go.
 
 import (
 	"encoding/json"
@@ -24,7 +25,8 @@ import (
 // bothModes are an app whose answers have a lease and one whose answers have none.
 var bothModes = map[string]fields{"leased": {"leased": true}, "unleased": {"leased": false}}
 
-// wrapped reads the app's credentials wrapped, and checks that the answer is a wrapping and nothing else.
+// wrapped reads the app's credentials wrapped, and checks that the answer is a wrapping and nothing
+// else.
 func (a *app) wrapped(t *testing.T, client *api.Client, ttl string) *api.SecretWrapInfo {
 	t.Helper()
 	secret, err := readWrapped(client, a.credsPath(), ttl)
@@ -53,12 +55,23 @@ func (a *app) requireAnswer(t *testing.T, secret *api.Secret, tune fields) {
 		require.Len(t, secret.Data, 1)
 		require.NotEmpty(t, secret.LeaseID)
 		require.True(t, secret.Renewable)
-		require.InDelta(t, a.dt.left(token).Seconds(), leaseTTL(secret).Seconds(), 5, "the lease began when it was wrapped")
+		require.InDelta(
+			t,
+			a.dt.left(token).Seconds(),
+			leaseTTL(secret).Seconds(),
+			5,
+			"the lease began when it was wrapped",
+		)
 		return
 	}
 	require.Len(t, secret.Data, 5)
 	require.Empty(t, secret.LeaseID)
-	require.InDelta(t, a.dt.left(token).Seconds(), time.Until(utcTime(t, secret.Data["expires_at"])).Seconds(), leaseSlack.Seconds())
+	require.InDelta(
+		t,
+		a.dt.left(token).Seconds(),
+		time.Until(utcTime(t, secret.Data["expires_at"])).Seconds(),
+		leaseSlack.Seconds(),
+	)
 	require.Positive(t, seconds(t, secret.Data["ttl"]))
 }
 
@@ -205,7 +218,13 @@ func TestWrapping_can_be_forced_by_a_policy(t *testing.T) {
 
 				for _, ttl := range []string{"", "9s", "301s", "1h"} {
 					_, err := readWrapped(client, a.credsPath(), ttl)
-					assert.Contains(t, refused(t, err, http.StatusForbidden), "permission denied", "wrapped for %q", ttl)
+					assert.Contains(
+						t,
+						refused(t, err, http.StatusForbidden),
+						"permission denied",
+						"wrapped for %q",
+						ttl,
+					)
 				}
 				_, err = readWrapped(client, w.apps["other"].credsPath(), "60s")
 				refused(t, err, http.StatusForbidden)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Package examples checks the examples for Kubernetes and Terraform, which cannot run here: there is no cluster. Every
-// field in them is held against lists of the fields that their programs know, and every request that they make to the
-// engine is made to the real engine.
+// Package examples checks the examples for Kubernetes and Terraform, which cannot run here: there
+// is no cluster. Every field in them is held against lists of the fields that their programs know,
+// and every request that they make to the engine is made to the real engine.
 package examples
 
 import (
@@ -22,8 +22,8 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// This file is the engine as the other tests use it: the real one, over storage in memory, with the simulator as
-// DingTalk.
+// This file is the engine as the other tests use it: the real one, over storage in memory, with the
+// simulator as DingTalk.
 
 const (
 	examplesDir = "../../examples/"
@@ -135,7 +135,8 @@ func (l *lease) sum(answered *logical.Secret, increment time.Duration, issued ti
 	return ttl
 }
 
-// renew asks for another time of that length, as an operator does, and returns how long the lease lasts from now.
+// renew asks for another time of that length, as an operator does, and returns how long the lease
+// lasts from now.
 func (l *lease) renew(increment time.Duration) time.Duration {
 	l.e.t.Helper()
 	secret := l.secret

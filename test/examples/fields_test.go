@@ -20,8 +20,8 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// This file holds the objects of Kubernetes in the examples against the lists in testdata/fields: every field is one that
-// its kind has, of the right type, and none that is required is missing.
+// This file holds the objects of Kubernetes in the examples against the lists in testdata/fields:
+// every field is one that its kind has, of the right type, and none that is required is missing.
 
 // fieldList is what one project's kinds look like, in the version that the list was taken from.
 type fieldList struct {
@@ -36,8 +36,8 @@ type fieldList struct {
 	Annotations []string
 }
 
-// objectKind is one kind. A field is written as its path: [] is an element of a list, {} a value of a map; what it holds is a
-// type and, after a space, what it may be.
+// objectKind is one kind. A field is written as its path: [] is an element of a list, {} a value of
+// a map; what it holds is a type and, after a space, what it may be.
 type objectKind struct {
 	APIVersion string `yaml:"apiVersion"`
 	Kind       string
@@ -228,7 +228,8 @@ func (c *checker) value(n *yaml.Node, path, typ string, fields map[string]string
 			return
 		}
 		for i := 0; i < len(n.Content); i += 2 {
-			if key := n.Content[i]; strings.HasPrefix(key.Value, c.known.prefix) && !c.known.annotations.MatchString(key.Value) {
+			if key := n.Content[i]; strings.HasPrefix(key.Value, c.known.prefix) &&
+				!c.known.annotations.MatchString(key.Value) {
 				c.report(key, "there is no annotation %s", key.Value)
 			}
 			c.value(n.Content[i+1], path+"{}", fields[path+"{}"], fields, required)
@@ -277,8 +278,8 @@ func TestKubernetes_every_field_of_the_examples_exists(t *testing.T) {
 	}
 }
 
-// misspell spoils one field's name after the other, calls do, and mends it. Names that are the user's own are left out: of
-// labels, of a Secret's keys.
+// misspell spoils one field's name after the other, calls do, and mends it. Names that are the
+// user's own are left out: of labels, of a Secret's keys.
 func (k *known) misspell(n *yaml.Node, ownNames bool, do func(key *yaml.Node)) {
 	if n.Kind == yaml.SequenceNode {
 		for _, element := range n.Content {
@@ -299,7 +300,11 @@ func (k *known) misspell(n *yaml.Node, ownNames bool, do func(key *yaml.Node)) {
 				do(key)
 				key.Value = right
 			}
-			k.misspell(n.Content[i+1], slices.Contains([]string{"labels", "matchLabels", "annotations", "data", "getParameters"}, key.Value), do)
+			k.misspell(
+				n.Content[i+1],
+				slices.Contains([]string{"labels", "matchLabels", "annotations", "data", "getParameters"}, key.Value),
+				do,
+			)
 		}
 	}
 }
@@ -322,14 +327,32 @@ func TestKubernetes_a_misspelt_field_fails_whichever_it_is(t *testing.T) {
 func TestKubernetes_what_is_not_a_field_of_the_kind_is_found(t *testing.T) {
 	k := readKnown(t)
 	for name, c := range map[string]struct{ document, problem string }{
-		"a field of another kind":       {"spec: {destination: {name: a}, mount: b, path: c, refreshInterval: 15m}", "there is no field spec.refreshInterval"},
-		"a field in the wrong place":    {"spec: {destination: {name: a, includes: [b]}, mount: b, path: c}", "there is no field spec.destination.includes"},
-		"a missing field":               {"spec: {destination: {name: a}, mount: b}", `path is missing in "spec"`},
-		"a missing field further down":  {"spec: {destination: {create: true}, mount: b, path: c}", `name is missing in "spec.destination"`},
-		"text for a truth value":        {`spec: {destination: {name: a, create: "true"}, mount: b, path: c}`, "spec.destination.create is not a boolean"},
-		"a number for text":             {"spec: {destination: {name: a}, mount: b, path: c, refreshAfter: 30}", "spec.refreshAfter is not a string"},
-		"text for a list":               {"spec: {destination: {name: a, transformation: {includes: b}}, mount: b, path: c}", "spec.destination.transformation.includes is not a list"},
-		"what the field cannot be":      {"spec: {destination: {name: a}, mount: b, path: c, requestHTTPMethod: PATCH}", "spec.requestHTTPMethod is none of GET|POST|PUT"},
+		"a field of another kind": {
+			"spec: {destination: {name: a}, mount: b, path: c, refreshInterval: 15m}",
+			"there is no field spec.refreshInterval",
+		},
+		"a field in the wrong place": {
+			"spec: {destination: {name: a, includes: [b]}, mount: b, path: c}",
+			"there is no field spec.destination.includes",
+		},
+		"a missing field": {"spec: {destination: {name: a}, mount: b}", `path is missing in "spec"`},
+		"a missing field further down": {
+			"spec: {destination: {create: true}, mount: b, path: c}",
+			`name is missing in "spec.destination"`,
+		},
+		"text for a truth value": {
+			`spec: {destination: {name: a, create: "true"}, mount: b, path: c}`,
+			"spec.destination.create is not a boolean",
+		},
+		"a number for text": {
+			"spec: {destination: {name: a}, mount: b, path: c, refreshAfter: 30}",
+			"spec.refreshAfter is not a string",
+		},
+		"text for a list": {"spec: {destination: {name: a, transformation: {includes: b}}, mount: b, path: c}", "spec.destination.transformation.includes is not a list"},
+		"what the field cannot be": {
+			"spec: {destination: {name: a}, mount: b, path: c, requestHTTPMethod: PATCH}",
+			"spec.requestHTTPMethod is none of GET|POST|PUT",
+		},
 		"an annotation of the injector": {"spec: {destination: {name: a, annotations: {vault.hashicorp.com/agent-injekt: b}}, mount: b, path: c}", "there is no annotation vault.hashicorp.com/agent-injekt"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -341,7 +364,11 @@ func TestKubernetes_what_is_not_a_field_of_the_kind_is_found(t *testing.T) {
 	}
 	objects, err := parseObjects("a.yaml", []byte("apiVersion: secrets.hashicorp.com/v1\nkind: VaultDynamicSecret\n"))
 	require.NoError(t, err)
-	assert.Equal(t, []string{"a.yaml: there is no kind secrets.hashicorp.com/v1 VaultDynamicSecret"}, k.check(objects[0]))
+	assert.Equal(
+		t,
+		[]string{"a.yaml: there is no kind secrets.hashicorp.com/v1 VaultDynamicSecret"},
+		k.check(objects[0]),
+	)
 	_, err = parseObjects("a.yaml", []byte("kind: a\nkind: b\n"))
 	assert.ErrorContains(t, err, "already defined")
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// This file is about what the examples for Kubernetes say, beyond the names of the fields: the objects fit together, and
-// what they ask of the engine works.
+// This file is about what the examples for Kubernetes say, beyond the names of the fields: the
+// objects fit together, and what they ask of the engine works.
 
 // named finds an object by its kind and name.
 func named(objects []object, kind string, name any) *object {
@@ -97,7 +97,10 @@ func TestExternalSecrets_the_objects_refer_to_each_other(t *testing.T) {
 	generator := named(objects, ref["kind"].(string), ref["name"])
 	require.NotNil(t, generator)
 	assert.Equal(t, ref["apiVersion"], generator.data["apiVersion"])
-	assert.NotNil(t, named(objects, "ServiceAccount", generator.at("spec.provider.auth.kubernetes.serviceAccountRef.name")))
+	assert.NotNil(
+		t,
+		named(objects, "ServiceAccount", generator.at("spec.provider.auth.kubernetes.serviceAccountRef.name")),
+	)
 }
 
 // generatorRead is what the generator asks of Vault: the query as Vault hands it to the engine.
@@ -152,7 +155,8 @@ func TestExternalSecrets_the_Secret_has_the_token_and_nothing_else(t *testing.T)
 	e.configure(map[string]any{"leased": false})
 	values := map[string]string{}
 	for field, value := range e.read().Data {
-		// Of what the engine could answer, the operator takes strings and numbers, and fails at types of Go's own.
+		// Of what the engine could answer, the operator takes strings and numbers, and fails at types of
+		// Go's own.
 		switch value := value.(type) {
 		case string:
 			values[field] = value

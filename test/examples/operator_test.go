@@ -20,19 +20,21 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// This file is what Vault Secrets Operator makes of the engine's answers. How it reads them is written down here as it is in
-// its version 1.4.1 (controllers/vaultdynamicsecret_controller.go, controllers/common.go, helpers/secrets.go,
-// helpers/template.go); the answers are the engine's own.
+// This file is what Vault Secrets Operator makes of the engine's answers. How it reads them is
+// written down here as it is in its version 1.4.1 (controllers/vaultdynamicsecret_controller.go,
+// controllers/common.go, helpers/secrets.go, helpers/template.go); the answers are the engine's
+// own.
 
-// rotation is what the operator takes from an answer without a lease, where allowStaticCreds is set.
+// rotation is what the operator takes from an answer without a lease, where allowStaticCreds is
+// set.
 type rotation struct {
 	last   int64 // last_vault_rotation, in seconds since 1970
 	period int64
 	ttl    int64
 }
 
-// readRotation takes last_vault_rotation as a string of RFC 3339 and panics at another type; rotation_period and ttl must be
-// whole JSON numbers. A field that is not there counts as zero.
+// readRotation takes last_vault_rotation as a string of RFC 3339 and panics at another type;
+// rotation_period and ttl must be whole JSON numbers. A field that is not there counts as zero.
 func readRotation(data map[string]any) (r rotation, err error) {
 	if v := data["last_vault_rotation"]; v != nil {
 		at, err := time.Parse(time.RFC3339Nano, v.(string))
@@ -55,10 +57,12 @@ func readRotation(data map[string]any) (r rotation, err error) {
 	return r, nil
 }
 
-// isStatic tells whether the operator takes the answer for one that it has to come back for. If not, it does not come back.
+// isStatic tells whether the operator takes the answer for one that it has to come back for. If
+// not, it does not come back.
 func (r rotation) isStatic() bool { return r.last > 0 && r.period >= 1 }
 
-// nextRead is when it comes back at the latest: half a second after ttl, and at random a twentieth of three seconds more.
+// nextRead is when it comes back at the latest: half a second after ttl, and at random a twentieth
+// of three seconds more.
 func (r rotation) nextRead() time.Duration {
 	const jitter = 150 * time.Millisecond
 	if r.ttl <= 0 {
@@ -67,8 +71,8 @@ func (r rotation) nextRead() time.Duration {
 	return time.Duration(r.ttl)*time.Second + 500*time.Millisecond + jitter
 }
 
-// waits tells whether the operator, having read the same rotation again, takes it for one in progress, and reads on for up to
-// 10 seconds before it reports a failure.
+// waits tells whether the operator, having read the same rotation again, takes it for one in
+// progress, and reads on for up to 10 seconds before it reports a failure.
 func (r rotation) waits() bool { return r.ttl <= 2 }
 
 // transformation is the part of spec.destination.transformation that the examples use.
@@ -100,7 +104,8 @@ func (tr transformation) secretData(t *testing.T, answer *api.Secret) map[string
 	return data
 }
 
-// compared is what of it decides whether the Secret is written and the targets are restarted. The pattern is the operator's.
+// compared is what of it decides whether the Secret is written and the targets are restarted. The
+// pattern is the operator's.
 func compared(data map[string]string) map[string]string {
 	left := maps.Clone(data)
 	maps.DeleteFunc(left, func(field, _ string) bool {
@@ -239,7 +244,8 @@ func TestVaultSecretsOperator_a_replaced_token_restarts_what_it_should(t *testin
 	assert.NotEqual(t, compared(tr.secretData(t, before)), compared(tr.secretData(t, e.read())))
 }
 
-// With a lease the operator asks for the time that the lease had at first. If it gets less, it takes a new lease.
+// With a lease the operator asks for the time that the lease had at first. If it gets less, it
+// takes a new lease.
 func TestVaultSecretsOperator_a_renewal_gives_a_lease_its_whole_time_again(t *testing.T) {
 	o, tr := dynamicSecret(t, "leased.yaml")
 	percent, ok := o.at("spec.renewalPercent").(int)
@@ -268,7 +274,11 @@ func TestVaultSecretsOperator_the_mode_of_the_resource_has_to_be_that_of_the_app
 	e := newEngine(t)
 	e.configure(nil)
 	leased := mustReadRotation(t, e.read())
-	assert.False(t, leased.isStatic(), "with allowStaticCreds, the operator does not come back for an answer with a lease")
+	assert.False(
+		t,
+		leased.isStatic(),
+		"with allowStaticCreds, the operator does not come back for an answer with a lease",
+	)
 
 	o, _ := dynamicSecret(t, "leased.yaml")
 	assert.Nil(t, o.at("spec.allowStaticCreds"))

@@ -13,7 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// This file is about the page of each example: it names every file, what it links to exists, and what it quotes is in the files.
+// This file is about the page of each example: it names every file, what it links to exists, and
+// what it quotes is in the files.
 
 var folders = append([]string{terraformFolder}, kubernetesFolders...)
 

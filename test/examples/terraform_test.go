@@ -26,8 +26,8 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// This file holds the Terraform examples against the lists in testdata/fields, works out their expressions, and makes the
-// requests that they would make to the real engine.
+// This file holds the Terraform examples against the lists in testdata/fields, works out their
+// expressions, and makes the requests that they would make to the real engine.
 
 const terraformFolder = "terraform"
 
@@ -37,8 +37,8 @@ type language struct {
 	Blocks                map[string][]string
 }
 
-// vaultProvider is what Terraform's provider for Vault knows: by argument or attribute a type, and after a space whether it is
-// required, or computed and so not to be given.
+// vaultProvider is what Terraform's provider for Vault knows: by argument or attribute a type, and
+// after a space whether it is required, or computed and so not to be given.
 type vaultProvider struct {
 	Source, Version, File string
 	Provider              map[string]string
@@ -120,8 +120,8 @@ func (c *tfChecker) report(at hcl.Range, format string, args ...any) {
 	c.problems = append(c.problems, fmt.Sprintf("%s:%d: %s", at.Filename, at.Start.Line, fmt.Sprintf(format, args...)))
 }
 
-// own returns what a provider's block of that type may have besides what Terraform itself knows; nil where there is no such
-// thing.
+// own returns what a provider's block of that type may have besides what Terraform itself knows;
+// nil where there is no such thing.
 func (tf *terraform) own(b *hclsyntax.Block) map[string]string {
 	switch {
 	case b.Type == "provider" && slices.Equal(b.Labels, []string{"vault"}):

@@ -2,9 +2,9 @@
 
 //go:build e2e
 
-// Package readme runs the project's pages as their reader would: every command and program in them, in order, in a fresh
-// checkout, with a real Vault and the simulator in DingTalk's place. The demo, which the README begins with, has its own
-// tests here.
+// Package readme runs the project's pages as their reader would: every command and program in them,
+// in order, in a fresh checkout, with a real Vault and the simulator in DingTalk's place. The demo,
+// which the README begins with, has its own tests here.
 package readme
 
 import (
@@ -23,10 +23,11 @@ import (
 //	go         is a program, and a file likewise; it runs until it has printed the text that follows, then it is interrupted
 //	mermaid    is a drawing, in docs/architecture.md alone
 //
-// In a text, … stands for what differs from run to run, and on a line of its own for any lines. The width of columns does
-// not count.
+// In a text, … stands for what differs from run to run, and on a line of its own for any lines. The
+// width of columns does not count.
 //
-// What a block takes for granted is in comments before it, which a reader does not see, each on a line of its own; page_test.go has the list:
+// What a block takes for granted is in comments before it, which a reader does not see, each on a
+// line of its own; page_test.go has the list:
 //
 //	<!-- given: DingTalk answers {"kind":"throttled-qps","times":1} -->
 
@@ -72,7 +73,11 @@ func parse(markdown string, languages ...string) ([]block, error) {
 			open.body += line + "\n"
 		case givenComment.MatchString(line):
 			given = append(given, givenComment.FindStringSubmatch(line)[1])
-		case strings.Contains(line, "```"), strings.Contains(line, "~~~"), strings.HasPrefix(line, "    "), strings.HasPrefix(line, "\t"), strings.Contains(line, "<pre"):
+		case strings.Contains(line, "```"),
+			strings.Contains(line, "~~~"),
+			strings.HasPrefix(line, "    "),
+			strings.HasPrefix(line, "\t"),
+			strings.Contains(line, "<pre"):
 			return nil, fmt.Errorf("line %d: code that is not in a block with a language would not be run", number+1)
 		case strings.Contains(line, "<!--"):
 			return nil, fmt.Errorf("line %d: a comment that says nothing to the test", number+1)

@@ -4,8 +4,8 @@
 
 package readme
 
-// Every page of the project: that no code in it escapes the tests, that its commands print what it says, that a translation has the same
-// code, and that its links lead somewhere.
+// Every page of the project: that no code in it escapes the tests, that its commands print what it
+// says, that a translation has the same code, and that its links lead somewhere.
 
 import (
 	"io/fs"
@@ -33,7 +33,10 @@ func pages(t *testing.T) []string {
 			return err
 		}
 		switch name := entry.Name(); {
-		case entry.IsDir() && slices.Contains([]string{"bin", "dist", ".git", ".terraform", "testdata", "vendor", "node_modules"}, name):
+		case entry.IsDir() && slices.Contains([]string{
+			"bin", "dist", ".git", ".terraform", "testdata", "vendor",
+			"node_modules",
+		}, name):
 			return fs.SkipDir
 		case !entry.IsDir() && strings.HasSuffix(name, ".md"):
 			relative, err := filepath.Rel(root, path)
@@ -121,7 +124,10 @@ func TestDocs_work_as_written(t *testing.T) {
 			blocks := pageBlocks(t, page)
 			if strings.HasPrefix(page, "examples/") {
 				// Such a page shows parts of the files beside it, which have tests of their own.
-				blocks = slices.DeleteFunc(blocks, func(b block) bool { return b.language != "shell" && b.language != "text" })
+				blocks = slices.DeleteFunc(
+					blocks,
+					func(b block) bool { return b.language != "shell" && b.language != "text" },
+				)
 			}
 			if slices.ContainsFunc(blocks, func(b block) bool { return b.language != "mermaid" }) {
 				newReader(t, program, page, blocks).read(t, blocks)
@@ -205,7 +211,8 @@ func prose(t *testing.T, page string) string {
 	return text.String()
 }
 
-// anchors are the names that a page's headings get from GitHub: of a second one with the same name, the name and a number.
+// anchors are the names that a page's headings get from GitHub: of a second one with the same name,
+// the name and a number.
 func anchors(t *testing.T, page string) []string {
 	t.Helper()
 	var all []string

@@ -4,11 +4,12 @@
 
 package readme
 
-// This file is what a page other than the README takes for granted: a Vault over raft storage with the engine mounted at
-// dingtalk/ and the app myapp in it, whose token nobody has read yet. A Vault's configuration that the page shows is in force from the start.
-// Vault reaches the simulator by DingTalk's own name, through a proxy, since the engine treats
-// DingTalk's hosts otherwise than others. A program of the examples reaches it by its address.
-// What more a block needs is said in comments before it:
+// This file is what a page other than the README takes for granted: a Vault over raft storage with
+// the engine mounted at dingtalk/ and the app myapp in it, whose token nobody has read yet. A
+// Vault's configuration that the page shows is in force from the start. Vault reaches the simulator
+// by DingTalk's own name, through a proxy, since the engine treats DingTalk's hosts otherwise than
+// others. A program of the examples reaches it by its address. What more a block needs is said in
+// comments before it:
 //
 //	<!-- given: DingTalk answers {"kind":"hang"} -->   a fault of the simulator, for every app, until it works again
 //	<!-- given: DingTalk works -->
@@ -92,7 +93,11 @@ func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 	require.NoError(t, os.WriteFile(filepath.Join(plugins, file), content, 0o700))
 	digest := sha256.Sum256(content)
 	require.NoError(t, n.client.Sys().RegisterPlugin(&api.RegisterPluginInput{
-		Name: pluginName, Type: api.PluginTypeSecrets, Command: file, SHA256: hex.EncodeToString(digest[:]), Version: pluginVersion,
+		Name:    pluginName,
+		Type:    api.PluginTypeSecrets,
+		Command: file,
+		SHA256:  hex.EncodeToString(digest[:]),
+		Version: pluginVersion,
 	}))
 	require.NoError(t, n.client.Sys().Mount("dingtalk", &api.MountInput{Type: pluginName}))
 	n.storeApp(t)
@@ -191,7 +196,14 @@ func (n *newcomer) arrange(t *testing.T, b block, given string) {
 		return
 	}
 	if line, ok := strings.CutPrefix(given, "the log has "); ok {
-		require.Eventually(t, func() bool { return strings.Contains(n.logged(t), line) }, 10*time.Second, 20*time.Millisecond, "%v", b)
+		require.Eventually(
+			t,
+			func() bool { return strings.Contains(n.logged(t), line) },
+			10*time.Second,
+			20*time.Millisecond,
+			"%v",
+			b,
+		)
 		return
 	}
 	switch given {
@@ -239,10 +251,16 @@ func startCompany(t *testing.T, dingtalk http.Handler) company {
 	}
 	certificate, err := x509.CreateCertificate(rand.Reader, authority, authority, key.Public(), key)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(c.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600))
+	require.NoError(
+		t,
+		os.WriteFile(c.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600),
+	)
 
 	inner := httptest.NewUnstartedServer(dingtalk)
-	inner.TLS = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}}
+	inner.TLS = &tls.Config{
+		MinVersion:   tls.VersionTLS12,
+		Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}},
+	}
 	inner.StartTLS()
 	t.Cleanup(inner.Close)
 

@@ -45,8 +45,16 @@ func TestReadme_works_as_written(t *testing.T) {
 	n := newNewcomer(t)
 	n.onFile = func(name string) {
 		if name == "vault.hcl" {
-			n.startVault(t, []string{"VAULT_DEV_ROOT_TOKEN_ID=" + n.client.Token(), "VAULT_DEV_LISTEN_ADDRESS=" + strings.TrimPrefix(n.vault, "http://")},
-				"-dev", "-dev-no-store-token", "-config="+name)
+			n.startVault(
+				t,
+				[]string{
+					"VAULT_DEV_ROOT_TOKEN_ID=" + n.client.Token(),
+					"VAULT_DEV_LISTEN_ADDRESS=" + strings.TrimPrefix(n.vault, "http://"),
+				},
+				"-dev",
+				"-dev-no-store-token",
+				"-config="+name,
+			)
 			n.await(t, true)
 		}
 	}
@@ -114,7 +122,8 @@ func newNewcomer(t *testing.T) *newcomer {
 	return n
 }
 
-// environment is that of somebody without any settings of Vault's or the demo's, with Go's caches where they are.
+// environment is that of somebody without any settings of Vault's or the demo's, with Go's caches
+// where they are.
 func environment(t *testing.T) []string {
 	t.Helper()
 	var env []string
@@ -122,7 +131,9 @@ func environment(t *testing.T) []string {
 		name, _, _ := strings.Cut(pair, "=")
 		// Below a make, another one is to behave as if it were the first.
 		if !strings.HasPrefix(name, "VAULT_") && !strings.HasPrefix(name, "DINGTALK_") && !strings.HasPrefix(name, "MAKE") &&
-			name != "MFLAGS" && name != "HOME" && name != "VERSION" && name != "version" && name != "PATH" {
+			name != "MFLAGS" && name != "HOME" && name != "VERSION" &&
+			name != "version" &&
+			name != "PATH" {
 			env = append(env, pair)
 		}
 	}
@@ -131,7 +142,8 @@ func environment(t *testing.T) []string {
 		require.NoError(t, err)
 		env = append(env, name+"="+strings.TrimSpace(string(value)))
 	}
-	// The go command leaves a process behind that writes its telemetry below HOME, also while the test removes it.
+	// The go command leaves a process behind that writes its telemetry below HOME, also while the test
+	// removes it.
 	home := t.TempDir()
 	telemetry := filepath.Join(home, ".config", "go", "telemetry")
 	require.NoError(t, os.MkdirAll(telemetry, 0o700))
@@ -214,7 +226,13 @@ func (n *newcomer) read(t *testing.T, blocks []block) {
 			printed = n.goProgram(t, b, body, n.translate(blocks[i+1].body))
 		}
 		if i+1 < len(blocks) && blocks[i+1].language == "text" {
-			require.True(t, matches(n.translate(blocks[i+1].body), printed), "%v printed something else than the text that follows:\n%s", b, printed)
+			require.True(
+				t,
+				matches(n.translate(blocks[i+1].body), printed),
+				"%v printed something else than the text that follows:\n%s",
+				b,
+				printed,
+			)
 		}
 	}
 }
@@ -296,7 +314,14 @@ func (n *newcomer) goProgram(t *testing.T, b block, body, text string) string {
 	var printed output
 	cmd.Stdout, cmd.Stderr = &printed, &printed
 	require.NoError(t, cmd.Start())
-	require.Eventually(t, func() bool { return matches(text, printed.String()) }, 20*time.Second, 50*time.Millisecond, "%v", b)
+	require.Eventually(
+		t,
+		func() bool { return matches(text, printed.String()) },
+		20*time.Second,
+		50*time.Millisecond,
+		"%v",
+		b,
+	)
 	require.NoError(t, cmd.Process.Signal(os.Interrupt))
 	require.NoError(t, cmd.Wait(), "%v printed:\n%s", b, &printed)
 	return printed.String()
@@ -338,7 +363,8 @@ func (n *newcomer) checkPolicies(t *testing.T) {
 	for policy, allowed := range map[string]map[string]string{
 		"dingtalk-myapp": {"dingtalk/creds/myapp": "read", "sys/leases/renew": "update"},
 		"dingtalk-operator": {
-			"dingtalk/config/": "create delete list patch read update", "dingtalk/config/myapp": "create delete list patch read update",
+			"dingtalk/config/":      "create delete list patch read update",
+			"dingtalk/config/myapp": "create delete list patch read update",
 			"dingtalk/status/myapp": "read", "dingtalk/refresh/myapp": "update", "sys/leases/renew": "update",
 		},
 		"dingtalk-monitor": {"dingtalk/config/": "deny", "dingtalk/status/myapp": "read", "sys/leases/renew": "update"},
@@ -382,7 +408,13 @@ var _ io.Writer = (*output)(nil)
 
 func TestReference_names_every_path_and_field(t *testing.T) {
 	t.Parallel()
-	engine, err := dingtalk.Factory(t.Context(), &logical.BackendConfig{StorageView: &logical.InmemStorage{}, System: &logical.StaticSystemView{PluginEnvironment: &logical.PluginEnvironment{}}})
+	engine, err := dingtalk.Factory(
+		t.Context(),
+		&logical.BackendConfig{
+			StorageView: &logical.InmemStorage{},
+			System:      &logical.StaticSystemView{PluginEnvironment: &logical.PluginEnvironment{}},
+		},
+	)
 	require.NoError(t, err)
 	t.Cleanup(func() { engine.Cleanup(context.Background()) })
 	answer, err := engine.HandleRequest(t.Context(), &logical.Request{Operation: logical.HelpOperation})

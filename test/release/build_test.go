@@ -38,8 +38,8 @@ func copySources(t *testing.T, to string) {
 	}
 }
 
-// makeBuild runs `make build` in a folder, and returns the program. The environment is this one with what is given; neither a make
-// above this one nor flags of Go's play a part.
+// makeBuild runs `make build` in a folder, and returns the program. The environment is this one
+// with what is given; neither a make above this one nor flags of Go's play a part.
 func makeBuild(t *testing.T, folder string, env ...string) []byte {
 	t.Helper()
 	var clean []string

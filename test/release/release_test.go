@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Package release tests what the project gives away: that it has one version, that a build is the same bytes wherever it is made,
-// and, after `make release-snapshot`, every file of a release.
+// Package release tests what the project gives away: that it has one version, that a build is the
+// same bytes wherever it is made, and, after `make release-snapshot`, every file of a release.
 package release
 
 import (
@@ -60,7 +60,8 @@ func TestRelease_version_is_the_changelogs_newest(t *testing.T) {
 	}
 }
 
-// What goreleaser makes is compared with what `make build` makes by TestSnapshot, which takes minutes.
+// What goreleaser makes is compared with what `make build` makes by TestSnapshot, which takes
+// minutes.
 func TestRelease_is_built_with_the_flags_of_make_build(t *testing.T) {
 	t.Parallel()
 	recipe := regexp.MustCompile(`(\w+=\d+) go build (.+) \\\n\s*-ldflags "(.+)\$\$version" -o \$\(PLUGIN\) (\S+)`).
@@ -79,5 +80,9 @@ func TestRelease_is_built_with_the_flags_of_make_build(t *testing.T) {
 
 func TestRelease_licence_is_the_whole_text(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, "60222c28c1a7f6a92c7df98e5c5f4459e624e6e285e0b9b94467af5f6ab3343d", digest([]byte(read(t, "LICENSE"))))
+	require.Equal(
+		t,
+		"60222c28c1a7f6a92c7df98e5c5f4459e624e6e285e0b9b94467af5f6ab3343d",
+		digest([]byte(read(t, "LICENSE"))),
+	)
 }

@@ -16,10 +16,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Two builds of the same sources that differ in all that should not matter: the folder and its depth, the folder of the modules,
-// the time zone, what the clock says, the files' times, and whether git knows them and Go is to tell. Both take the standard library
-// and the dependencies from Go's cache, else this would take minutes. What the cache could hide, a path in a package that one
-// build compiled and the other found there, is searched for.
+// Two builds of the same sources that differ in all that should not matter: the folder and its
+// depth, the folder of the modules, the time zone, what the clock says, the files' times, and
+// whether git knows them and Go is to tell. Both take the standard library and the dependencies
+// from Go's cache, else this would take minutes. What the cache could hide, a path in a package
+// that one build compiled and the other found there, is searched for.
 func TestBuild_is_the_same_bytes_wherever_and_whenever_it_is_made(t *testing.T) {
 	t.Parallel()
 	modules, err := filepath.EvalSymlinks(goEnv(t, "GOMODCACHE"))
@@ -39,11 +40,25 @@ func TestBuild_is_the_same_bytes_wherever_and_whenever_it_is_made(t *testing.T) 
 	require.NoError(t, os.Symlink(modules, filepath.Join(elsewhere, "modules")))
 	clock := "#!/bin/sh\necho 1\n" // a date of its own
 	require.NoError(t, os.WriteFile(filepath.Join(elsewhere, "date"), []byte(clock), 0o700))
-	other := makeBuild(t, there, "GOFLAGS=-buildvcs=true", "TZ=Asia/Shanghai", "TMPDIR="+elsewhere, "GOMODCACHE="+filepath.Join(elsewhere, "modules"),
-		"PATH="+elsewhere+string(os.PathListSeparator)+os.Getenv("PATH"))
+	other := makeBuild(
+		t,
+		there,
+		"GOFLAGS=-buildvcs=true",
+		"TZ=Asia/Shanghai",
+		"TMPDIR="+elsewhere,
+		"GOMODCACHE="+filepath.Join(elsewhere, "modules"),
+		"PATH="+elsewhere+string(os.PathListSeparator)+os.Getenv("PATH"),
+	)
 
-	require.True(t, bytes.Equal(one, other), "two builds of the same sources differ: %d bytes with SHA-256 %s, and %d with %s",
-		len(one), digest(one), len(other), digest(other))
+	require.True(
+		t,
+		bytes.Equal(one, other),
+		"two builds of the same sources differ: %d bytes with SHA-256 %s, and %d with %s",
+		len(one),
+		digest(one),
+		len(other),
+		digest(other),
+	)
 	for _, path := range []string{here, there, checkout, modules, elsewhere, goEnv(t, "GOROOT")} {
 		require.False(t, bytes.Contains(one, []byte(path)), "the program has the path %s in it", path)
 	}
@@ -61,7 +76,8 @@ func age(t *testing.T, folder string) {
 	}))
 }
 
-// commit makes the folder a git checkout, whose commit Go writes into the program unless it is told otherwise.
+// commit makes the folder a git checkout, whose commit Go writes into the program unless it is told
+// otherwise.
 func commit(t *testing.T, folder string) {
 	t.Helper()
 	var env []string
@@ -73,5 +89,17 @@ func commit(t *testing.T, folder string) {
 	env = append(env, "GIT_CONFIG_GLOBAL="+os.DevNull, "GIT_CONFIG_SYSTEM="+os.DevNull)
 	run(t, folder, env, "git", "init", "--quiet")
 	run(t, folder, env, "git", "add", "--all")
-	run(t, folder, env, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message=test")
+	run(
+		t,
+		folder,
+		env,
+		"git",
+		"-c",
+		"user.name=test",
+		"-c",
+		"user.email=test@localhost",
+		"commit",
+		"--quiet",
+		"--message=test",
+	)
 }

@@ -122,7 +122,14 @@ func TestSnapshot_archives_hold_the_program_the_pages_and_the_examples(t *testin
 			}
 			require.Equal(t, fs.FileMode(0o755), files[plugin+s.exe()].mode)
 			for name, file := range files {
-				require.True(t, file.modified.Equal(commitTime(t)), "%s is of %s, the commit of %s", name, file.modified, commitTime(t))
+				require.True(
+					t,
+					file.modified.Equal(commitTime(t)),
+					"%s is of %s, the commit of %s",
+					name,
+					file.modified,
+					commitTime(t),
+				)
 			}
 		})
 	}
@@ -187,10 +194,19 @@ func TestSnapshot_bills_of_materials_name_every_module_in_the_program(t *testing
 			require.NoError(t, json.Unmarshal([]byte(read(t, "dist/"+s.archive()+".spdx.json")), &bill))
 			require.Equal(t, "SPDX-2.3", bill.SPDXVersion)
 			require.True(t, bill.CreationInfo.Created.Equal(commitTime(t)))
-			require.True(t, strings.HasSuffix(bill.Namespace, "-"+digest([]byte(read(t, "dist/"+s.archive())))), bill.Namespace)
+			require.True(
+				t,
+				strings.HasSuffix(bill.Namespace, "-"+digest([]byte(read(t, "dist/"+s.archive())))),
+				bill.Namespace,
+			)
 			named := map[string]string{}
 			for _, p := range bill.Packages {
-				require.NotContains(t, named, p.Name, "once from the program, and once from an example, which is no part of it")
+				require.NotContains(
+					t,
+					named,
+					p.Name,
+					"once from the program, and once from an example, which is no part of it",
+				)
 				named[p.Name] = p.Version
 			}
 			require.Equal(t, dingtalk.Version, named[s.archive()])
@@ -211,7 +227,8 @@ func TestSnapshot_bills_of_materials_name_every_module_in_the_program(t *testing
 func checksums(t *testing.T) map[string]string {
 	t.Helper()
 	sums := map[string]string{}
-	for line := range strings.Lines(read(t, "dist/"+plugin+"_"+strings.TrimPrefix(dingtalk.Version, "v")+"_checksums.txt")) {
+	for line := range strings.Lines(read(t, "dist/"+plugin+"_"+strings.TrimPrefix(dingtalk.Version,
+		"v")+"_checksums.txt")) {
 		sum, name, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "  ")
 		require.True(t, ok, line)
 		require.NotContains(t, sums, name)
@@ -264,7 +281,11 @@ func (s system) unpack(t *testing.T) map[string]packed {
 
 func commitTime(t *testing.T) time.Time {
 	t.Helper()
-	seconds, err := strconv.ParseInt(strings.TrimSpace(run(t, root, os.Environ(), "git", "show", "--no-patch", "--format=%ct", "HEAD")), 10, 64)
+	seconds, err := strconv.ParseInt(
+		strings.TrimSpace(run(t, root, os.Environ(), "git", "show", "--no-patch", "--format=%ct", "HEAD")),
+		10,
+		64,
+	)
 	require.NoError(t, err)
 	return time.Unix(seconds, 0)
 }

@@ -2,9 +2,9 @@
 
 //go:build e2e
 
-// The command measured is the plugin with one addition, for tests alone: whoever connects to the Unix socket named in the
-// environment is told how many goroutines the process has and how much memory is in use after a garbage collection. From
-// outside of a process neither can be seen.
+// The command measured is the plugin with one addition, for tests alone: whoever connects to the
+// Unix socket named in the environment is told how many goroutines the process has and how much
+// memory is in use after a garbage collection. From outside of a process neither can be seen.
 package main
 
 import (
