@@ -17,6 +17,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -55,13 +56,15 @@ func TestToken_state_follows_the_remaining_TTL(t *testing.T) {
 func TestToken_remaining_TTL_is_what_the_stricter_clock_says(t *testing.T) {
 	now := time.Now()
 	tok := newToken(newSensitive("t"), now, 100*time.Second)
-
-	sleptAnHour := now.Round(0).Add(time.Hour) // by the wall clock alone: the monotonic one stood still
-	require.Zero(t, tok.remaining(sleptAnHour))
-	setBack := *tok
-	setBack.fetchedAt, setBack.expiresAt = now.Add(time.Hour), now.Add(time.Hour+100*time.Second)
-	require.Equal(t, 100*time.Second, setBack.remaining(now), "never more than the lifetime")
-
+	later := func(wall, monotonic time.Duration) time.Time {
+		at := now.Add(wall)
+		*(*int64)(unsafe.Add(unsafe.Pointer(&at), 8)) += int64(monotonic - wall)
+		require.Equal(t, []time.Duration{wall, monotonic}, []time.Duration{at.Round(0).Sub(now.Round(0)), at.Sub(now)})
+		return at
+	}
+	require.Equal(t, 40*time.Second, tok.remaining(later(time.Minute, time.Second)), "the machine slept")
+	require.Equal(t, 40*time.Second, tok.remaining(later(-time.Hour, time.Minute)), "the wall clock was set back")
+	require.Equal(t, 100*time.Second, tok.remaining(later(-time.Hour, -time.Hour)), "never more than the lifetime")
 	require.Equal(t, 99*time.Second, tok.remaining(now.Add(time.Millisecond)), "rounded down")
 }
 
@@ -138,45 +141,33 @@ func TestCreds_a_slow_app_delays_no_other(t *testing.T) {
 	})
 }
 
-func TestCreds_min_ttl_refreshes_a_token_with_less_and_makes_the_reader_wait(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		m.token(theApp)
-		time.Sleep(time.Hour + time.Second)
-		m.upstream.SetFault(theKey, simulator.Fault{Delay: time.Second})
-		for range 2 { // the second time more is left
-			got := m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": "1h"})
-			require.NoError(t, got.err)
-			require.Empty(t, got.Warnings)
-			require.Equal(t, 2, m.calls())
-			require.GreaterOrEqual(t, got.Secret.TTL, 7199*time.Second)
-		}
-	})
-}
-
-func TestCreds_min_ttl_counts_as_three_quarters_at_most_and_forces_once_in_ten_seconds(t *testing.T) {
+func TestCreds_min_ttl_of_up_to_three_quarters_refreshes_a_token_with_less_once_in_ten_seconds(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
 		m.upstream.SetTokenLifetime(40 * time.Second)
-		read := func(minTTL any, calls int, warning string) {
+		read := func(minTTL any, calls int, ttl time.Duration, warning string) {
 			t.Helper()
 			got := m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": minTTL})
 			require.NoError(t, got.err)
 			require.Equal(t, calls, m.calls())
-			require.Len(t, got.Warnings, 1)
-			require.Contains(t, got.Warnings[0], warning)
+			require.Equal(t, ttl, got.Secret.TTL)
+			require.Equal(t, warning != "", len(got.Warnings) == 1, got.Warnings)
+			require.Contains(t, strings.Join(got.Warnings, ""), warning)
 		}
 		for _, long := range []any{"2h", "25h", "2562047h", 9_223_372_036} { // there is no upper limit
-			read(long, 1, "more than three quarters of the token's lifetime of 40s, and counts as 30s")
+			read(long, 1, 40*time.Second, "more than three quarters of the token's lifetime of 40s, and counts as 30s")
 		}
 		time.Sleep(11 * time.Second)
-		read("2h", 2, "counts as 30s") // 29 s are less than 30
-
+		read("29s", 1, 29*time.Second, "")
+		m.upstream.SetFault(theKey, simulator.Fault{Delay: time.Second})
+		read("30s", 2, 39*time.Second, "") // the reader waits for it
+		time.Sleep(10 * time.Second)
+		read("2h", 3, 39*time.Second, "counts as 30s")
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "4"})
 		time.Sleep(11 * time.Second)
-		read("30s", 3, "counts as 3s")
+		read("30s", 4, 4*time.Second, "counts as 3s")
 		time.Sleep(1500 * time.Millisecond)
-		read("3s", 3, "less than 10s ago")
+		read("3s", 4, 2*time.Second, "less than 10s ago")
 	})
 }
 
@@ -360,7 +351,6 @@ func TestFlight_with_failing_storage_is_a_failure_like_any_other(t *testing.T) {
 		m.configure(theApp, nil)
 		m.token(theApp)
 		m.storage.on(func(string, string) error { return errors.New("no quorum") })
-
 		time.Sleep(6890 * time.Second) // the background's is the first that fails
 		m.tick()
 		require.Contains(t, m.state(theApp)["last_error"], "no quorum")
@@ -378,7 +368,6 @@ func TestFlight_with_failing_storage_is_a_failure_like_any_other(t *testing.T) {
 		require.Contains(t, got.err.Error(), "next attempt")
 		require.Equal(t, got.err, m.read(theApp).err, "remembered")
 		require.Equal(t, 1, m.calls())
-
 		m.storage.fail(nil)
 		time.Sleep(time.Minute)
 		m.token(theApp)

@@ -205,13 +205,11 @@ func TestMemory_of_an_app_is_at_most_2_KiB(t *testing.T) {
 	without := inUse()
 	require.Greater(t, with, without)
 	perApp := (with - without) / apps
-	t.Logf("%d bytes for each app in memory", perApp)
 	require.LessOrEqual(t, perApp, uint64(2048))
 	runtime.KeepAlive(engine)
 }
 
-// herdUpstreamTakes is how long the one call of a herd of cold readers takes.
-const herdUpstreamTakes = 500 * time.Millisecond
+const herdUpstreamTakes = 500 * time.Millisecond // the one call of a herd of cold readers
 
 // coldHerd makes 10,000 readers ask at once for an app without a token, and returns how long the
 // slowest waited.

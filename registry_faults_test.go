@@ -29,8 +29,7 @@ const (
 	otherKey = "dingotherkey"
 	orphan   = "orphan"
 
-	// longestFirstBackOff is how long a failure of storage's is remembered, like any other.
-	longestFirstBackOff = 6 * time.Second
+	longestFirstBackOff = 6 * time.Second // for a failure of storage's as for any other
 )
 
 // secretOf are the secrets of the app keys that DingTalk knows. Writes change the key of the app

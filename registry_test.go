@@ -40,8 +40,7 @@ func TestRegistry_an_unknown_app_takes_no_memory(t *testing.T) {
 		for _, name := range []string{"unknown", "other"} {
 			got := m.read(name)
 			require.Equal(t, http.StatusBadRequest, got.status)
-			require.ErrorContains(t, got.err, `app "`+name+`" is not configured`)
-			require.ErrorContains(t, got.err, "config/"+name)
+			require.ErrorContains(t, got.err, `"`+name+`" is not configured: write its app_key and app_secret to config/`+name)
 		}
 		m.engine.apps.apps.Range(func(any, any) bool { t.Error("an unknown app is in memory"); return false })
 	})
@@ -175,6 +174,17 @@ func TestInvalidate_during_a_load_does_not_bring_the_old_state_back(t *testing.T
 	})
 }
 
+func TestWrite_of_what_storage_holds_already_makes_memory_agree(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		m.configure(theApp, nil)
+		m.token(theApp) // then a write that was said to have failed takes effect
+		m.rewrite("config/myapp", func(entry map[string]any) { entry["leased"] = false })
+		require.NotNil(t, m.read(theApp).Secret)
+		require.NoError(t, m.do(logical.PatchOperation, "config/myapp", map[string]any{"leased": false}).err)
+		require.Nil(t, m.read(theApp).Secret)
+	})
+}
+
 func TestFlight_that_meets_another_nodes_config_starts_over_with_it(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, nil)
@@ -191,8 +201,7 @@ func TestFlight_of_an_app_that_is_invalidated_before_its_token_is_stored_stores_
 		m.configure(theApp, nil)
 		m.state(theApp)
 		m.upstream.RotateTokens(theKey, true)
-		unlock, err := m.engine.apps.lock(t.Context(), theApp)
-		require.NoError(t, err)
+		unlock, _ := m.engine.apps.lock(t.Context(), theApp)
 		m.storage.fail(nil)
 		served := make(chan string, 1)
 		go func() { served <- m.token(theApp) }()
