@@ -88,6 +88,11 @@ func TestBackend_a_standby_forwards_every_operation_and_a_secondary_config_write
 				require.Equal(t, forwarded, errors.Is(err, logical.ErrReadOnly), "%s %s", op, path)
 			}
 		}
+		_, err := m.engine.HandleRequest(t.Context(), &logical.Request{
+			Operation: logical.RenewOperation, Path: "creds/myapp", Storage: m.storage,
+			Secret: &logical.Secret{InternalData: map[string]any{"secret_type": "access_token", "app": theApp}},
+		})
+		require.Equal(t, standby, errors.Is(err, logical.ErrReadOnly), "a renewal")
 		require.Zero(t, m.upstream.Requests("*"))
 	}
 }
@@ -162,5 +167,69 @@ func TestBackend_errors_name_paths_with_the_mount(t *testing.T) {
 		got := m.send(t.Context(), &logical.Request{Operation: op, Path: path, MountPoint: "team/dingtalk/"})
 		require.Equal(t, http.StatusBadRequest, got.status)
 		require.Contains(t, got.err.Error(), " team/dingtalk/config/nope ")
+	}
+}
+
+func TestBackend_every_callback_in_every_replication_state(t *testing.T) {
+	const standby, secondary = consts.ReplicationPerformanceStandby, consts.ReplicationPerformanceSecondary
+	for name, c := range map[string]struct {
+		state   consts.ReplicationState
+		tainted bool
+		renews  bool // or Vault forwards it
+		passes  bool // the background works
+	}{
+		"no replication":         {renews: true, passes: true},
+		"tainted mount":          {tainted: true, renews: true},
+		"performance standby":    {state: standby},
+		"performance secondary":  {state: secondary, renews: true, passes: true},
+		"standby of a secondary": {state: standby | secondary},
+		"DR secondary":           {state: consts.ReplicationDRSecondary, renews: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inVirtualTime(t, func(t *testing.T, m *mount) {
+				m.configure(theApp, nil)
+				got := m.read(theApp)
+				require.NoError(t, got.err)
+				secret := *got.Secret
+				secret.IssueTime = time.Now()
+				m.system.ReplicationStateVal, m.system.TaintedVal = c.state, c.tainted
+				time.Sleep(6890 * time.Second)
+				call := func(op logical.Operation) error {
+					_, err := m.engine.HandleRequest(t.Context(), &logical.Request{
+						Operation: op, Path: "creds/myapp", Storage: m.storage, Secret: &secret,
+					})
+					return err
+				}
+
+				m.storage.fail(nil)
+				m.tick()
+				require.Equal(t, c.passes, m.calls() == 2, "the background refreshes ahead")
+				require.Equal(t, c.passes, len(m.storage.calls()) > 0, "and sweeps")
+
+				secondHalf := map[bool]time.Duration{true: 4000 * time.Second, false: 100 * time.Second}
+				time.Sleep(secondHalf[c.passes])
+				calls := m.calls()
+				if err := call(logical.RenewOperation); c.renews {
+					require.NoError(t, err)
+					require.Equal(t, calls+1, m.calls())
+					require.Equal(t, 2*time.Hour, secret.TTL, "it extends the token")
+				} else {
+					require.Equal(t, logical.ErrReadOnly, err, "so that Vault forwards it: not wrapped, not coded")
+					require.Equal(t, calls, m.calls())
+				}
+				require.NoError(t, call(logical.RevokeOperation), "revoking always succeeds")
+				_, exists, err := m.engine.HandleExistenceCheck(t.Context(), &logical.Request{
+					Operation: logical.UpdateOperation, Path: "config/myapp", Storage: m.storage,
+				})
+				require.NoError(t, err)
+				require.True(t, exists)
+
+				m.engine.InvalidateKey(t.Context(), "config/myapp")
+				require.Nil(t, m.engine.apps.inMemory(theApp))
+				if !c.renews {
+					require.Equal(t, []string{"get config/myapp"}, m.storage.calls(), "a standby writes nothing")
+				}
+			})
+		})
 	}
 }

@@ -231,6 +231,7 @@ func TestGolden_what_is_written_today_is_the_form_of_its_version(t *testing.T) {
 				for _, kind := range []string{"config", "token"} {
 					entry, err := storage.Get(t.Context(), kind+"/"+theApp)
 					require.NoError(t, err)
+					require.True(t, m.storage.sealed[kind+"/"+theApp])
 					generation := m.stored(kind + "/" + theApp)["generation"].(string)
 					require.Regexp(t, `^[0-9a-f]{32}$`, generation)
 					written := strings.Replace(string(entry.Value), generation, c.generation, 1)

@@ -136,9 +136,10 @@ type storageFault struct {
 type faultyStorage struct {
 	logical.Storage
 
-	mu   sync.Mutex
-	plan func(n int, op, key string) storageFault // n counts from 0
-	made []string
+	mu     sync.Mutex
+	plan   func(n int, op, key string) storageFault // n counts from 0
+	made   []string
+	sealed map[string]bool // the keys that were put last with the wish for a seal wrap
 }
 
 // fail plans how the calls from now on go wrong, and counts them anew; nil is that none does.
@@ -218,7 +219,15 @@ func (s *faultyStorage) Get(ctx context.Context, key string) (*logical.StorageEn
 
 // Put implements logical.Storage.
 func (s *faultyStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
-	return s.call(ctx, "put", e.Key, func(ctx context.Context) error { return s.Storage.Put(ctx, e) })
+	return s.call(ctx, "put", e.Key, func(ctx context.Context) error {
+		s.mu.Lock()
+		if s.sealed == nil {
+			s.sealed = map[string]bool{}
+		}
+		s.sealed[e.Key] = e.SealWrap
+		s.mu.Unlock()
+		return s.Storage.Put(ctx, e)
+	})
 }
 
 // Delete implements logical.Storage.
