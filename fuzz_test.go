@@ -2,9 +2,9 @@
 
 package dingtalk
 
-// This file has the fuzz targets: what DingTalk answers, base_url, a write to config/, the app's
-// name, and sequences of operations against the model in model_test.go. `go test` runs their seeds
-// and what is below testdata/fuzz; each looks for more with `go test -run '^$' -fuzz '^FuzzX$' .`
+// This file has the fuzz targets: DingTalk's responses, base_url, a write to config/, the app's
+// name, and sequences of operations on the simulation's world. `go test` runs their seeds and what
+// is below testdata/fuzz; each looks for more with `go test -run '^$' -fuzz '^FuzzX$' .`
 
 import (
 	"bytes"
@@ -28,10 +28,12 @@ import (
 
 	"github.com/hashicorp/vault/sdk/helper/jsonutil"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// The secrets that the fuzzed answers may try to bring out: a plain one, one that every encoding
-// changes, and a token in hand.
+// The secrets that the fuzzed responses may try to bring out: a plain one, one that every encoding
+// changes, and a cached token.
 const (
 	fuzzSecret    = "plain-secret-0123456789"
 	fuzzOddSecret = `odd"secret\with/every+kind%of&char<act>er'`
@@ -117,7 +119,7 @@ func FuzzReadResponse(f *testing.F) {
 			case status != http.StatusOK:
 				t.Fatalf("a token out of a status %d", status)
 			case value == "" || !slices.Contains(fieldsLike(body, "accessToken"), any(value)):
-				t.Fatalf("the token %q is not in the answer", value)
+				t.Fatalf("the token %q is not in the response", value)
 			case got.expireIn < time.Second || got.expireIn > maxExpireIn || got.expireIn%time.Second != 0:
 				t.Fatalf("a token that lives %s", got.expireIn)
 			case !slices.ContainsFunc(fieldsLike(body, "expireIn"),
@@ -162,7 +164,7 @@ func FuzzReadResponse(f *testing.F) {
 				t.Fatalf("%s out of a status %d", failure.class, status)
 			}
 		default:
-			t.Fatalf("%q is no class of an answer", failure.class)
+			t.Fatalf("%q is no class of a response", failure.class)
 		}
 		for _, text := range []string{failure.code, failure.message, failure.requestID} {
 			checkShownText(t, text, maxShownText)
@@ -338,7 +340,7 @@ func modelDuration(v any) (seconds int64, ok bool) {
 	return int64(d / time.Second), err == nil && d%time.Second == 0
 }
 
-// modelConfig is what config/ answers after a write that was taken. It says why the write must not
+// modelConfig is what config/ responds after a write that was taken. It says why the write must not
 // have been.
 func modelConfig(before, data map[string]any) (after map[string]any, wrong string) {
 	after = map[string]any{
@@ -424,7 +426,8 @@ func stringsIn(v any) (found []string) {
 func FuzzConfigWrite(f *testing.F) {
 	for _, body := range []string{
 		`{"app_key":"k","app_secret":"correct-horse-battery"}`,
-		`{"app_key":"k","app_secret":"correct-horse-battery\n","base_url":"https://API.dingtalk.com/","refresh_before":"5m","request_timeout":30,"leased":"false","verify_connection":false}`,
+		`{"app_key":"k","app_secret":"correct-horse-battery\n","base_url":"https://API.dingtalk.com/"` +
+			`,"refresh_before":"5m","request_timeout":30,"leased":"false","verify_connection":false}`,
 		`{"app_key":"k","app_secret":["correct-horse-battery","correct-horse-staple"]}`,
 		`{"app_key":"k","app_secret":{"correct-horse-battery":"correct-horse-staple"}}`,
 		`{"app_key":"k","app_secret":123456789012}`, `{"app_key":"k","app_secret":null}`, `{"app_key":"k","app_secret":true}`,
@@ -505,7 +508,7 @@ func fuzzConfigWrite(t *testing.T, exists bool, op logical.Operation, data map[s
 		}
 		read := m.do(logical.ReadOperation, "config/myapp", nil)
 		if !reflect.DeepEqual(read.Data, want) {
-			t.Fatalf("after %v config/ answers %v, not %v", data, read.Data, want)
+			t.Fatalf("after %v config/ holds %v, not %v", data, read.Data, want)
 		}
 		stored := m.stored("config/myapp")
 		if secret, given := data[fieldAppSecret].(string); given &&
@@ -526,14 +529,14 @@ func fuzzConfigWrite(t *testing.T, exists bool, op logical.Operation, data map[s
 			t.Fatalf("%v was refused with %v, and changed what is stored", data, got.err)
 		}
 		if got.status == http.StatusNotFound && (exists || op != logical.PatchOperation) {
-			t.Fatalf("%v was answered with a 404", data)
+			t.Fatalf("%v got a 404", data)
 		}
 	default:
-		t.Fatalf("%v was answered with %d: %v", data, got.status, got.err)
+		t.Fatalf("%v got %d: %v", data, got.status, got.err)
 	}
 }
 
-// answers is an upstream that answers every call at once.
+// answers is an upstream that responds to every call at once.
 type answers func(*http.Request) (status int, body string)
 
 // RoundTrip implements http.RoundTripper.
@@ -591,10 +594,10 @@ func fuzzAppName(t *testing.T, name string) {
 		case good && got.err != nil:
 			t.Fatalf("%s %q: %v", op, path, got.err)
 		case !good && name != "" && got.err == nil:
-			t.Fatalf("%s %q was answered: %v", op, path, got)
+			t.Fatalf("%s %q worked: %v", op, path, got)
 		case !good && len(contractName.FindString(name)) > maxNameLength &&
 			(got.status != http.StatusBadRequest || len(got.err.Error()) > 400):
-			t.Fatalf("%s of a name of %d bytes was answered with %d: %v", op, len(name), got.status, got.err)
+			t.Fatalf("%s of a name of %d bytes got %d: %v", op, len(name), got.status, got.err)
 		}
 	}
 	check(logical.UpdateOperation, "config/"+name, map[string]any{"app_key": "k", "app_secret": "s"})
@@ -620,27 +623,329 @@ func fuzzAppName(t *testing.T, name string) {
 	}
 }
 
+// The operations, each followed by an argument: the app's number and three times what else there is
+// to choose.
+const (
+	opReadBeside byte = iota
+	opConfigure
+	opPatch
+	opTune
+	opRotateInVault
+	opMove
+	opRotateAtDingTalk
+	opDelete
+	opMinTTL
+	opRenew
+	opRevoke
+	opRefresh
+	opStatus
+	opSleep
+	opSleepLong
+	opMood
+	opStorage
+	opRestart
+	opInvalidate
+	opPeriodic
+	opSpeed
+	opWriteElsewhere
+	opDeleteElsewhere
+	opRead // and all above, which makes it one in four
+	ops    = 32
+)
+
+// moods are what DingTalk does with all calls at a time; that of opMood is a good one half of the
+// time.
+var moods = []simulator.Fault{
+	{},
+	{Kind: simulator.FaultUnavailableEmpty},
+	{Kind: simulator.FaultReset},
+	{Kind: simulator.FaultHang},
+	{Kind: simulator.FaultThrottledBusy, RetryAfter: "120"},
+	{Kind: simulator.FaultBanned},
+	{Kind: simulator.FaultErrcode},
+}
+
+// The calls to storage of which opStorage makes all, or some, go wrong.
+var faultyCalls = []func(n int, op, key string) bool{
+	func(int, string, string) bool { return true },
+	func(_ int, _, key string) bool { return strings.HasPrefix(key, tokenPrefix) },
+	func(_ int, _, key string) bool { return strings.HasPrefix(key, configPrefix) },
+	func(_ int, op, _ string) bool { return op == "put" || op == "delete" },
+	func(n int, _, _ string) bool { return n%3 == 2 },
+}
+
+// operations drives a small world of the simulation's: three apps, of which the first two share an
+// app key, each with two keys and three secrets at either host.
+type operations struct {
+	*world
+	mood   simulator.Fault
+	leases []*leaseHeld
+}
+
+var bothHosts = [...]string{mainHost, otherHost}
+
+// run carries out a script and then sees to it that all is well again as soon as nothing is wrong.
+func (o *operations) run(script []byte) {
+	o.small, o.ends = true, o.ends.AddDate(1, 0, 0)
+	for _, a := range o.apps {
+		for n := range 2 * 2 * 3 {
+			o.credentials(a, bothHosts[n/6], o.keys(a)[n/3%2], n%3).accepted = n%3 == 0
+		}
+	}
+	for i := 0; i+1 < len(script) && i < 2*150 && !o.t.Failed(); i += 2 {
+		arg := int(script[i+1])
+		a := o.apps[arg%len(o.apps)]
+		o.operate(script[i]%ops, arg/len(o.apps), a)
+		o.sleep(settled)
+	}
+	o.recover()
+	if o.t.Failed() {
+		o.t.Fatalf("after:\n  %s", strings.Join(o.history, "\n  "))
+	}
+}
+
+func (o *operations) keys(a *simulatedApp) [2]string {
+	if a == o.apps[1] {
+		return [...]string{o.keys(o.apps[0])[0], "key-1-of-" + a.name}
+	}
+	return [...]string{"key-0-of-" + a.name, "key-1-of-" + a.name}
+}
+
+// chosen are the app's credentials of these numbers.
+func (o *operations) chosen(a *simulatedApp, host, key, number int) *generation {
+	secret := fmt.Sprintf("secret-%d-of-%s", number, a.name)
+	return o.generations[bothHosts[host]+" "+o.keys(a)[key]+" "+secret]
+}
+
+func (o *operations) operate(op byte, arg int, a *simulatedApp) {
+	o.mu.Lock()
+	o.note("operation %d with %d on %s", op, arg, a.name)
+	o.mu.Unlock()
+	i, inForce, data := o.active.Load(), o.moment(a).inForce, map[string]any{}
+	switch op {
+	case opReadBeside:
+		o.actors.Go(func() { o.read(a, nil) })
+		synctest.Wait()
+	case opConfigure:
+		if arg/12%3 > 0 {
+			data[fieldVerifyConnection] = arg/12%3 == 1
+		}
+		o.write(a, logical.UpdateOperation, o.chosen(a, arg/6%2, arg%2, arg/2%3), data)
+	case opPatch:
+		o.write(a, logical.PatchOperation, nil, map[string]any{fieldLeased: arg%2 == 0, fieldRefreshBefore: arg * 40})
+	case opTune:
+		data[fieldRequestTimeout], data[fieldVerifyConnection] = 1+arg%30, arg%4 == 0
+		o.write(a, logical.UpdateOperation, nil, data)
+	case opRotateInVault:
+		g := o.chosen(a, 0, 0, arg%3)
+		if inForce != nil {
+			g = o.generations[inForce.host+" "+inForce.key+" "+g.secret]
+		}
+		if arg/3%2 == 1 {
+			data[fieldVerifyConnection] = false
+		}
+		o.write(a, logical.UpdateOperation, g, data)
+	case opMove: // without the secret
+		data[fieldBaseURL], data[fieldVerifyConnection] = bothHosts[arg%2], false
+		if arg/2%2 == 1 {
+			delete(data, fieldBaseURL)
+			data[fieldAppKey] = o.keys(a)[arg%2]
+		}
+		o.write(a, logical.PatchOperation, nil, data)
+	case opRotateAtDingTalk:
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		for _, g := range o.generations {
+			if g.key == o.keys(a)[arg%2] {
+				g.accepted = g.number == arg/2%3 || g.number == arg/6%3
+			}
+		}
+	case opDelete:
+		o.delete(a)
+	case opMinTTL:
+		o.read(a, map[string]any{fieldMinTTL: (arg + 1) * 90})
+	case opRenew:
+		if n := len(o.leases); n > 0 {
+			l := o.leases[arg%n]
+			l.increment = time.Duration(arg/n%2) * 24 * time.Hour
+			_, _ = o.renew(l)
+		}
+	case opRevoke:
+		if n := len(o.leases); n > 0 {
+			o.revoke(o.leases[arg%n])
+		}
+	case opRefresh:
+		o.refresh(a)
+	case opStatus:
+		o.status(a)
+	case opSleep:
+		o.sleep(time.Duration(arg) * 213 * time.Millisecond)
+	case opSleepLong:
+		o.sleep(time.Duration(arg+1) * 97 * time.Second)
+	case opMood:
+		delay := o.mood.Delay
+		o.mood = []simulator.Fault{moods[arg%len(moods)], {}}[arg/len(moods)%2]
+		o.mood.Delay = delay
+		o.setMood()
+	case opStorage:
+		o.failStorage(arg%4, faultyCalls[arg/4%len(faultyCalls)])
+	case opRestart:
+		i.clean()
+		o.active.Store(o.newInstance(0))
+	case opInvalidate:
+		o.invalidate(i, a, []string{configPrefix, tokenPrefix}[arg%2])
+	case opPeriodic:
+		i.tickAsVault()
+	case opSpeed:
+		o.mood.Delay = time.Duration(arg%6*arg) * 50 * time.Millisecond
+		o.setMood()
+		for host, server := range o.hosts {
+			for _, g := range o.generations {
+				server.RotateTokens(g.key, arg%2 == 1)
+			}
+			server.SetTokenLifetime([]time.Duration{
+				lifetimeAt(host), 20 * time.Second, 5 * time.Minute,
+				3 * time.Second,
+			}[arg/6%4])
+		}
+	case opWriteElsewhere:
+		data[fieldLeased], data[fieldVerifyConnection] = arg/6%2 == 0, false
+		o.elsewhere(a, func() { o.write(a, logical.UpdateOperation, o.chosen(a, 0, arg%2, arg/2%3), data) })
+	case opDeleteElsewhere:
+		o.elsewhere(a, func() { o.delete(a) })
+	default:
+		if l := o.issue(a); l != nil && arg%4 == 0 {
+			o.leases = append(o.leases, l)
+		}
+	}
+}
+
+func (o *operations) setMood() {
+	for _, server := range o.hosts {
+		server.SetFault(simulator.AnyApp, o.mood)
+	}
+}
+
+// failStorage lets calls to storage fail, before their effect or after it.
+func (o *operations) failStorage(mode int, meets func(n int, op, key string) bool) {
+	o.mu.Lock()
+	o.fails = func(n int, op, key string) storageFault {
+		if mode%3 == 0 || !meets(n, op, key) {
+			return storageFault{}
+		}
+		return storageFault{err: errStorage, after: mode == 2}
+	}
+	o.mu.Unlock()
+	o.active.Load().storage.fail(o.storageFault) // which counts anew
+}
+
+// status reads the app's status and configuration.
+func (o *operations) status(a *simulatedApp) {
+	o.look(a, &logical.Request{Operation: logical.ReadOperation, Path: statusPrefix + a.name})
+	got := o.active.Load().do(logical.ReadOperation, configPrefix+a.name, nil)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.checkResponse(a, logical.ReadOperation, configPrefix+a.name, got)
+	switch c := a.tuning; {
+	case a.inForce == nil && got.status == http.StatusNotFound, got.err != nil && time.Since(a.faulted) < settled:
+	case a.inForce == nil, got.err != nil, got.Data[fieldAppKey] != a.inForce.key,
+		got.Data[fieldBaseURL] != a.inForce.host,
+		got.Data[fieldLeased] != c.leased, got.Data[fieldRefreshBefore] != int64(c.refreshBefore/time.Second),
+		got.Data[fieldRequestTimeout] != int64(c.timeout/time.Second):
+		o.violateLocked(a, "true configuration", "%v, %v", got, c)
+	}
+}
+
+// invalidate tells an instance that another node changed what is stored of an app.
+func (o *operations) invalidate(i *instance, a *simulatedApp, key string) {
+	i.engine.InvalidateKey(o.t.Context(), key+a.name)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	i.forget(a)
+}
+
+// elsewhere lets another node change an app.
+func (o *operations) elsewhere(a *simulatedApp, change func()) {
+	here := o.active.Load()
+	there := o.newInstance(0)
+	o.mu.Lock()
+	here.deposed = false
+	o.mu.Unlock()
+	o.active.Store(there)
+	change()
+	there.clean()
+	o.active.Store(here)
+	for _, key := range []string{configPrefix, tokenPrefix} {
+		o.invalidate(here, a, key)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for g := range here.known {
+		if g.app == a {
+			here.known[g] = nil
+		}
+	}
+	if a.stored != nil {
+		here.known[a.stored.of] = []*delivery{a.stored}
+	}
+}
+
+// recover mends everything, waits until nothing can stand against a fetch, and reads: before a
+// restart and after it, where what is stored must do.
+func (o *operations) recover() {
+	o.mood = simulator.Fault{}
+	o.setMood()
+	for host, server := range o.hosts {
+		server.SetTokenLifetime(lifetimeAt(host))
+	}
+	o.failStorage(0, nil)
+	o.sleep(longestRetryAfter + 30*time.Second + longestBackOff)
+	o.actors.Wait()
+	for range 2 {
+		for _, a := range o.apps {
+			o.status(a)
+			o.read(a, nil)
+			o.sleep(settled)
+		}
+		o.active.Load().requireNoLock()
+		o.operate(opRestart, 0, o.apps[0])
+	}
+	o.active.Load().clean()
+}
+
 func FuzzOperations(f *testing.F) {
 	f.Add([]byte{})
 	const (
-		// Arguments: the first app, and what the operation does with it.
+		// Arguments: the app, and what the operation does with it.
 		first, second, third = 0, 1, 2
 		unverified           = 3 * 24 // of opConfigure
 		secret1              = 3 * 2  // of opConfigure and opRotateAtDingTalk; both secrets are good there
 		otherHost            = 3 * 6
 		rotated              = 3 * 1       // of opRotateInVault, verified
 		rotatedUnverified    = 3 * (1 + 3) // and not
+
+		// Arguments of opMood.
+		unavailable, hanging, throttling, banning = 3 * 1, 3 * 3, 3 * 4, 3 * 5
+
+		// Arguments of opStorage: what fails without effect or with it, and what of that.
+		before, after                   = 3 * 1, 3 * 2
+		tokens, configs, writes, aThird = 3 * 4 * 1, 3 * 4 * 2, 3 * 4 * 3, 3 * 4 * 4
 	)
-	moodOf := func(m mood) byte { return byte(3 * m) }
-	storage := func(mode faultMode, only faultsOnly) byte { return byte(3 * (int(mode) + 4*int(only))) }
 	for _, script := range [][]byte{
 		// A token through its life, with the background and without.
 		{opConfigure, first, opRead, first, opSleepLong, 210, opRead, first, opPeriodic, 0, opSleepLong, 9, opRead, first},
 		// DingTalk fails, the token does not at once.
 		{
-			opConfigure, first, opRead, first, opMood, moodOf(moodUnavailable), opSleepLong, 216, opRead, first, opRead, first,
+			opConfigure, first, opRead, first, opMood, unavailable, opSleepLong, 216, opRead, first, opRead, first,
 			opSleepLong, 9, opRead, first,
 		},
+		// Back-off grows: ten seconds after the second failure.
+		{
+			opConfigure, unverified, opMood, unavailable, opRead, first, opSleep, 90, opRead, first, opSleep, 100, opRead,
+			first,
+		},
+		// The response arrives while the app is deleted, and is not stored.
+		{opConfigure, unverified, opSpeed, 3, opReadBeside, first, opDelete, first, opConfigure, unverified, opRead, first},
 		// A secret is rotated, the old one good for a while.
 		{
 			opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opRotateInVault, rotated, opRead, first, opRestart,
@@ -648,23 +953,23 @@ func FuzzOperations(f *testing.F) {
 		},
 		// A lease whose app is deleted.
 		{
-			opConfigure, first, opRead, first, opRenew, 0, opSleepLong, 120, opRenew, 0, opDelete, first, opRenew, 0, opRevoke,
+			opConfigure, first, opRead, first, opRenew, 0, opSleepLong, 120, opRenew, 3, opDelete, first, opRenew, 0, opRevoke,
 			0,
 		},
 		// Storage fails across a restart.
 		{
-			opConfigure, first, opRead, first, opStorage, storage(faultBefore, onAll), opSleepLong, 220, opRead, first,
-			opRestart, 0, opRead, first, opStorage, 0, opRead, first,
+			opConfigure, first, opRead, first, opStorage, before, opSleepLong, 220, opRead, first, opRestart, 0, opRead, first,
+			opStorage, 0, opRead, first,
 		},
 		// A write takes effect and fails.
 		{
-			opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opStorage, storage(faultAfter, onWrites),
-			opRotateInVault, rotatedUnverified, opRead, first, opStorage, 0, opRead, first, opRestart, 0, opRead, first,
+			opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opStorage, after + writes, opRotateInVault,
+			rotatedUnverified, opRead, first, opStorage, 0, opRead, first, opRestart, 0, opRead, first,
 		},
 		// The token of the generation before stays in storage.
 		{
-			opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opStorage, storage(faultBefore, onTokens),
-			opRotateInVault, rotatedUnverified, opStorage, 0, opRestart, 0, opRead, first,
+			opConfigure, first, opRead, first, opRotateAtDingTalk, secret1, opStorage, before + tokens, opRotateInVault,
+			rotatedUnverified, opStorage, 0, opRestart, 0, opRead, first,
 		},
 		// Reads beside a new generation.
 		{
@@ -673,14 +978,21 @@ func FuzzOperations(f *testing.F) {
 		},
 		// A ban.
 		{
-			opConfigure, unverified, opConfigure, unverified + second, opMood, moodOf(moodBanning), opRead, first, opMood, 0,
-			opSleep, 30, opRead, second, opRefresh, second, opRefresh, first, opSleepLong, 9, opRead, second,
+			opConfigure, unverified, opConfigure, unverified + second, opMood, banning, opRead, first, opMood, 0, opSleep, 30,
+			opRead, second, opRefresh, second, opRefresh, first, opSleepLong, 9, opRead, second,
 		},
 		// A Retry-After.
 		{
-			opConfigure, unverified, opMood, moodOf(moodThrottling), opRead, first, opMood, 0, opRefresh, first, opSleepLong,
-			0, opRead, first, opRefresh, first, opSleepLong, 3, opRead, first,
+			opConfigure, unverified, opMood, throttling, opRead, first, opMood, 0, opRefresh, first, opSleepLong, 0, opRead,
+			first, opRefresh, first, opSleepLong, 3, opRead, first,
 		},
+		// A Retry-After for the key of two apps.
+		{
+			opConfigure, unverified, opConfigure, unverified + second, opMood, throttling, opRead, first,
+			opMood, 0, opRead, second, opRefresh, second, opSleepLong, 3, opRead, second,
+		},
+		// A token with a second left.
+		{opSpeed, 54, opConfigure, first, opRead, first, opSleep, 18, opRead, first},
 		// Forced refreshes.
 		{
 			opConfigure, first, opSpeed, 3, opRead, first, opMinTTL, 255, opSleep, 50, opMinTTL, 255, opSleep, 50, opRefresh,
@@ -711,14 +1023,13 @@ func FuzzOperations(f *testing.F) {
 		{opConfigure, first, opRead, first, opRefresh, first, opSleepLong, 210, opPeriodic, 0},
 		// A restart under readers that wait.
 		{
-			opConfigure, unverified, opMood, moodOf(moodHang), opReadBeside, first, opReadBeside, first, opSleep, 10,
-			opRestart, 0, opMood, 0, opRead, first,
+			opConfigure, unverified, opMood, hanging, opReadBeside, first, opReadBeside, first, opSleep, 10, opRestart, 0,
+			opMood, 0, opRead, first,
 		},
 		// Storage fails from the start.
 		{
-			opStorage, storage(faultBefore, onAll), opConfigure, first, opStorage, storage(faultAfter, onEveryThird),
-			opConfigure, first, opStorage, 0, opRead, first, opPatch, 3, opRead, first, opTune, 0, opStatus, first, opDelete,
-			first, opStatus, first,
+			opStorage, before, opConfigure, first, opStorage, after + aThird, opConfigure, first, opStorage, 0, opRead, first,
+			opPatch, 3, opRead, first, opTune, 0, opStatus, first, opDelete, first, opStatus, first,
 		},
 	} {
 		f.Add(script)
@@ -732,6 +1043,8 @@ func FuzzOperations(f *testing.F) {
 		f.Add(script)
 	}
 	f.Fuzz(func(t *testing.T, script []byte) {
-		synctest.Test(t, func(t *testing.T) { newModel(t).run(script) })
+		synctest.Test(t, func(t *testing.T) {
+			(&operations{world: newWorld(t, []*crowd{{name: "fuzzed", apps: 3}})}).run(script)
+		})
 	})
 }

@@ -9,7 +9,6 @@ package dingtalk
 import (
 	"errors"
 	"math/rand/v2"
-	"net/http"
 	"strconv"
 	"time"
 
@@ -87,6 +86,18 @@ func (w *world) use() {
 // tickAsVault calls the periodic function, which must not keep Vault waiting.
 func (i *instance) tickAsVault() {
 	began := time.Now()
+	i.w.mu.Lock()
+	i.ticked = began
+	for a, u := range i.apps {
+		lifetime := time.Minute
+		if last := latest(i.known[a.inForce]); last != nil {
+			lifetime = max(lifetime, last.lifetime)
+		}
+		if began.Sub(u.used) >= lifetime-time.Second { // of the clock's
+			i.forget(a)
+		}
+	}
+	i.w.mu.Unlock()
 	got := i.do(logical.RollbackOperation, "", nil)
 	if took := time.Since(began); took > 0 || got.err != nil {
 		i.w.violate(nil, "prompt periodic function", "it took %s: %v", took, got.err)
@@ -127,6 +138,7 @@ func (w *world) hold(a *simulatedApp, r *rand.Rand) {
 			if !w.watch(l, r) {
 				return
 			}
+			w.revoke(l)
 			pause = 10 * time.Millisecond // the network's
 		}
 	}
@@ -209,11 +221,11 @@ func weatherCards() []fault {
 		},
 		{"throttling with Retry-After", time.Hour, simulator.Fault{Kind: simulator.FaultThrottledQPS, RetryAfter: "3600"}},
 		{"ban", 5 * time.Minute, simulator.Fault{Kind: simulator.FaultBanned}},
-		{"slow answers", time.Hour, simulator.Fault{Delay: 650 * time.Millisecond}},
-		{"slow answers", 30 * time.Minute, simulator.Fault{Delay: 8300 * time.Millisecond}},
-		{"answers slower than request_timeout", 30 * time.Minute, simulator.Fault{Delay: 40 * time.Second}},
-		{"broken answers", 15 * time.Minute, simulator.Fault{Kind: simulator.FaultTruncated}},
-		{"broken answers", 15 * time.Minute, simulator.Fault{Kind: simulator.FaultHTML}},
+		{"slow responses", time.Hour, simulator.Fault{Delay: 650 * time.Millisecond}},
+		{"slow responses", 30 * time.Minute, simulator.Fault{Delay: 8300 * time.Millisecond}},
+		{"responses slower than request_timeout", 30 * time.Minute, simulator.Fault{Delay: 40 * time.Second}},
+		{"broken responses", 15 * time.Minute, simulator.Fault{Kind: simulator.FaultTruncated}},
+		{"broken responses", 15 * time.Minute, simulator.Fault{Kind: simulator.FaultHTML}},
 	}
 }
 
@@ -249,7 +261,11 @@ func (w *world) mishaps(r *rand.Rand) {
 	for w.sleep(between(r, 5*time.Minute, 40*time.Minute)) {
 		a, f := w.someApp(r), cards.deal(r)
 		w.count(f.name)
-		key := w.moment(a).inForce.key
+		g := w.moment(a).inForce
+		if g == nil {
+			continue
+		}
+		key := g.key
 		if f.name == tokensEnded {
 			w.endTokens(a, key)
 			continue
@@ -263,12 +279,12 @@ func (w *world) mishaps(r *rand.Rand) {
 	}
 }
 
-// endTokens has DingTalk end an app's tokens, which nobody is told.
+// endTokens makes DingTalk end an app's tokens, which nobody is told.
 func (w *world) endTokens(a *simulatedApp, key string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for token, owner := range w.owners {
-		w.ended[token] = w.ended[token] || owner == key
+	for token, t := range w.granted {
+		w.ended[token] = w.ended[token] || t.key == key
 	}
 	w.hosts[a.host].ExpireTokens(key)
 }
@@ -289,8 +305,8 @@ func (w *world) someApp(r *rand.Rand) *simulatedApp {
 
 // change is a card of the operator's.
 type change struct {
-	name                                string
-	tune, secret, key, verify, inFlight bool
+	name                                        string
+	tune, secret, key, verify, inFlight, remake bool
 }
 
 func (c change) event() string { return c.name }
@@ -310,6 +326,8 @@ func changeCards() []change {
 		{name: "new app key, unverified", key: true},
 		{name: "new app key in mid-flight, unverified", key: true, inFlight: true},
 		{name: "new app key in mid-flight, verified", key: true, verify: true, inFlight: true},
+		{name: "deleted and made again", remake: true},
+		{name: "deleted and made again in mid-flight", remake: true, inFlight: true},
 	}
 }
 
@@ -336,20 +354,24 @@ func (w *world) change(a *simulatedApp, c change, r *rand.Rand) {
 		time.Sleep(between(r, 0, time.Second))
 	}
 	w.mu.Lock()
-	g, timeout := a.inForce, a.timeout
+	g := a.inForce
 	w.mu.Unlock()
 	data := map[string]any{}
+	if c.remake {
+		w.delete(a)
+		data[fieldLeased], data[fieldVerifyConnection] = a.leased, r.IntN(2) == 0
+		time.Sleep(between(r, 0, time.Minute))
+	}
 	if c.rotates() {
 		g = w.rotate(a, c.key)
 		time.Sleep(between(r, 0, time.Minute))
 		data["verify_connection"] = c.verify
 	}
 	if c.tune {
-		timeout = between(r, minRequestTimeout, maxRequestTimeout).Truncate(time.Second)
-		data["request_timeout"] = int(timeout / time.Second)
+		data["request_timeout"] = 1 + r.IntN(30)
 		data["refresh_before"] = r.IntN(600)
 	}
-	for !w.write(a, g, timeout, data) {
+	for w.write(a, logical.UpdateOperation, g, data).err != nil {
 		if !w.sleep(between(r, 10*time.Second, 10*time.Minute)) {
 			return
 		}
@@ -358,10 +380,9 @@ func (w *world) change(a *simulatedApp, c change, r *rand.Rand) {
 
 // slowCall has DingTalk take its time for the next call of an app, and one made.
 func (w *world) slowCall(a *simulatedApp, r *rand.Rand) {
-	w.mu.Lock()
-	key := a.inForce.key
-	w.mu.Unlock()
-	w.hosts[a.host].SetFault(key, simulator.Fault{Delay: between(r, time.Second, 8*time.Second), Times: 1})
+	if g := w.moment(a).inForce; g != nil {
+		w.hosts[a.host].SetFault(g.key, simulator.Fault{Delay: between(r, time.Second, 8*time.Second), Times: 1})
+	}
 	w.actors.Go(func() { w.refresh(a) })
 }
 
@@ -419,7 +440,7 @@ func (w *world) handOver(c handover, r *rand.Rand) {
 			w.mu.Lock()
 			old.killAfter = g
 			w.mu.Unlock()
-			w.write(a, g, 0, map[string]any{"verify_connection": r.IntN(2) == 0})
+			w.write(a, logical.UpdateOperation, g, map[string]any{"verify_connection": r.IntN(2) == 0})
 		}
 		w.mu.Lock()
 		old.deposed, old.killed = true, true
@@ -454,46 +475,4 @@ func (w *world) release(a *simulatedApp) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	a.claimed = false
-}
-
-// write writes an app's configuration and tells whether it is in force.
-func (w *world) write(a *simulatedApp, g *generation, timeout time.Duration, data map[string]any) bool {
-	i := w.active.Load()
-	if i == nil {
-		return false
-	}
-	w.mu.Lock()
-	before := a.inForce
-	a.timeout = max(a.timeout, timeout)
-	w.mu.Unlock()
-	data["app_key"], data["app_secret"], data["base_url"] = g.key, g.secret, a.host
-	got := i.do(logical.UpdateOperation, configPrefix+a.name, data)
-
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	a.before = nil
-	if got.err == nil && timeout > 0 {
-		a.timeout = timeout
-	}
-	switch {
-	case got.err == nil && a.inForce != g:
-		w.violateLocked(a, "writes that work", "a write that was acknowledged is not in storage")
-	case got.err != nil && a.inForce != before && !i.deposed:
-		w.violateLocked(a, "writes that work", "a write that failed has taken effect: %v", got.err)
-	case got.err != nil && got.status == http.StatusInternalServerError && !i.deposed:
-		w.violateLocked(a, "right errors", "a write failed with %v", got.err)
-	}
-	return got.err == nil
-}
-
-// refresh fetches an app's token now; that it may fail is the operator's risk.
-func (w *world) refresh(a *simulatedApp) {
-	i := w.active.Load()
-	if i == nil {
-		return
-	}
-	at := w.moment(a)
-	began := time.Now()
-	i.do(logical.UpdateOperation, refreshPrefix+a.name, nil)
-	w.checkWait(a, i, began, time.Since(began), at)
 }

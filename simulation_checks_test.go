@@ -2,19 +2,24 @@
 
 package dingtalk
 
-// This file checks every answer in the simulation against the ledger: a token must be the app's,
+// This file checks every response and every call against the ledger: a token must be the app's,
 // alive, and no longer promised than it lives as far as its instance can know; a failure must have
-// had to be, and say why.
+// had to be, and say why; a call must be one that somebody needs, and that nothing stands against;
+// a write must be what storage holds; and nothing but creds/ shows a secret or a token. What may be
+// in memory only is promised as long as the app cannot have left it.
 
 import (
 	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
 )
 
 // tooMany is how many broken promises end the simulation.
@@ -32,8 +37,10 @@ func (w *world) violateLocked(a *simulatedApp, promise, format string, args ...a
 	if a != nil {
 		name = a.name
 	}
-	day := (time.Duration(*daysFlag)*24*time.Hour - time.Until(w.ends)).Hours() / 24
-	w.t.Errorf("seed %d, day %.5f, app %s, %s: %s", w.seed, day, name, promise, fmt.Sprintf(format, args...))
+	day := time.Since(w.begins).Hours() / 24
+	text := fmt.Sprintf("seed %d, day %.5f, app %s, %s: %s", w.seed, day, name, promise, fmt.Sprintf(format, args...))
+	w.t.Error(text)
+	w.note("%s", text)
 	w.broken[promise]++
 	if w.stopped.Load() {
 		return
@@ -54,16 +61,17 @@ func (w *world) count(event string) {
 // moment is what is in force for an app at a moment.
 type moment struct {
 	inForce, before *generation
-	timeout         time.Duration
+	tuning
+	limit time.Duration
 }
 
 func (w *world) moment(a *simulatedApp) moment {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return moment{a.inForce, a.before, a.timeout}
+	return moment{a.inForce, a.before, a.tuning, a.limit}
 }
 
-// request is one read or renewal, from its beginning to its answer.
+// request is one request for an app, from its beginning to its response.
 type request struct {
 	w     *world
 	i     *instance
@@ -73,13 +81,29 @@ type request struct {
 	now   time.Time
 	got   answer
 
-	// generations are those of which the answer may be, oldest first. More than one only where a write
-	// came in between.
+	// generations are those of which the response may be, oldest first; nil stands for an app that is
+	// not configured. More than one only where a write came in between.
 	generations []*generation
 }
 
+// uses is the counter of such requests in the air; nil for those that are no use of the app.
+func (u *upkeep) uses(req *logical.Request) *int {
+	switch {
+	case req.Operation == logical.RenewOperation:
+		return &u.renewals
+	case strings.HasPrefix(req.Path, refreshPrefix):
+		return &u.forcing
+	case !strings.HasPrefix(req.Path, credsPrefix) || req.Operation != logical.ReadOperation:
+		return nil
+	case len(req.Data) > 0:
+		return &u.longer
+	default:
+		return &u.reads
+	}
+}
+
 // send sends a request to the active instance; nil is that Vault is down, or went down before it
-// answered.
+// responded.
 func (w *world) send(a *simulatedApp, req *logical.Request) *request {
 	q := &request{w: w, app: a, i: w.active.Load(), begun: time.Now()}
 	if q.i == nil {
@@ -87,29 +111,76 @@ func (w *world) send(a *simulatedApp, req *logical.Request) *request {
 		return nil
 	}
 	q.at = w.moment(a)
+	w.mu.Lock()
+	u := q.i.upkeepOf(a)
+	uses, since := u.uses(req), u.since
+	if uses != nil {
+		*uses++
+		u.used = q.begun
+	}
+	w.mu.Unlock()
+	op := req.Operation
 	q.got = q.i.send(w.t.Context(), req)
 	q.now = time.Now()
 	time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
 	w.checkWait(a, q.i, q.begun, q.now.Sub(q.begun), q.at)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.checkResponse(a, op, req.Path, q.got)
+	if uses != nil {
+		*uses--
+		u.used = q.now
+		u.loaded = u.loaded || a.inForce != nil && since.Equal(u.since) &&
+			q.got.status < http.StatusInternalServerError
+	}
 	for _, g := range [...]*generation{q.at.before, q.at.inForce, a.before, a.inForce} {
-		if g != nil && !slices.Contains(q.generations, g) {
+		if (g != nil || q.at.inForce == nil || a.inForce == nil) && !slices.Contains(q.generations, g) {
 			q.generations = append(q.generations, g)
 		}
 	}
 	if q.i.killed {
-		w.events["answer lost with the process"]++
+		w.events["response lost with the process"]++
 		return nil
 	}
 	return q
+}
+
+// tokenLike is what DingTalk's tokens look like, and much else.
+var tokenLike = regexp.MustCompile(`[0-9a-f]{32}`)
+
+// checkShown checks that a text holds no secret and no token. It is called with w.mu held, as all
+// that follow.
+func (w *world) checkShown(a *simulatedApp, text string) {
+	if strings.Contains(text, "secret-") || slices.ContainsFunc(tokenLike.FindAllString(text, -1), func(like string) bool {
+		return w.granted[like].key != ""
+	}) {
+		w.violateLocked(a, "nothing leaks", "a secret or a token is shown: %s", text)
+	}
+}
+
+// checkResponse checks what holds of every response.
+func (w *world) checkResponse(a *simulatedApp, op logical.Operation, path string, got answer) {
+	shown := ""
+	if got.err != nil {
+		shown = got.err.Error()
+	}
+	if got.Response != nil && (len(got.Warnings) > 0 || !strings.HasPrefix(path, credsPrefix)) {
+		shown += fmt.Sprint(got.Warnings)
+		if !strings.HasPrefix(path, credsPrefix) {
+			shown += fmt.Sprint(got.Data)
+		}
+	}
+	w.note("%s %s: %d %s", op, path, got.status, shown)
+	if shown != "" {
+		w.checkShown(a, shown)
+	}
 }
 
 // checkWait checks that nobody waited for longer than request_timeout and a second.
 func (w *world) checkWait(a *simulatedApp, i *instance, begun time.Time, took time.Duration, at moment) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	limit := max(at.timeout, a.timeout)
+	limit := max(at.limit, a.limit)
 	if took > limit+time.Second && !i.killed {
 		w.violateLocked(a, "bounded wait", "waited for %s, with a request_timeout of %s", took, limit)
 	}
@@ -121,7 +192,61 @@ func (w *world) checkWait(a *simulatedApp, i *instance, begun time.Time, took ti
 	}
 }
 
-// read reads an app's token and checks the answer.
+// held are the deliveries of which the instance goes by one, oldest first: the last that it must
+// have, in memory or in storage, and those that came since. Without one that it must have, there
+// are none.
+func (i *instance) held(g *generation, now time.Time) []*delivery {
+	all := i.known[g]
+	for n, d := range slices.Backward(all) {
+		if now.Sub(d.arrived) >= settled && (d == g.app.stored || d.sent.After(i.upkeepOf(g.app).since)) {
+			return all[n:]
+		}
+	}
+	return nil
+}
+
+// checkCall checks that the app may be fetched a token now.
+func (i *instance) checkCall(a *simulatedApp, now time.Time) {
+	u := i.upkeepOf(a)
+	m := &u.memory
+	m.attempts++
+	if last := m.last; last != nil && last.again && m.attempts <= 3 && now.Sub(last.ended) < time.Second {
+		return // another attempt of the same fetch
+	}
+	m.attempts = 1
+	asked := u.reads + u.longer + u.renewals + u.forcing + u.writes
+	passing := now.Sub(i.ticked) <= settled || !i.w.small
+	if asked == 0 && !(m.served && passing) {
+		i.w.violateLocked(a, "idle apps cost no calls", "nobody asked, and nobody has read the token since it was fetched")
+	}
+	if u.forcing == 0 && now.Before(m.quiet) {
+		i.w.violateLocked(a, "back-off", "a call %s before it ends", m.quiet.Sub(now))
+	}
+	forced := u.forcing > 0 && asked == u.forcing
+	if held := i.held(a.inForce, now); len(held) == 1 && held[0].skew <= 0 { // one of the future is due
+		d := held[0]
+		limit, left := d.lifetime/2, d.remaining(now)
+		switch {
+		case u.longer > 0:
+			limit = d.lifetime * 3 / 4
+		case !a.leased && u.renewals == 0 && !passing:
+			limit = d.window(a.tuning) + time.Second
+		}
+		if left > limit && u.forcing == 0 {
+			i.w.violateLocked(a, "fresh tokens cost no call", "the current one has %s left", left)
+		}
+		forced = forced || left > d.lifetime/2
+	}
+	if !forced {
+		return
+	}
+	if ago := now.Sub(m.forced); ago < leastApart-settled {
+		i.w.violateLocked(a, "10 seconds", "a fetch was forced %s after another", ago)
+	}
+	m.forced = now
+}
+
+// read reads an app's token and checks the response.
 func (w *world) read(a *simulatedApp, query map[string]any) answer {
 	q := w.send(a, &logical.Request{Operation: logical.ReadOperation, Path: credsPrefix + a.name, Data: query})
 	if q == nil {
@@ -140,10 +265,11 @@ func (w *world) read(a *simulatedApp, query map[string]any) answer {
 		a.served = q.now
 	}
 	all := q.checkToken(token)
+	leased := q.got.Secret != nil
 	switch {
-	case (q.got.Secret != nil) != a.leased:
+	case leased != q.at.leased && leased != a.tuning.leased:
 		w.violateLocked(a, "leased as configured", "it is not so, or it should not be")
-	case a.leased:
+	case leased:
 		q.checkLease(all, 0, q.got.Secret.TTL, q.got.Secret.MaxTTL, time.Time{})
 	default:
 		q.checkUnleased(all)
@@ -151,10 +277,7 @@ func (w *world) read(a *simulatedApp, query map[string]any) answer {
 	q.checkMinTTL(all, query)
 	if q.begun.After(a.covered) {
 		a.crowd.least++
-		a.covered = q.begun.Add(mainLifetime)
-		if a.host == otherHost {
-			a.covered = q.begun.Add(otherLifetime)
-		}
+		a.covered = q.begun.Add(lifetimeAt(a.host))
 	}
 	return q.got
 }
@@ -183,14 +306,14 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 	if q.got.Secret != &secret || len(q.got.Data) > 0 {
 		w.violateLocked(l.app, "renewals return the lease", "warnings %q", q.got.Warnings)
 	}
-	if secret.TTL == endedLease {
+	if secret.TTL == endedTTL {
 		q.checkEnded(l)
-		l.expires = q.now.Add(endedLease)
-		return endedLease, nil
+		l.expires = q.now.Add(endedTTL)
+		return endedTTL, nil
 	}
 	all := q.checkToken(l.token)
-	if last := latest(all); last != nil && last.remaining(q.now) < last.lifetime/2 && len(q.got.Warnings) == 0 &&
-		q.i.refused[last.of] == nil {
+	if last := latest(all); last != nil && last.remaining(q.now) < last.lifetime/2 && last.lifetime >= 2*leastApart &&
+		len(q.got.Warnings) == 0 && q.i.refused[last.of] == nil && len(all) == 1 {
 		w.violateLocked(l.app, "renewals extend", "%s left, and no warning", last.remaining(q.now))
 	}
 	ttl := q.checkLease(all, l.increment, secret.TTL, secret.MaxTTL, l.secret.IssueTime)
@@ -199,29 +322,41 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 }
 
 // checkToken checks a token that was handed out, and returns its deliveries: the engine goes by one
-// of them, with at least one still good. It is called with w.mu held, as all that follow.
+// of them.
 func (q *request) checkToken(token string) []*delivery {
 	var all []*delivery
 	ours := false
+	q.i.upkeepOf(q.app).served = true
 	for _, g := range q.generations {
-		ours = ours || q.w.owners[token] == g.key
-		for _, d := range q.i.known[g] {
+		if g == nil {
+			continue
+		}
+		ours = ours || q.w.granted[token].key == g.key
+		known := q.i.held(g, q.now)
+		if known == nil {
+			known = q.i.known[g]
+		}
+		for _, d := range known {
 			if d.token == token {
 				all = append(all, d)
 			}
 		}
 	}
-	if stored := q.app.stored; !q.i.deposed && len(q.generations) == 1 &&
-		(stored == nil || stored.of != q.generations[0]) {
+	stored := q.app.stored
+	if !q.i.deposed && !q.app.unstored && len(q.generations) == 1 && (stored == nil || stored.of != q.generations[0]) {
 		q.w.violateLocked(q.app, "stored before it is served", "storage has none of these credentials")
 	}
-	left, _ := q.w.hosts[q.app.host].LifeLeft(token)
-	switch last := latest(all); {
+	last := latest(all)
+	if last == nil {
+		q.w.violateLocked(q.app, "own token", "handed out a token of %q that came to another instance, "+
+			"for other credentials, or was replaced", q.w.granted[token].key)
+		return nil
+	}
+	left := time.Until(q.w.granted[token].ends)
+	switch {
 	case !ours:
-		q.w.violateLocked(q.app, "own token", "handed out a token of %q", q.w.owners[token])
-	case last == nil:
-		q.w.violateLocked(q.app, "own token", "handed out a token that came to another instance, or for other credentials")
-	case last.remaining(q.now) < minServed:
+		q.w.violateLocked(q.app, "own token", "handed out a token of %q", q.w.granted[token].key)
+	case !slices.ContainsFunc(all, func(d *delivery) bool { return d.remaining(q.now) >= leastLife }):
 		q.w.violateLocked(q.app, "no expired token", "handed out with %s left", last.ends().Sub(q.now))
 	case left > 0:
 	case q.w.ended[token]:
@@ -270,9 +405,10 @@ func (q *request) checkUnleased(all []*delivery) {
 
 // checkMinTTL checks that a reader who asked for more life got it, or was told.
 func (q *request) checkMinTTL(all []*delivery, query map[string]any) {
-	asked, err := parseMinTTL(query)
-	if last := latest(all); err == nil && last != nil && last.remaining(q.now) < min(asked, last.lifetime*3/4) &&
-		len(q.got.Warnings) == 0 {
+	seconds, _ := strconv.Atoi(fmt.Sprint(query[fieldMinTTL])) // 0 where it is not given
+	asked := time.Duration(seconds) * time.Second
+	if last := latest(all); last != nil && len(q.got.Warnings) == 0 &&
+		last.remaining(q.now) < min(asked, last.lifetime*3/4).Truncate(time.Second) {
 		q.w.violateLocked(q.app, "min_ttl", "%s left without a warning, %s asked for", last.remaining(q.now), asked)
 	}
 }
@@ -280,7 +416,8 @@ func (q *request) checkMinTTL(all []*delivery, query map[string]any) {
 // checkEnded checks that a lease was ended for a reason: the app has another token.
 func (q *request) checkEnded(l *leaseHeld) {
 	for _, g := range q.generations {
-		if last := latest(q.i.known[g]); last == nil || last.token != l.token {
+		held := q.i.held(g, q.now)
+		if g == nil || len(held) == 0 || slices.ContainsFunc(held, func(d *delivery) bool { return d.token != l.token }) {
 			return
 		}
 	}
@@ -288,17 +425,26 @@ func (q *request) checkEnded(l *leaseHeld) {
 }
 
 // checkFailure checks that a read or renewal had to fail, and says why: there is no token, by any
-// generation that it may have met, and the error is what DingTalk's last answer calls for.
+// generation that it may have met, and the error is what DingTalk's last response calls for.
 func (q *request) checkFailure() {
-	usable := true
+	usable := q.i.upkeepOf(q.app).loaded || q.app.faulted.Before(q.begun)
 	for _, g := range q.generations {
-		last := latest(q.i.known[g])
-		usable = usable && last != nil && last.remaining(q.now) >= minServed
+		usable = usable && g != nil && q.usable(g)
 	}
 	if usable {
 		q.w.violateLocked(q.app, "usable tokens are served", "failed though there is one: %v", q.got.err)
 	}
-	text := q.got.err.Error()
+	q.checkError(q.got.err.Error())
+}
+
+// usable reports whether the instance must have a token that is good.
+func (q *request) usable(g *generation) bool {
+	held := q.i.held(g, q.now)
+	return len(held) > 0 && !slices.ContainsFunc(held, func(d *delivery) bool { return d.remaining(q.now) < leastLife })
+}
+
+// checkError checks that the error is one of those that the request may fail with.
+func (q *request) checkError(text string) {
 	for _, why := range q.reasons() {
 		if q.got.status == why.status && !slices.ContainsFunc(why.holds,
 			func(part string) bool { return !strings.Contains(text, part) }) {
@@ -312,32 +458,203 @@ func (q *request) checkFailure() {
 // reasons are all that may have made the request fail.
 func (q *request) reasons() []*refusal {
 	var all []*refusal
+	because := func(may bool, reason string, status int, holds ...string) {
+		if may {
+			all = append(all, &refusal{reason: reason, status: status, holds: holds})
+		}
+	}
 	for _, ours := range q.generations {
+		if ours == nil {
+			because(true, "no configuration", http.StatusBadRequest, configPrefix+q.app.name)
+			continue
+		}
 		for g, why := range q.i.refused {
-			for ; why != nil && g.key == ours.key; why = why.before { // by a verification of another secret, perhaps
+			if why == nil || g.key != ours.key || q.begun.Sub(why.ended) > longestBackOff {
+				continue
+			}
+			for ; why != nil; why = why.before { // by a verification of another secret, perhaps
 				all = append(all, why)
 			}
 		}
+		if c := q.i.cooldowns[cooldownKey{ours.host, ours.key}]; c.until.After(q.begun) {
+			all = append(all, c.why) // by an app with the same key, perhaps
+		}
+		ban := q.i.cooldowns[cooldownKey{baseURL: ours.host}]
+		because(ban.until.After(q.begun), "a ban", http.StatusBadGateway, "banned", "attempt")
+		last := latest(q.i.known[ours])
+		because(last != nil && last.arrived.After(q.begun) && last.remaining(q.now) < leastLife,
+			"a token that hardly lived", http.StatusServiceUnavailable, "expired")
 	}
-	for _, ours := range q.generations {
-		if c := q.i.cooldowns[cooldownKey{q.app.host, ours.key}]; c.until.After(q.begun) { // by an app with the same key, perhaps
-			all = append(all, c.why)
+	forced := q.i.upkeepOf(q.app).forced
+	because(q.begun.Sub(forced) < leastApart, "10 seconds", http.StatusBadRequest, "ago")
+	because(q.i.cleaned, "the end of the instance", http.StatusServiceUnavailable, "unloaded")
+	because(q.now.Sub(q.begun) >= min(q.at.timeout, q.app.timeout),
+		"no response in time", http.StatusBadGateway, "could not get a token for app")
+	because(q.begun.Sub(q.app.faulted) < longestBackOff, "Vault's storage", http.StatusInternalServerError, "storage")
+	return all
+}
+
+// refresh fetches an app's token now; that it may fail is the operator's risk.
+func (w *world) refresh(a *simulatedApp) {
+	w.look(a, &logical.Request{Operation: logical.UpdateOperation, Path: refreshPrefix + a.name})
+}
+
+// look reads an app's status, with a refresh before or without, and checks that it agrees with the
+// ledger.
+func (w *world) look(a *simulatedApp, req *logical.Request) {
+	q := w.send(a, req)
+	if q == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if q.got.err != nil {
+		q.checkError(q.got.err.Error())
+		return
+	}
+	agrees := false
+	for _, g := range q.generations {
+		if g == nil {
+			continue
+		}
+		known := q.i.held(g, q.now)
+		if known == nil {
+			agrees = agrees || q.got.Data["state"] == string(stateAbsent)
+			known = q.i.known[g]
+		}
+		for _, d := range known {
+			agrees = agrees || q.agrees(d, q.at.tuning) || q.agrees(d, q.app.tuning)
 		}
 	}
-	if q.i.cooldowns[cooldownKey{baseURL: q.app.host}].until.After(q.begun) {
-		all = append(all, &refusal{reason: "a ban", status: http.StatusBadGateway, holds: []string{"banned", "attempt"}})
+	if !agrees {
+		w.violateLocked(a, "true status", "%v", q.got.Data)
 	}
-	if q.i.cleaned {
-		all = append(all, &refusal{
-			reason: "the end of the instance", status: http.StatusServiceUnavailable,
-			holds: []string{"unloaded"},
-		})
+	u := q.i.upkeepOf(a)
+	next, _ := q.got.Data["next_attempt_at"].(string)
+	if len(q.generations) == 1 && u.quiet.After(q.now) && q.begun.Sub(u.last.ended) > time.Second &&
+		q.i.calling[a.inForce] == 0 && (next < timestamp(u.quiet) || q.got.Data["last_error"] == nil) {
+		w.violateLocked(a, "true status", "fetches fail, back-off lasts until %s: %v", timestamp(u.quiet), q.got.Data)
 	}
-	if q.now.Sub(q.begun) >= min(q.at.timeout, q.app.timeout) {
-		all = append(all, &refusal{
-			reason: "no answer in time", status: http.StatusBadGateway,
-			holds: []string{"could not get a token for app"},
-		})
+}
+
+// agrees reports whether a status is that of a token.
+func (q *request) agrees(d *delivery, c tuning) bool {
+	left := d.remaining(q.now)
+	state := stateFresh
+	switch {
+	case left < leastLife:
+		state = stateExpired
+	case left <= d.window(c) || d.skew > 0 && q.got.Data["state"] == string(stateDue):
+		state = stateDue
 	}
-	return all
+	return q.got.Data["state"] == string(state) && q.got.Data["ttl"] == int64(left/time.Second) &&
+		q.got.Data["expires_at"] == timestamp(d.ends()) && q.got.Data["fetched_at"] == timestamp(d.sent)
+}
+
+// write writes or deletes an app's configuration and checks that what it responded is what storage
+// holds. Without credentials, the data may name some of them.
+func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data map[string]any) answer {
+	q := &request{w: w, i: w.active.Load(), app: a, begun: time.Now(), at: w.moment(a)}
+	if q.i == nil {
+		return answer{status: http.StatusServiceUnavailable, err: errShuttingDown}
+	}
+	if g != nil {
+		data[fieldAppKey], data[fieldAppSecret], data[fieldBaseURL] = g.key, g.secret, g.host
+	}
+	w.mu.Lock()
+	old := q.at.inForce
+	g, want, wrong := q.wanted(op, data)
+	q.generations = []*generation{g}
+	verify := g != nil && valueIn(data, fieldVerifyConnection, g != old)
+	a.began, a.limit = q.begun, max(a.limit, want.timeout)
+	u := q.i.upkeepOf(a)
+	uses := &u.writes
+	if verify && g == old {
+		uses = &u.forcing
+	}
+	*uses++
+	w.mu.Unlock()
+	q.got = q.i.do(op, configPrefix+a.name, data)
+	q.now = time.Now()
+	time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
+	stored, err := w.storage.Get(w.t.Context(), tokenPrefix+a.name)
+	require.NoError(w.t, err)
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	*uses--
+	w.checkResponse(a, op, configPrefix+a.name, q.got)
+	a.before = nil
+	faulted := !a.faulted.Before(q.begun)
+	taken, left := a.inForce == g && a.tuning == want, a.inForce == old && a.tuning == q.at.tuning
+	if left || q.got.err == nil {
+		a.limit = a.timeout
+	}
+	if faulted || op == logical.DeleteOperation {
+		q.i.forget(a)
+	}
+	last := latest(q.i.known[g])
+	switch {
+	case q.i.deposed:
+	case q.got.err == nil && wrong != 0:
+		w.violateLocked(a, "right writes", "one was taken that must not be: %v", data)
+	case q.got.err == nil && (!taken || g == nil && stored != nil):
+		w.violateLocked(a, "writes that work", "a write that was acknowledged is not in storage")
+	case q.got.err == nil && verify && g != old && (last == nil || last.sent.Before(q.begun)):
+		w.violateLocked(a, "verified writes", "taken without a token")
+	case q.got.err == nil:
+		u.loaded = u.loaded || g != old && g != nil && !faulted
+	case !left && !(faulted && taken):
+		w.violateLocked(a, "writes that work", "a write that failed has taken effect: %v", q.got.err)
+	case wrong != 0 && q.got.status != wrong && !faulted:
+		w.violateLocked(a, "right errors", "a write failed with %d %v", q.got.status, q.got.err)
+	case wrong == 0:
+		q.checkError(q.got.err.Error() + " attempt") // there is no next one to name
+	}
+	return q.got
+}
+
+// wanted is what is to be in force after a write; wrong is the status if it must fail.
+func (q *request) wanted(op logical.Operation, data map[string]any) (g *generation, want tuning, wrong int) {
+	if op == logical.DeleteOperation {
+		return nil, tuning{}, 0
+	}
+	old, want := q.at.inForce, q.at.tuning
+	if old == nil {
+		old, want = &generation{host: "https://api.dingtalk.io"}, tuning{true, 200 * time.Second, 10 * time.Second}
+	}
+	host, key := valueIn(data, fieldBaseURL, old.host), valueIn(data, fieldAppKey, old.key)
+	g = q.w.generations[host+" "+key+" "+valueIn(data, fieldAppSecret, old.secret)]
+	want.leased = valueIn(data, fieldLeased, want.leased)
+	want.refreshBefore = time.Duration(valueIn(data, fieldRefreshBefore, int(want.refreshBefore.Seconds()))) * time.Second
+	want.timeout = time.Duration(valueIn(data, fieldRequestTimeout, int(want.timeout.Seconds()))) * time.Second
+	switch {
+	case op == logical.PatchOperation && q.at.inForce == nil:
+		wrong = http.StatusNotFound
+	case g == nil || (host != old.host || key != old.key) && data[fieldAppSecret] == nil:
+		wrong = http.StatusBadRequest
+	}
+	return g, want, wrong
+}
+
+// valueIn is a field of a write, or what it is otherwise.
+func valueIn[T any](data map[string]any, field string, otherwise T) T {
+	if v, given := data[field].(T); given {
+		return v
+	}
+	return otherwise
+}
+
+func (w *world) delete(a *simulatedApp) { w.write(a, logical.DeleteOperation, nil, nil) }
+
+// revoke revokes a lease, which always works and costs nothing.
+func (w *world) revoke(l *leaseHeld) {
+	secret := l.secret
+	q := w.send(l.app, &logical.Request{
+		Operation: logical.RevokeOperation, Path: credsPrefix + l.app.name,
+		Secret: &secret,
+	})
+	if q != nil && (q.got.err != nil || q.now.After(q.begun)) {
+		w.violate(l.app, "revoking works", "after %s: %v", q.now.Sub(q.begun), q.got.err)
+	}
 }

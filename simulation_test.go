@@ -2,11 +2,11 @@
 
 package dingtalk
 
-// This file simulates the engine for a month in virtual time: 200 apps, their readers and the
-// holders of their leases, an operator who rewrites configurations, Vault servers that come and go,
-// and a DingTalk that fails in every way known. Every single answer is checked against a ledger of
-// what DingTalk gave to whom, and a table tells what it took. The rest is beside it: the world with
-// its ledger, the actors, the checks.
+// This file simulates the engine for a month in virtual time: 200 apps, their readers and the holders
+// of their leases, an operator who rewrites configurations, Vault servers that come and go, and a
+// DingTalk that fails in every way known. Every single response is checked against a ledger of what
+// DingTalk gave to whom, and a table shows what it took. The world with its ledger, the actors and the
+// checks have files of their own, and FuzzOperations drives the same world from bytes.
 //
 //	go test -run Simulation -v .                          the same seed each time
 //	go test -run Simulation -v . -simulation.seed=0       a new one, which is printed
@@ -39,9 +39,16 @@ const (
 	mainHost  = "http://127.0.0.1"
 	otherHost = "http://127.0.0.2" // the other edition, where tokens are short-lived
 
-	mainLifetime  = 2 * time.Hour
-	otherLifetime = 20 * time.Minute
+	mainLifetime = 2 * time.Hour
 )
+
+// lifetimeAt is how long a host's tokens live.
+func lifetimeAt(host string) time.Duration {
+	if host == otherHost {
+		return 20 * time.Minute
+	}
+	return mainLifetime
+}
 
 // crowd is a group of apps that are used alike. It is a row of the table.
 type crowd struct {
@@ -137,12 +144,13 @@ func TestSimulation_without_faults_DingTalk_gets_the_fewest_calls(t *testing.T) 
 	})
 }
 
-// table tells what the simulation took.
+// table shows what the simulation took.
 func (w *world) table() string {
 	var text strings.Builder
 	out := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(out, "%d days, seed %d\n\n", *daysFlag, w.seed)
-	fmt.Fprintln(out, "apps read\tapps\treads\tfailed\trenewals\tupstream calls\tof these failed\tleast possible\tlongest wait\t")
+	fmt.Fprintln(out, "apps read\tapps\treads\tfailed\trenewals\tupstream calls\t"+
+		"of these failed\tleast possible\tlongest wait\t")
 	var all tally
 	apps := 0
 	row := func(name string, n int, c tally) {
@@ -150,8 +158,8 @@ func (w *world) table() string {
 		if c.longest > 0 {
 			longest = fmt.Sprintf("%.3f s of %s", c.longest.Seconds(), c.limit+time.Second)
 		}
-		fmt.Fprintf(out, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t\n", name, n, c.reads, c.failed, c.renewals, c.calls,
-			c.callsFailed, c.least, longest)
+		fmt.Fprintf(out, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t\n", name, n,
+			c.reads, c.failed, c.renewals, c.calls, c.callsFailed, c.least, longest)
 	}
 	for _, c := range w.crowds {
 		row(c.name, c.apps, c.tally)

@@ -2,12 +2,13 @@
 
 package dingtalk
 
-// This file is the simulation's world: apps, the instances of the engine over one storage, DingTalk
-// behind them, and the ledger of what DingTalk gave to which instance for which credentials. The
-// ledger is filled where requests and storage pass by, and knows nothing of what the engine thinks;
-// so it can tell what the engine ought to have known.
+// This file is the world of the simulation and of FuzzOperations: apps, the instances of the engine
+// over one storage, DingTalk behind them, and the ledger of what DingTalk gave to which instance
+// for which credentials. The ledger is filled where requests and storage pass by, and knows nothing
+// of what the engine thinks; so it can tell what the engine ought to have known.
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,6 +28,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
@@ -36,6 +39,19 @@ const (
 	// What a raft storage takes, so that flights, writes and crashes can meet in between.
 	storageGet = time.Millisecond
 	storagePut = 5 * time.Millisecond
+
+	// settled is how long it takes at most until what DingTalk sent is stored and served.
+	settled = 50 * time.Millisecond
+
+	// What the contract says, which the engine must not be asked.
+	leastLife         = 2 * time.Second  // of a token that is served
+	endedTTL          = time.Second      // the TTL of a lease whose token is no longer the app's
+	leastApart        = 10 * time.Second // two fetches that somebody forced
+	longestBan        = 5 * time.Minute
+	longestRetryAfter = 10 * time.Minute
+
+	// longestBackOff is the last step of the back-off with its jitter, and a little.
+	longestBackOff = 73 * time.Second
 )
 
 // world is all there is. No lock is held while time passes, since time in a bubble stands still
@@ -43,6 +59,7 @@ const (
 type world struct {
 	t       *testing.T
 	seed    uint64
+	begins  time.Time
 	ends    time.Time
 	hosts   map[string]*simulator.Server // by base URL
 	system  *logical.StaticSystemView
@@ -52,42 +69,68 @@ type world struct {
 	byName  map[string]*simulatedApp
 	actors  sync.WaitGroup
 	stopped atomic.Bool // since too many promises are broken to go on
+	small   bool        // the background never waits for its turn
 
 	// active is the instance that Vault's clients reach; nil while Vault is down.
 	active atomic.Pointer[instance]
 
-	mu          sync.Mutex // over the ledger: what follows, the crowds' tallies, and what of apps and instances says so
-	generations map[string]*generation
-	owners      map[string]string // the app key that a token was given to
-	ended       map[string]bool   // tokens that DingTalk ended before their time
+	// mu is over the ledger: what follows, the crowds' tallies, and what of apps and instances says
+	// so.
+	mu          sync.Mutex
+	fails       func(n int, op, key string) storageFault // how storage's calls go wrong; nil is that none does
+	history     []string                                 // what a small world did, log lines included
+	generations map[string]*generation                   // by host, key and secret
+	granted     map[string]granted
+	ended       map[string]bool // tokens that DingTalk ended before their time
 
 	reasons, events, unknowable, broken map[string]int
 }
 
-// generation is one set of credentials of an app.
+// granted is a token that DingTalk gave out: to which app key, and until when at the longest, since
+// a repeat extends it.
+type granted struct {
+	key  string
+	ends time.Time
+}
+
+// generation is one set of credentials of an app. Apps that share a key each have a secret of their
+// own here, which tells whose a call is; DingTalk knows one for the key.
 type generation struct {
-	app         *simulatedApp
-	key, secret string
+	app               *simulatedApp
+	host, key, secret string
+	number            int  // of the secret
+	accepted          bool // by DingTalk
+}
+
+// tuning is what an app's configuration says and its credentials do not.
+type tuning struct {
+	leased                 bool
+	refreshBefore, timeout time.Duration
 }
 
 // simulatedApp is an app in Vault's configuration.
 type simulatedApp struct {
 	name, host  string
 	crowd       *crowd
-	leased      bool
+	leased      bool          // from the beginning
 	rotating    bool          // DingTalk gives it a new token at every call
 	asksForMore bool          // its readers use min_ttl
 	twin        *simulatedApp // has the same app key; nil for none
 
-	// Under world.mu. inForce is what storage holds; before is what it held until a write that has not
-	// returned yet.
+	// Under world.mu. inForce is what storage holds, nil for nothing; before is what it held until a
+	// write that has not returned yet.
 	inForce, before *generation
-	timeout         time.Duration // the longer one while a write changes it
-	claimed         bool          // by somebody who writes its configuration
-	newest          *generation   // whose secret DingTalk accepts
-	served          time.Time     // when a token was first handed out
-	stored          *delivery
-	covered         time.Time // until when the fewest calls possible give it a token
+	id              string // of the generation, as stored
+	tuning
+	limit    time.Duration // request_timeout; the longer one while a write changes it
+	began    time.Time     // when the last write did
+	claimed  bool          // by somebody who writes its configuration
+	newest   *generation   // whose secret DingTalk accepts
+	served   time.Time     // when a token was first handed out
+	stored   *delivery     // which storage holds and an instance may use
+	unstored bool          // storage did not take the last token
+	faulted  time.Time     // when a call to its storage last went wrong
+	covered  time.Time     // until when the fewest calls possible give it a token
 }
 
 // delivery is a token that reached an instance, with the life that it was told.
@@ -95,22 +138,27 @@ type delivery struct {
 	of       *generation
 	token    string
 	sent     time.Time // when the request was, as far as the instance can know
+	arrived  time.Time
 	lifetime time.Duration
 	skew     time.Duration // how much later than in truth
 }
 
 func (d *delivery) ends() time.Time { return d.sent.Add(d.lifetime) }
 
-// left is the life left as the contract defines it.
+// remaining is the remaining TTL as the contract defines it.
 func (d *delivery) remaining(now time.Time) time.Duration {
 	return max(0, min(d.ends().Sub(now), d.lifetime)).Truncate(time.Second)
 }
 
+// window is the remaining TTL at which the token becomes due.
+func (d *delivery) window(c tuning) time.Duration { return min(c.refreshBefore, d.lifetime/4) }
+
 // refusal is a call that brought no token, and what the contract makes of it.
 type refusal struct {
 	reason string
-	status int      // of the answer to a reader
+	status int      // of the response to a reader
 	holds  []string // parts of its error
+	again  bool     // another attempt in the same fetch may help
 
 	ended  time.Time
 	before *refusal // of the attempt before in the same fetch, whose cause is the one to name
@@ -127,11 +175,44 @@ type instance struct {
 	killed    bool // nothing goes in or out
 	cleaned   bool
 	killAfter *generation // putting this in force is the last thing it does
+	ticked    time.Time
+	apps      map[*simulatedApp]*upkeep
 	known     map[*generation][]*delivery
 	refused   map[*generation]*refusal // by the last call; nil if it worked
 	calling   map[*generation]int
 	cooldowns map[cooldownKey]cooldown // until when DingTalk asked it not to call, by host or host and key
 }
+
+// upkeep is what an instance does for an app, and what it must have in memory.
+type upkeep struct {
+	reads, longer, renewals, forcing, writes int // requests in the air; longer are reads with min_ttl
+
+	used time.Time
+	memory
+}
+
+// memory is lost when the app leaves memory.
+type memory struct {
+	since    time.Time // when the app was, or may have been, dropped from memory last
+	loaded   bool      // the app is in memory for certain
+	served   bool      // the token was handed out since it was fetched
+	attempts int       // calls of the last fetch
+	failed   int       // fetches in a row
+	last     *refusal  // of the last call; nil if it worked
+	quiet    time.Time // until when back-off lets nobody but who forces a fetch call
+	forced   time.Time // when a fetch was last made that only force or min_ttl explains
+}
+
+// upkeepOf is called with world.mu held.
+func (i *instance) upkeepOf(a *simulatedApp) *upkeep {
+	if i.apps[a] == nil {
+		i.apps[a] = &upkeep{used: time.Now()}
+	}
+	return i.apps[a]
+}
+
+// forget notes that the app is perhaps no longer in memory.
+func (i *instance) forget(a *simulatedApp) { i.upkeepOf(a).memory = memory{since: time.Now()} }
 
 type cooldown struct {
 	since, until time.Time
@@ -143,29 +224,27 @@ func newWorld(t *testing.T, crowds []*crowd) *world {
 	w := &world{
 		t:      t,
 		seed:   *seedFlag,
+		begins: time.Now(),
 		ends:   time.Now().Add(time.Duration(*daysFlag) * 24 * time.Hour),
 		system: &logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour},
 		hosts: map[string]*simulator.Server{
-			mainHost:  simulator.New(simulator.Options{TokenLifetime: mainLifetime}),
-			otherHost: simulator.New(simulator.Options{TokenLifetime: otherLifetime}),
+			mainHost:  simulator.New(simulator.Options{TokenLifetime: lifetimeAt(mainHost)}),
+			otherHost: simulator.New(simulator.Options{TokenLifetime: lifetimeAt(otherHost)}),
 		},
 		crowds:      crowds,
 		byName:      map[string]*simulatedApp{},
 		generations: map[string]*generation{},
-		owners:      map[string]string{},
+		granted:     map[string]granted{},
 		ended:       map[string]bool{},
 		reasons:     map[string]int{}, events: map[string]int{}, unknowable: map[string]int{}, broken: map[string]int{},
 	}
 	for w.seed == 0 {
 		w.seed = rand.Uint64() >> 32
+		t.Logf("replay with -simulation.seed=%d", w.seed)
 	}
-	t.Logf("replay with -simulation.seed=%d", w.seed)
 	for _, c := range crowds {
 		for range c.apps {
-			a := &simulatedApp{
-				name: fmt.Sprintf("app%03d", len(w.apps)), host: mainHost, crowd: c,
-				timeout: defaultRequestTimeout,
-			}
+			a := &simulatedApp{name: fmt.Sprintf("app%03d", len(w.apps)), host: mainHost, crowd: c}
 			w.apps = append(w.apps, a)
 			w.byName[a.name] = a
 		}
@@ -200,47 +279,45 @@ func (w *world) end() {
 	}
 }
 
+// credentials makes credentials of an app, which DingTalk knows under one secret for the key.
+func (w *world) credentials(a *simulatedApp, host, key string, number int) *generation {
+	g := &generation{app: a, host: host, key: key, secret: fmt.Sprintf("secret-%d-of-%s", number, a.name), number: number}
+	w.generations[host+" "+key+" "+g.secret] = g
+	w.hosts[host].SetApp(key, upstreamSecret(key))
+	w.hosts[host].RotateTokens(key, a.rotating)
+	return g
+}
+
+func upstreamSecret(key string) string { return "upstream-secret-of-" + key }
+
 // rotate makes credentials with a new secret, perhaps of a new app key, as is done in DingTalk's
 // console: the old secret is refused from now on.
 func (w *world) rotate(a *simulatedApp, newKey bool) *generation {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := len(w.generations)
-	g := &generation{
-		app: a, key: fmt.Sprintf("key-%d-of-%s", n, a.name),
-		secret: fmt.Sprintf("secret-%d-of-%s", n, a.name),
-	}
+	key := fmt.Sprintf("key-%d-of-%s", n, a.name)
 	switch {
 	case a.twin != nil && a.twin.newest != nil:
-		g.key = a.twin.newest.key
+		key = a.twin.newest.key
 	case !newKey || a.twin != nil && a.newest != nil:
-		g.key = a.newest.key
+		key = a.newest.key
 	}
-	w.generations[g.key+" "+g.secret] = g
-	a.newest = g
-	w.hosts[a.host].SetApp(g.key, w.secretAt(g))
-	w.hosts[a.host].RotateTokens(g.key, a.rotating)
-	return g
-}
-
-// secretAt is the secret that DingTalk gets to see for a generation's. Apps that share a key each
-// have a secret of their own here, which tells whose a call is; DingTalk knows one for the key.
-func (w *world) secretAt(g *generation) string {
-	if g != g.app.newest {
-		return g.secret
+	if a.newest != nil {
+		a.newest.accepted = false
 	}
-	return "the secret of " + g.key
+	a.newest = w.credentials(a, a.host, key, n)
+	a.newest.accepted = true
+	return a.newest
 }
 
 // configure stores an app at the beginning, without a call.
 func (w *world) configure(a *simulatedApp) {
 	w.t.Helper()
-	g := w.rotate(a, true)
-	got := w.active.Load().do(logical.UpdateOperation, configPrefix+a.name, map[string]any{
-		"app_key": g.key, "app_secret": g.secret, "base_url": a.host, "leased": a.leased, "verify_connection": false,
+	got := w.write(a, logical.UpdateOperation, w.rotate(a, true), map[string]any{
+		fieldLeased: a.leased, fieldVerifyConnection: false,
 	})
 	require.NoError(w.t, got.err)
-	a.before = nil
 }
 
 // newInstance starts the engine over what is in storage, whose times it takes for as much later as
@@ -249,8 +326,8 @@ func (w *world) newInstance(skew time.Duration) *instance {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	i := &instance{
-		w: w, known: map[*generation][]*delivery{}, refused: map[*generation]*refusal{}, calling: map[*generation]int{},
-		cooldowns: map[cooldownKey]cooldown{},
+		w: w, apps: map[*simulatedApp]*upkeep{}, known: map[*generation][]*delivery{}, refused: map[*generation]*refusal{},
+		calling: map[*generation]int{}, cooldowns: map[cooldownKey]cooldown{},
 	}
 	if old := w.active.Load(); old != nil {
 		old.deposed = true
@@ -259,22 +336,60 @@ func (w *world) newInstance(skew time.Duration) *instance {
 		if a.stored == nil {
 			continue
 		}
-		d := *a.stored
-		d.sent, d.skew = d.sent.Add(skew), d.skew+skew
-		a.stored = &d
-		i.known[d.of] = []*delivery{&d}
-		w.shiftStored(a, skew)
+		if skew != 0 {
+			d := *a.stored
+			d.sent, d.skew = d.sent.Add(skew), d.skew+skew
+			a.stored = &d
+			w.shiftStored(a, skew)
+		}
+		i.known[a.stored.of] = []*delivery{a.stored}
 	}
-	engine, err := newBackend(context.Background(), &logical.BackendConfig{System: w.system, StorageView: i}, i)
+	i.mount = &mount{t: w.t, storage: &faultyStorage{Storage: i}, system: w.system}
+	i.storage.fail(w.storageFault)
+	var err error
+	i.engine, err = newBackend(context.Background(), &logical.BackendConfig{
+		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: logOf{w}}),
+		System: w.system, StorageView: i.storage,
+	}, i)
 	require.NoError(w.t, err)
-	i.mount = &mount{t: w.t, engine: engine, storage: &faultyStorage{Storage: i}, system: w.system}
 	return i
 }
 
-func (w *world) shiftStored(a *simulatedApp, by time.Duration) {
-	if by == 0 {
-		return
+// logOf is where the engine logs.
+type logOf struct{ w *world }
+
+// Write implements io.Writer.
+func (l logOf) Write(line []byte) (int, error) {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	l.w.checkShown(nil, string(line))
+	l.w.note("  log: %s", bytes.TrimSpace(line))
+	return len(line), nil
+}
+
+// note is called with w.mu held.
+func (w *world) note(format string, args ...any) {
+	if w.small {
+		w.history = append(w.history, time.Now().Format("02 15:04:05.000 ")+fmt.Sprintf(format, args...))
 	}
+}
+
+// storageFault decides how a call to storage goes wrong, and notes it if it does.
+func (w *world) storageFault(n int, op, key string) (f storageFault) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.fails != nil {
+		f = w.fails(n, op, key)
+	}
+	prefix, name, _ := strings.Cut(key, "/")
+	if a := w.byName[name]; a != nil && f.err != nil {
+		a.faulted = time.Now()
+		a.unstored = a.unstored || op == "put" && prefix+"/" == tokenPrefix
+	}
+	return f
+}
+
+func (w *world) shiftStored(a *simulatedApp, by time.Duration) {
 	var rec tokenRecord
 	e, err := w.storage.Get(context.Background(), tokenPrefix+a.name)
 	require.NoError(w.t, err)
@@ -297,7 +412,7 @@ func (i *instance) clean() {
 	}
 }
 
-// writes tells whether the instance may change storage.
+// writes reports whether the instance may change storage.
 func (i *instance) writes() error {
 	switch {
 	case i.killed:
@@ -323,6 +438,7 @@ func (i *instance) List(ctx context.Context, prefix string) ([]string, error) {
 
 // Put implements logical.Storage, and notes what is in force and what is stored.
 func (i *instance) Put(ctx context.Context, e *logical.StorageEntry) error {
+	active := i.w.active.Load() == i
 	time.Sleep(storagePut)
 	i.w.mu.Lock()
 	defer i.w.mu.Unlock()
@@ -333,11 +449,14 @@ func (i *instance) Put(ctx context.Context, e *logical.StorageEntry) error {
 		return err
 	}
 	if name, ok := strings.CutPrefix(e.Key, configPrefix); ok {
-		i.notedConfig(i.w.byName[name], e)
-		i.killed = i.killAfter != nil && i.w.byName[name].inForce == i.killAfter
+		a := i.w.byName[name]
+		var rec configRecord
+		require.NoError(i.w.t, e.DecodeJSON(&rec))
+		i.notedConfig(a, rec)
+		i.killed = i.killAfter != nil && a.inForce == i.killAfter
 		return nil
 	}
-	i.notedToken(i.w.byName[strings.TrimPrefix(e.Key, tokenPrefix)], e)
+	i.notedToken(i.w.byName[strings.TrimPrefix(e.Key, tokenPrefix)], e, active)
 	return nil
 }
 
@@ -351,32 +470,56 @@ func (i *instance) Delete(ctx context.Context, key string) error {
 	}
 	if name, ok := strings.CutPrefix(key, tokenPrefix); ok {
 		i.w.byName[name].stored = nil
+	} else if a := i.w.byName[strings.TrimPrefix(key, configPrefix)]; a.inForce != nil {
+		i.notedConfig(a, configRecord{})
 	}
 	return i.w.storage.Delete(ctx, key)
 }
 
-func (i *instance) notedConfig(a *simulatedApp, e *logical.StorageEntry) {
-	var rec configRecord
-	require.NoError(i.w.t, e.DecodeJSON(&rec))
-	a.before, a.inForce = a.inForce, i.w.generations[rec.AppKey+" "+rec.AppSecret]
-	if a.before != a.inForce {
-		a.covered = time.Time{}
+// notedConfig notes a change of what is stored. With a new generation, what was stored or fetched
+// before the write is of an earlier one.
+func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
+	old, id := a.inForce, a.id
+	a.before, a.inForce, a.id = old, i.w.generations[rec.BaseURL+" "+rec.AppKey+" "+rec.AppSecret], rec.Generation
+	a.tuning = tuning{
+		leased:        rec.Leased,
+		refreshBefore: time.Duration(rec.RefreshBefore) * time.Second,
+		timeout:       time.Duration(rec.RequestTimeout) * time.Second,
 	}
+	if old != nil && a.inForce != nil && (old == a.inForce) != (id == a.id) {
+		i.w.violateLocked(a, "generations", "new credentials: %t, a new generation: %t", old != a.inForce, id != a.id)
+	}
+	if id == a.id {
+		return
+	}
+	a.stored, a.covered = nil, time.Time{}
+	if g := a.inForce; g != nil {
+		i.known[g] = slices.DeleteFunc(i.known[g], func(d *delivery) bool { return d.sent.Before(a.began) })
+	}
+	i.forget(a)
+	i.upkeepOf(a).since = a.began.Add(-1) // what verified it is its first token
 }
 
-func (i *instance) notedToken(a *simulatedApp, e *logical.StorageEntry) {
+func (i *instance) notedToken(a *simulatedApp, e *logical.StorageEntry, active bool) {
 	var rec tokenRecord
 	require.NoError(i.w.t, e.DecodeJSON(&rec))
-	a.stored = nil
+	var of *delivery
 	for g, all := range i.known {
 		for _, d := range all {
 			if g.app == a && d.token == rec.AccessToken && d.sent.Equal(rec.FetchedAt) {
-				a.stored = d
+				of = d
 			}
 		}
 	}
-	if a.stored == nil {
+	a.stored, a.unstored = nil, false
+	switch {
+	case rec.Generation != a.id && !active: // since another node changed the app
+	case rec.Generation != a.id:
+		i.w.violateLocked(a, "true storage", "a token was stored that is not of the present generation")
+	case of == nil || of.of != a.inForce:
 		i.w.violateLocked(a, "true storage", "a token was stored that this instance did not get at %s", rec.FetchedAt)
+	default:
+		a.stored = of
 	}
 }
 
@@ -391,17 +534,17 @@ func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := json.Unmarshal(body, &creds); err != nil {
 		return nil, err
 	}
-	g := i.calls(creds.AppKey+" "+creds.AppSecret, req.URL.Scheme+"://"+req.URL.Host)
-	i.w.mu.Lock()
-	creds.AppSecret = i.w.secretAt(g)
-	i.w.mu.Unlock()
-	if body, err = json.Marshal(map[string]string{"appKey": creds.AppKey, "appSecret": creds.AppSecret}); err != nil {
+	g, secret, since := i.calls(creds.AppKey, creds.AppSecret, req.URL.Scheme+"://"+req.URL.Host)
+	if body, err = json.Marshal(map[string]string{"appKey": g.key, "appSecret": secret}); err != nil {
 		return nil, err
 	}
-	req.Body = io.NopCloser(strings.NewReader(string(body)))
+	req.Body = io.NopCloser(bytes.NewReader(body))
 	req.ContentLength = int64(len(body))
 	rec := httptest.NewRecorder()
-	err = exchange(i.w.hosts[g.app.host], rec, req)
+	err = exchange(i.w.hosts[g.host], rec, req)
+	if secret == creds.AppSecret { // a wrong one, which DingTalk might repeat
+		rec.Body = bytes.NewBuffer(bytes.ReplaceAll(rec.Body.Bytes(), []byte(`"message":"`), []byte(`"message":"`+secret)))
+	}
 
 	i.w.mu.Lock()
 	defer i.w.mu.Unlock()
@@ -409,13 +552,18 @@ func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
 	if i.killed {
 		return nil, net.ErrClosed
 	}
-	before := i.refused[g]
-	if i.refused[g] = i.delivered(g, sent, rec, err); i.refused[g] != nil {
+	before, why := i.refused[g], i.delivered(g, sent, rec, err)
+	i.refused[g] = why
+	i.w.note("  a call for %s with %s at %s: %+v", g.app.name, g.secret, g.host, why)
+	if why != nil {
 		g.app.crowd.callsFailed++
-		i.refused[g].ended = time.Now()
+		why.ended = time.Now()
 		if before != nil && sent.Sub(before.ended) < time.Second {
-			i.refused[g].before = before
+			why.before = before
 		}
+	}
+	if m := &i.upkeepOf(g.app).memory; since.Equal(m.since) { // it is still the same memory
+		m.noted(why)
 	}
 	if err != nil {
 		return nil, err
@@ -423,7 +571,24 @@ func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
 	return rec.Result(), nil
 }
 
-// exchange has the server answer; it knows no way but a panic to break a connection.
+// noted notes how a call of the app's own ended.
+func (m *memory) noted(why *refusal) {
+	switch m.last = why; {
+	case why == nil:
+		m.failed, m.quiet, m.served = 0, time.Time{}, false
+		return
+	case m.attempts == 1:
+		m.failed++
+	}
+	steps := []int{5, 10, 20, 40, 60}
+	wait := time.Duration(steps[min(max(m.failed, 1), len(steps))-1]) * time.Second
+	if why.status == http.StatusBadRequest {
+		wait = time.Minute
+	}
+	m.quiet = why.ended.Add(wait)
+}
+
+// exchange lets the server respond; it knows no way but a panic to break a connection.
 func exchange(server http.Handler, w http.ResponseWriter, req *http.Request) (err error) {
 	defer func() {
 		switch p := recover(); {
@@ -439,17 +604,19 @@ func exchange(server http.Handler, w http.ResponseWriter, req *http.Request) (er
 	return nil
 }
 
-// calls notes a call that begins, and checks that it may.
-func (i *instance) calls(credentials, host string) *generation {
+// calls notes a call that begins, and checks that it may. It returns whose it is, the secret that
+// DingTalk gets to see, and which memory it is for: the app's, unless it verifies other
+// credentials.
+func (i *instance) calls(key, secret, host string) (g *generation, seen string, since time.Time) {
 	w, now := i.w, time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	g := w.generations[credentials]
+	if g = w.generations[host+" "+key+" "+secret]; g == nil {
+		w.violateLocked(nil, "own host", "the secret %s of %s was sent to %s", secret, key, host)
+		g = &generation{app: w.apps[0], host: host, key: key, secret: secret}
+	}
 	a := g.app
 	a.crowd.calls++
-	if a.host != host {
-		w.violateLocked(a, "own host", "its secret was sent to %s", host)
-	}
 	if i.calling[g]++; i.calling[g] > 1 {
 		w.violateLocked(a, "one flight", "%d calls at once", i.calling[g])
 	}
@@ -458,10 +625,17 @@ func (i *instance) calls(credentials, host string) *generation {
 			w.violateLocked(a, "cooldowns", "a call %s before one ends: %s", c.until.Sub(now), c.why.reason)
 		}
 	}
-	return g
+	if g.accepted {
+		secret = upstreamSecret(key)
+	}
+	if g != a.inForce || i.deposed {
+		return g, secret, time.Time{}.Add(-1)
+	}
+	i.checkCall(a, now)
+	return g, secret, i.upkeepOf(a).since
 }
 
-// delivered notes what DingTalk answered, and says what the contract makes of it if it is no token.
+// delivered notes how DingTalk responded, and says what the contract makes of it if it is no token.
 func (i *instance) delivered(g *generation, sent time.Time, rec *httptest.ResponseRecorder, err error) *refusal {
 	var got struct {
 		AccessToken, Code, Punish string
@@ -472,11 +646,21 @@ func (i *instance) delivered(g *generation, sent time.Time, rec *httptest.Respon
 		i.coolDown(g, rec, why, err == nil && got.Punish == "deny")
 		return why
 	}
-	i.w.owners[got.AccessToken] = g.key
-	d := &delivery{of: g, token: got.AccessToken, sent: sent, lifetime: time.Duration(got.ExpireIn) * time.Second}
+	now, lifetime := time.Now(), time.Duration(got.ExpireIn)*time.Second
+	d := &delivery{of: g, token: got.AccessToken, sent: sent, arrived: now, lifetime: lifetime}
+	if t := i.w.granted[d.token]; d.ends().After(t.ends) {
+		i.w.granted[d.token] = granted{key: g.key, ends: d.ends()}
+	}
+	if d.remaining(now) < leastLife {
+		return &refusal{
+			reason: "a token that had expired", status: http.StatusBadGateway,
+			holds: []string{"expired", "attempt"},
+		}
+	}
 	i.known[g] = append(i.known[g], d)
-	if n := len(i.known[g]); n > 3 { // the engine has the last one, or the one before while it stores the last
-		i.known[g] = i.known[g][n-3:]
+	// The engine has the last one, or the one before while it stores the last, or what is stored.
+	if at := slices.IndexFunc(i.known[g], func(d *delivery) bool { return d != g.app.stored }); len(i.known[g]) > 4 {
+		i.known[g] = slices.Delete(i.known[g], at, at+1)
 	}
 	return nil
 }
@@ -484,40 +668,41 @@ func (i *instance) delivered(g *generation, sent time.Time, rec *httptest.Respon
 // refusalOf is what the contract makes of a response without a token; nil of one with a token.
 func refusalOf(rec *httptest.ResponseRecorder, token, code, punish string, err error) *refusal {
 	limited := strings.HasPrefix(code, "Forbidden.AccessDenied.Q") || code == "system.busy"
+	status := strconv.Itoa(rec.Code)
+	refused := func(reason string, status int, holds ...string) *refusal {
+		if status == http.StatusBadGateway {
+			holds = append(holds, "attempt")
+		}
+		return &refusal{reason: reason, status: status, holds: holds}
+	}
+	var why *refusal
 	switch {
 	case err != nil:
-		return &refusal{
-			reason: "no answer", status: http.StatusBadGateway,
-			holds: []string{"could not get a token for app", "attempt"},
-		}
+		why = refused("no response", http.StatusBadGateway, "could not get a token for app")
 	case rec.Code >= http.StatusInternalServerError:
-		return &refusal{
-			reason: "a 5xx answer", status: http.StatusBadGateway,
-			holds: []string{"could not serve", strconv.Itoa(rec.Code), "attempt"},
-		}
+		why = refused("a 5xx response", http.StatusBadGateway, "could not serve", status)
 	case punish == "deny":
-		return &refusal{reason: "a ban", status: http.StatusBadGateway, holds: []string{"banned", "attempt"}}
+		return refused("a ban", http.StatusBadGateway, "banned")
 	case limited:
-		return &refusal{reason: "throttling", status: http.StatusBadGateway, holds: []string{code, "request id", "attempt"}}
+		return refused("throttling", http.StatusBadGateway, code, "request id")
 	case code != "":
-		return &refusal{reason: code, status: http.StatusBadRequest, holds: []string{code, "request id"}}
+		return refused(code, http.StatusBadRequest, code, "request id")
 	case token == "":
-		return &refusal{
-			reason: "an answer without a token", status: http.StatusBadGateway,
-			holds: []string{"something that is not a token", "attempt"},
-		}
+		return refused("a response without a token", http.StatusBadGateway, "something that is not a token")
 	default:
 		return nil
 	}
+	why.again = rec.Header().Get("Retry-After") == ""
+	return why
 }
 
 // coolDown notes until when DingTalk is to be left alone: by all for a ban, otherwise by whoever
 // has the key. A shorter time never replaces a longer one.
 func (i *instance) coolDown(g *generation, rec *httptest.ResponseRecorder, why *refusal, ban bool) {
 	seconds, _ := strconv.Atoi(rec.Header().Get("Retry-After")) // 0 where there is none
-	key, lasts := cooldownKey{g.app.host, g.key}, min(time.Duration(seconds)*time.Second, maxRetryAfter)
+	key, lasts := cooldownKey{g.host, g.key}, min(time.Duration(seconds)*time.Second, longestRetryAfter)
 	if ban {
-		key, lasts = cooldownKey{baseURL: g.app.host}, banDuration
+		key, lasts = cooldownKey{baseURL: g.host}, longestBan
 	}
 	now, old := time.Now(), i.cooldowns[key]
 	if until := now.Add(lasts); lasts > 0 && until.After(old.until) {
