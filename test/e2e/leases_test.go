@@ -94,6 +94,16 @@ func requireTTL(t *testing.T, lease *api.Secret, left, took time.Duration) {
 	)
 }
 
+// requireNoWarning checks that a plain renewal warned of nothing. Vault reckons in whole seconds: if
+// one ended between the plugin's response and Vault's sum, on a machine that is busy, it says that it
+// cut the TTL by one, which nobody can prevent.
+func requireNoWarning(t *testing.T, renewal *api.Secret, ended time.Time, took time.Duration) {
+	t.Helper()
+	if ended.Unix() == ended.Add(-took).Unix() {
+		require.Empty(t, renewal.Warnings, "a plain renewal never warns")
+	}
+}
+
 func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
 	t.Parallel()
 	const lifetime = 24 * time.Second
@@ -117,7 +127,7 @@ func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
 		renewal, took := a.timedRenew(t, lease, increment)
 		left := dt.left(token)
 		if increment == 0 {
-			require.Empty(t, renewal.Warnings, "a plain renewal never warns")
+			requireNoWarning(t, renewal, time.Now(), took)
 		}
 		requireTTL(t, renewal, left, took)
 		a.requireWithinTokenLife(t, lease, token, took)
@@ -127,6 +137,7 @@ func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
 	dt.waitForAge(t, token, lifetime/2-time.Second)
 	type renewed struct {
 		*api.Secret
+		ended      time.Time
 		took, left time.Duration // of the renewal, and of the token when it came
 	}
 	renewals := make([]renewed, holders)
@@ -139,7 +150,7 @@ func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
 			began := time.Now()
 			renewal, err := client.Sys().Renew(lease, 0)
 			if assert.NoError(t, err) {
-				renewals[i] = renewed{renewal, time.Since(began), dt.left(token)}
+				renewals[i] = renewed{renewal, time.Now(), time.Since(began), dt.left(token)}
 			}
 		})
 	}
@@ -151,7 +162,7 @@ func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
 	requireSameToken(t, dt.LastToken(a.key), token) // the token is the same
 	for i, renewal := range renewals {
 		require.Greater(t, renewal.left+renewal.took, lifetime-3*time.Second, "DingTalk gave it a full life")
-		require.Empty(t, renewal.Warnings, "a plain renewal never warns")
+		requireNoWarning(t, renewal.Secret, renewal.ended, renewal.took)
 		requireTTL(t, renewal.Secret, renewal.left, renewal.took)
 		a.requireWithinTokenLife(t, leases[i], token, renewal.took)
 	}

@@ -121,8 +121,8 @@ func TestToken_outlives_seal_restart_and_a_killed_plugin(t *testing.T) {
 		for a, token := range want {
 			requireSameToken(t, a.token(t), token) // the stored token is served
 		}
-		renewal := leased.renew(t, first.LeaseID, 0)
-		require.Empty(t, renewal.Warnings)
+		renewal, took := leased.timedRenew(t, first.LeaseID, 0)
+		requireNoWarning(t, renewal, time.Now(), took)
 		require.InDelta(t, dt.left(want[leased]).Seconds(), leaseTTL(renewal).Seconds(), leaseSlack.Seconds())
 		require.Equal(t, calls, dt.Requests("*"), "no call upstream")
 		require.Equal(t, "fresh", leased.status(t)["state"])

@@ -58,8 +58,8 @@ func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 			require.Equal(t, "fresh", a.status(t)["state"])
 		}
 		require.Equal(t, "absent", unread.status(t)["state"])
-		renewal := leased.renew(t, lease.LeaseID, 0)
-		require.Empty(t, renewal.Warnings)
+		renewal, took := leased.timedRenew(t, lease.LeaseID, 0)
+		requireNoWarning(t, renewal, time.Now(), took)
 		require.InDelta(t, dt.left(tokens[leased]).Seconds(), leaseTTL(renewal).Seconds(), leaseSlack.Seconds())
 		require.Equal(t, calls, dt.Requests("*"), "no call upstream")
 	}
