@@ -96,6 +96,10 @@ test-e2e: build simulator bin/demo ## the end-to-end tests, against a real Vault
 simulation: ## 30 days of 200 apps under faults, in virtual time; test-unit does three of them
 	go test -count=1 -timeout 15m -run "^TestSimulation" -v . -simulation.seed=0 -simulation.days=30
 
+.PHONY: mutants
+mutants: ## break the engine on purpose, a rule at a time, and see that the tests notice; minutes
+	go test -tags mutants -count=1 -timeout 60m ./test/mutants
+
 .PHONY: fuzz
 fuzz: ## look for new failing inputs, a minute for each fuzz target
 	@for f in ReadResponse ShownText BaseURL ConfigWrite AppName Operations; do \
