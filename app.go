@@ -382,7 +382,7 @@ func (a *app) decide(ctx context.Context, s logical.Storage, w want) (f *flight,
 	forced := w.force || state == stateFresh && !w.ahead
 	switch {
 	case ctx.Err() != nil:
-		return nil, nil, ctx.Err()
+		return nil, nil, a.over(ctx)
 	case a.gone:
 		return nil, nil, errGone
 	case a.meets(t, now, w):
@@ -444,8 +444,7 @@ func (a *app) tokenError(f *fetchError, next time.Time) *tokenError {
 	return &tokenError{fetchError: f, app: a.name, baseURL: a.config.Load().BaseURL, nextAttempt: next}
 }
 
-// await waits for the end of a flight, and returns what it failed with. If the caller goes away
-// before, that is the context's error.
+// await waits for the end of a flight, and returns what it failed with.
 func (a *app) await(ctx context.Context, f *flight) error {
 	select {
 	case <-f.done:
@@ -454,11 +453,17 @@ func (a *app) await(ctx context.Context, f *flight) error {
 		}
 		return f.err
 	case <-ctx.Done():
-		if errors.Is(context.Cause(ctx), errNoResponse) {
-			return a.tokenError(&fetchError{class: classUnreachable, cause: errNoResponse.Error()}, time.Time{})
-		}
-		return ctx.Err()
+		return a.over(ctx)
 	}
+}
+
+// over is what a caller gets whose context has ended: that there was no response in time, or, if it
+// has gone away, the context's own error.
+func (a *app) over(ctx context.Context) error {
+	if errors.Is(context.Cause(ctx), errNoResponse) {
+		return a.tokenError(&fetchError{class: classUnreachable, cause: errNoResponse.Error()}, time.Time{})
+	}
+	return ctx.Err()
 }
 
 // startFetch starts a flight. It is called with a.mu held and no flight under way.
