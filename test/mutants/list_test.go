@@ -217,8 +217,8 @@ var mutants = []mutant{
 	{
 		rule: "A token is stored before it is served", file: "app.go",
 		from:     "return a.registry.storeToken(a, s, t)",
-		to:       "go a.registry.storeToken(a, s, t)\n\t\treturn nil",
-		caughtBy: "TestCreds_a_fresh_token_costs_nothing_and_the_first_reader_of_a_due_one_waits_alone",
+		to:       "return nil",
+		caughtBy: "TestStored_token_is_served_without_a_call_when_memory_is_lost",
 	},
 	{
 		rule: "A flight of an app that has gone stores nothing", file: "registry.go",
@@ -398,7 +398,7 @@ var mutants = []mutant{
 		rule: "A status survives the plugin's boundary", file: "backend.go",
 		from:     "return logical.CodedError(fetch.status(), err.Error())",
 		to:       "return errors.Join(err)",
-		caughtBy: "TestOpenAPI_describes_every_answer_and_none_that_never_comes",
+		caughtBy: "TestOpenAPI_describes_every_response_and_none_that_never_comes",
 	},
 	{
 		rule: "A secret that is not a string is refused first", file: "backend.go",

@@ -33,7 +33,18 @@ func read(t *testing.T, file string) string {
 
 func TestMutants_are_of_the_present_sources_and_in_the_docs(t *testing.T) {
 	docs := read(t, "docs/reliability.md")
+	var tests strings.Builder
+	files, err := filepath.Glob(filepath.Join(root, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		tests.WriteString(read(t, filepath.Base(file)))
+	}
 	for _, m := range mutants {
+		if !strings.Contains(tests.String(), "func "+m.caughtBy+"(") {
+			t.Errorf("%s: there is no test %s", m.rule, m.caughtBy)
+		}
 		if n := strings.Count(read(t, m.file), m.from); n != 1 {
 			t.Errorf("%s: %s has the text %d times: %s", m.rule, m.file, n, m.from)
 		}
