@@ -3,7 +3,7 @@
 // Package dingtalk is a secrets engine for HashiCorp Vault. It keeps the credentials of DingTalk's
 // internal apps and hands out their access tokens, cached or freshly fetched, as leased secrets.
 //
-// This file is the wiring: the factory, the paths and the secret type, what Vault calls besides
+// This file is the wiring: the factory, the paths and the secret type, what Vault calls beside
 // requests, and how errors become HTTP statuses.
 package dingtalk
 

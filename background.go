@@ -2,7 +2,7 @@
 
 package dingtalk
 
-// This file is what runs besides requests: refreshing tokens ahead, dropping idle apps from memory,
+// This file is what runs beside requests: refreshing tokens ahead, dropping idle apps from memory,
 // removing stored tokens that no configuration owns; and the life of the goroutines.
 
 import (

@@ -315,7 +315,7 @@ is fetched with the new credentials, and if DingTalk rejects them nothing is
 stored and the old ones stay in force. verify_connection=false stores without
 asking.
 
-A read answers with every field but app_secret and verify_connection, durations
+A read returns every field but app_secret and verify_connection, durations
 in seconds. A delete removes the credentials and the cached token; the token
 lives on at DingTalk to its end.
 `
