@@ -101,6 +101,16 @@ func (p *cachingProxy) mustRead(t *testing.T) proxied {
 	return got
 }
 
+// awaitRenewal waits for the renewal that the Proxy makes at once of a lease that it caches: made
+// later, on a machine that is busy, it would find that the token was replaced and drop the copy.
+func (p *cachingProxy) awaitRenewal(t *testing.T, lease string) {
+	t.Helper()
+	waitFor(t, 20*time.Second, "the Proxy has renewed the lease", func() bool {
+		secret, err := p.a.m.v.root.Sys().Lookup(lease)
+		return err == nil && secret.Data["last_renewal"] != nil
+	})
+}
+
 // refresh is what a reader does whose token is refused: it has another one fetched.
 func (p *cachingProxy) refresh(t *testing.T) {
 	t.Helper()
@@ -415,6 +425,7 @@ func TestVaultProxy_reader_that_refreshes_and_revokes_gets_another_token_at_once
 		}},
 	} {
 		refused := p.mustRead(t)
+		p.awaitRenewal(t, refused.lease)
 		dt.ExpireTokens(a.key)
 		// First the refresh: were the copy dropped before, the next reader would have the engine's dead
 		// token cached again.
@@ -458,10 +469,12 @@ func TestVaultProxy_reader_that_revokes_before_it_refreshes_may_get_the_dead_tok
 	a := newMount(t).newApp(t, dt, nil)
 	p := startCachingProxy(t, a)
 	refused := p.mustRead(t)
+	p.awaitRenewal(t, refused.lease)
 	dt.ExpireTokens(a.key)
 	p.revoke(t, refused.lease, true)
 	// Another reader comes first, and what it gets is a copy again.
 	waitFor(t, 10*time.Second, "another reader's lease", func() bool { return p.mustRead(t).lease != refused.lease })
+	p.awaitRenewal(t, p.mustRead(t).lease)
 	p.refresh(t)
 	got := p.mustRead(t)
 	requireSameToken(t, got.token, refused.token)
