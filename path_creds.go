@@ -145,6 +145,9 @@ func (b *backend) readCreds(ctx context.Context, req *logical.Request, name stri
 
 // warn tells a caller what of the token is not as it asked.
 func warn(resp *logical.Response, t *token, now time.Time, warning error, minTTL time.Duration) {
+	if warning == nil && minTTL == 0 {
+		return
+	}
 	var tooSoon *tooSoonError
 	most := maxMinTTL(t)
 	if warning != nil && !errors.As(warning, &tooSoon) {
