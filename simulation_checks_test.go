@@ -358,9 +358,9 @@ func (q *request) checkToken(token string) []*delivery {
 		q.w.violateLocked(q.app, "own token", "handed out a token of %q", q.w.granted[token].key)
 	case !slices.ContainsFunc(all, func(d *delivery) bool { return d.remaining(q.now) >= leastLife }):
 		q.w.violateLocked(q.app, "no expired token", "handed out with %s left", last.ends().Sub(q.now))
-	case left > 0:
 	case q.w.ended[token]:
 		q.w.unknowable["a token that DingTalk ended before its time"]++
+	case left > 0:
 	case -left <= last.skew:
 		q.w.unknowable["an expired token, stored by a clock ahead"]++
 	default:
