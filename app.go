@@ -7,6 +7,7 @@ package dingtalk
 // stores, app.finishFetch the one that publishes. What holds the apps together is in registry.go.
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -14,6 +15,7 @@ import (
 	"fmt"
 	"math"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,32 +28,23 @@ import (
 type tokenState string
 
 const (
-	// stateAbsent: there is none; a reader waits for one.
-	stateAbsent tokenState = "absent"
-	// stateFresh: it is served at once.
-	stateFresh tokenState = "fresh"
-	// stateDue: it is good, but a reader makes the engine refresh it.
-	stateDue tokenState = "due"
-	// stateExpired: it is never served; a reader waits for another.
-	stateExpired tokenState = "expired"
+	stateAbsent  tokenState = "absent"  // there is none; a reader waits for one
+	stateFresh   tokenState = "fresh"   // it is served at once
+	stateDue     tokenState = "due"     // it is good, but a reader makes the engine refresh it
+	stateExpired tokenState = "expired" // it is never served; a reader waits for another
 )
 
 const (
 	tokenPrefix = "token/"
 
-	// minServed is the least remaining TTL of a token that is served, since a TTL of 0 means 32
-	// days to Vault.
-	minServed = 2 * time.Second
+	minServed     = 2 * time.Second        // the least remaining TTL that is served: 0 means 32 days to Vault
+	forceInterval = 10 * time.Second       // between two refreshes of a token that is not due
+	storeBudget   = 5 * time.Second        // the wait for storage to take a token or a configuration
+	waitGrace     = 500 * time.Millisecond // after request_timeout, for the fetch to say itself why it failed
+	usualLifetime = 2 * time.Hour          // of a token, as DingTalk's documentation says
 
-	// forceInterval is how often at most a token that is not due is refreshed all the same.
-	forceInterval = 10 * time.Second
-
-	// storeBudget bounds the wait for storage to take a token or a configuration.
-	storeBudget = 5 * time.Second
-
-	// waitGrace is what a reader waits longer than request_timeout, so that the fetch can say
-	// itself why it failed.
-	waitGrace = 500 * time.Millisecond
+	// rejectedBackOff is the wait after DingTalk rejected something, which only a person can fix.
+	rejectedBackOff = time.Minute
 
 	// refreshAhead is how long before a token becomes due the background refreshes it: two passes
 	// of the periodic function, which Vault calls once a minute.
@@ -60,13 +53,6 @@ const (
 	// minIdle is how long an app stays in memory unused at the least, so that the limits on how
 	// often DingTalk is called outlive a short-lived token.
 	minIdle = time.Minute
-
-	// usualLifetime is what DingTalk's tokens live, as its documentation says.
-	usualLifetime = 2 * time.Hour
-
-	// rejectedBackOff is the wait after DingTalk rejected credentials, request or IP: only a person
-	// can fix that.
-	rejectedBackOff = time.Minute
 )
 
 // backOff is the wait after the first, second, … failed fetch in a row, before the jitter; the last
@@ -285,14 +271,13 @@ func (e *tooSoonError) Error() string {
 }
 
 var (
-	// errGone: the app left memory while its caller waited; the caller starts over with what is
-	// there now.
-	errGone = errors.New("the app's configuration changed")
-
-	// errNoResponse: request_timeout is over.
-	errNoResponse = errors.New("no response in time")
-
+	errGone         = errors.New("the app's configuration changed") // its caller starts over with what is there now
+	errNoResponse   = errors.New("no response in time")             // request_timeout is over
 	errShuttingDown = errors.New("the secrets engine is being unloaded: try again")
+
+	// errExpired: the token ran out between the decision and its use, on a machine that slept
+	// perhaps.
+	errExpired = errors.New("the token expired while it was being handed out: try again")
 )
 
 // timestamp prints a time the way every response and error does.
@@ -315,7 +300,11 @@ func (a *app) meets(t *token, now time.Time, w want) bool {
 // wanted: a *tokenError or a *tooSoonError. The error is errGone where the caller has to start over
 // with what is in memory now.
 func (a *app) get(ctx context.Context, s logical.Storage, w want) (t *token, warning, err error) {
-	f, warning, err := a.join(ctx, s, w)
+	f, warning, err := a.decide(ctx, s, w)
+	for f != nil && f.timeout < w.timeout && ctx.Err() == nil {
+		_ = a.await(ctx, f) // one with less time than this caller wants is not joined, but let end
+		f, warning, err = a.decide(ctx, s, w)
+	}
 	switch {
 	case err != nil:
 		return nil, nil, err
@@ -336,41 +325,14 @@ func (a *app) get(ctx context.Context, s logical.Storage, w want) (t *token, war
 	}
 }
 
-// result is what a caller gets that waits for no fetch, or no longer: the token with what is wrong
-// with it, or why there is none. Who forces a fetch is content to know why none was made.
+// result is what a caller gets that waits for no fetch, or no longer: the token with what kept it
+// from being refreshed, or that as the reason why there is none. Who forces a fetch is content to
+// know why none was made.
 func (w want) result(current *token, warned error) (t *token, warning, err error) {
 	if current.servable(time.Now()) || w.force {
 		return current, warned, nil
 	}
-	return nil, nil, orExpired(warned)
-}
-
-// errExpired: the token ran out between the decision and its use, on a machine that slept perhaps.
-var errExpired = errors.New("the token expired while it was being handed out: try again")
-
-// orExpired is why there is no token to hand out: what kept it from being refreshed, if that is
-// known.
-func orExpired(warning error) error {
-	if warning != nil {
-		return warning
-	}
-	return errExpired
-}
-
-// join returns the flight to wait for; nil where the current token is to be served, with what
-// stands against a fetch where one is wanted.
-func (a *app) join(ctx context.Context, s logical.Storage, w want) (f *flight, warning, err error) {
-	for {
-		f, warning, err = a.decide(ctx, s, w)
-		if f == nil || f.timeout >= w.timeout {
-			return f, warning, err
-		}
-		// One under way has less time than this caller wants for it: it is not joined, but awaited.
-		err = a.await(ctx, f)
-		if ctx.Err() != nil {
-			return nil, nil, err
-		}
-	}
+	return nil, nil, cmp.Or(warned, errExpired)
 }
 
 // decide says what a caller gets in each state of the token, and starts a flight where that is one.
@@ -435,7 +397,7 @@ func (a *app) nextAttempt(now time.Time) time.Time {
 		next = cooldown.cooldown
 	}
 	if last := a.lastFailure; last != nil && last.nextAttempt.After(now) {
-		next = later(next, last.nextAttempt)
+		next = latestOf(next, last.nextAttempt)
 	}
 	return next
 }
@@ -457,6 +419,11 @@ func (a *app) await(ctx context.Context, f *flight) error {
 	}
 }
 
+// patience bounds a caller's wait for a fetch, and for one before it that it may have to await.
+func (a *app) patience(ctx context.Context, before time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, before+a.config.Load().RequestTimeout+waitGrace, errNoResponse)
+}
+
 // over is what a caller gets whose context has ended: that there was no response in time, or, if it
 // has gone away, the context's own error.
 func (a *app) over(ctx context.Context) error {
@@ -471,19 +438,16 @@ func (a *app) startFetch(s logical.Storage, timeout time.Duration) *flight {
 	ctx, cancel := context.WithTimeout(a.registry.life.ctx, timeout)
 	f := &flight{timeout: timeout, cancel: cancel, done: make(chan struct{})}
 	a.flight = f
-	if !a.registry.life.run(func() { a.runFetch(ctx, f, s) }) {
+	if !a.registry.life.run(func() {
+		defer close(f.done)
+		defer cancel()
+		a.finishFetch(f, a.fetchAndStore(ctx, f, s))
+	}) {
 		cancel()
 		a.flight, f.err = nil, errShuttingDown
 		close(f.done)
 	}
 	return f
-}
-
-// runFetch fetches a token, has it stored and finishes the flight, whatever happens.
-func (a *app) runFetch(ctx context.Context, f *flight, s logical.Storage) {
-	defer close(f.done)
-	defer f.cancel()
-	a.finishFetch(f, a.fetchAndStore(ctx, f, s))
 }
 
 // fetchAndStore leaves the token in the flight. A panic in it is an error of this flight alone.
@@ -507,7 +471,7 @@ func (a *app) fetchAndStore(ctx context.Context, f *flight, s logical.Storage) (
 		a.registry.drop(a) // another node changed the configuration
 		return errGone
 	}
-	t, calls, failure := a.registry.client.fetch(ctx, stored.credentials(), a.knownTokens()...)
+	t, calls, failure := a.registry.client.fetch(ctx, stored.credentials(), a.token.Load())
 	a.count(calls, failure)
 	switch {
 	case failure == nil:
@@ -518,14 +482,6 @@ func (a *app) fetchAndStore(ctx context.Context, f *flight, s logical.Storage) (
 	default:
 		return failure
 	}
-}
-
-// knownTokens are the tokens that a text of upstream's could repeat.
-func (a *app) knownTokens() []sensitive {
-	if t := a.token.Load(); t != nil {
-		return []sensitive{t.Value}
-	}
-	return nil
 }
 
 // count counts the calls of one fetch.
@@ -587,7 +543,7 @@ func (a *app) fail(f *fetchError) (log func(), err error) {
 	if f.rejected() {
 		wait = rejectedBackOff
 	}
-	last.nextAttempt = later(now.Add(wait), f.cooldown)
+	last.nextAttempt = latestOf(now.Add(wait), f.cooldown)
 	write := a.registry.log.Debug
 	if !a.failing {
 		write = a.registry.log.Warn
@@ -600,12 +556,7 @@ func (a *app) fail(f *fetchError) (log func(), err error) {
 	return log, a.tokenError(f, last.nextAttempt)
 }
 
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
+func latestOf(times ...time.Time) time.Time { return slices.MaxFunc(times, time.Time.Compare) }
 
 // retire takes the app out of use: its flight is called off, and what that brings is not published.
 // It reports whether the app's fetches were failing.

@@ -8,8 +8,10 @@
 package dingtalk
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -31,20 +33,15 @@ var Version = "v0.2.0-dev"
 const operationPrefix = "dingtalk"
 
 const backendHelp = `
-The DingTalk secrets engine keeps the credentials of DingTalk internal apps and
-hands out their access tokens.
-
-Store an app's credentials at config/<app>, then read its token from
-creds/<app>:
+The DingTalk secrets engine keeps the credentials of DingTalk internal apps at
+config/<app> and hands out their access tokens at creds/<app>:
 
     vault write dingtalk/config/myapp app_key=dingxxxxxxxx app_secret=-
     vault read dingtalk/creds/myapp
 
-The token is fetched when it is first needed, kept until shortly before it
+A token is fetched when it is first needed, kept until shortly before it
 expires, and shared by all readers. The app's secret never comes out again.
-
-status/<app> reports the state of the token, for monitoring. refresh/<app>
-fetches one now, for when you have fixed what made fetches fail.
+status/<app> reports the state of the token; refresh/<app> fetches one now.
 `
 
 // backend is the engine of one mount.
@@ -63,10 +60,7 @@ func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 
 // newBackend makes an engine that reaches DingTalk through the given transport.
 func newBackend(ctx context.Context, conf *logical.BackendConfig, transport http.RoundTripper) (*backend, error) {
-	logger := conf.Logger
-	if logger == nil {
-		logger = hclog.NewNullLogger()
-	}
+	logger := cmp.Or[hclog.Logger](conf.Logger, hclog.NewNullLogger())
 	b := &backend{apps: newRegistry(newClient(transport, logger), logger)}
 	b.Backend = &framework.Backend{
 		BackendType:    logical.TypeLogical,
@@ -151,7 +145,7 @@ func inlineSchemas(resp *logical.Response) {
 // request's fields, so the framework is not shown them; HandleRequest tells what is wrong with
 // them.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (found, exists bool, err error) {
-	if _, _, err := stringField(req.Data, fieldAppSecret); err != nil {
+	if err := checkSecret(req.Data); err != nil {
 		return false, false, errutil.UserError{Err: err.Error()} // the one error that Vault answers with a 400 here
 	}
 	bare := *req
@@ -178,8 +172,14 @@ func checkFields(req *logical.Request) error {
 	default:
 	}
 	// A secret on a path that does not take one is ignored, but not repeated either.
-	_, _, err := stringField(req.Data, fieldAppSecret)
-	return err
+	return checkSecret(req.Data)
+}
+
+// checkSecret refuses an app_secret that is not a string, whatever the path.
+func checkSecret(raw map[string]any) error {
+	p := &parser{raw: raw}
+	_ = p.string(fieldAppSecret)
+	return p.err
 }
 
 // coded gives an error its HTTP status. The coded error is returned as it is: wrapped, it would
@@ -194,7 +194,8 @@ func coded(err error, mountPoint string) error {
 	case errors.As(err, &input):
 		return logical.CodedError(http.StatusBadRequest, err.Error())
 	case errors.As(err, &unknown):
-		return logical.CodedError(http.StatusBadRequest, unknown.at(mountPoint))
+		return logical.CodedError(http.StatusBadRequest, fmt.Sprintf("%s: write its app_key and app_secret to %s%s%s first",
+			unknown, mountPoint, configPrefix, unknown.app))
 	case errors.As(err, &fetch):
 		return logical.CodedError(fetch.status(), err.Error())
 	case errors.Is(err, errShuttingDown), errors.Is(err, errExpired):
@@ -263,6 +264,25 @@ func path(prefix, suffix string, fields map[string]*framework.FieldSchema) *fram
 		Pattern:      prefix + framework.GenericNameRegex("app"),
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationSuffix: suffix},
 		Fields:       fields,
+	}
+}
+
+// parameter describes a parameter of a request, with its title in Vault's UI.
+func parameter(kind framework.FieldType, title string, byDefault any, description string) *framework.FieldSchema {
+	return &framework.FieldSchema{
+		Type: kind, Default: byDefault, Description: description,
+		DisplayAttrs: &framework.DisplayAttributes{Name: title},
+	}
+}
+
+// operation makes an operation, which the active node performs.
+func operation(
+	callback framework.OperationFunc, verb, summary string, responses map[int][]framework.Response,
+) *framework.PathOperation {
+	return &framework.PathOperation{
+		Callback: callback, Summary: summary, Responses: responses,
+		DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: verb},
+		ForwardPerformanceStandby: true,
 	}
 }
 

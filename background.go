@@ -7,6 +7,7 @@ package dingtalk
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -16,17 +17,10 @@ import (
 )
 
 const (
-	// aheadAtOnce is how many tokens the background refreshes at a time for each host.
-	aheadAtOnce = 8
-
-	// sweepInterval is how often stored tokens that no configuration owns are removed, and
-	// sweepTimeout bounds that.
-	sweepInterval = time.Hour
-	sweepTimeout  = time.Minute
-
-	// closeTimeout bounds the wait for goroutines at the end: Vault calls the clean-up under its
-	// locks.
-	closeTimeout = 50 * time.Millisecond
+	aheadAtOnce   = 8                     // tokens that are refreshed ahead at a time for each host
+	sweepInterval = time.Hour             // between removals of stored tokens that no configuration owns
+	sweepTimeout  = time.Minute           // of one such removal
+	closeTimeout  = 50 * time.Millisecond // the wait for goroutines at the end, under Vault's locks
 )
 
 // background is what one pass leaves for the next.
@@ -86,7 +80,7 @@ func (r *registry) refreshAll(s logical.Storage, apps []*app) {
 			break
 		}
 		group.Go(func() error {
-			ctx, cancel := context.WithTimeoutCause(r.life.ctx, a.config.Load().RequestTimeout+waitGrace, errNoResponse)
+			ctx, cancel := a.patience(r.life.ctx, 0)
 			defer cancel()
 			_, _, _ = a.get(ctx, s, want{ahead: true}) // what went wrong is remembered and logged
 			return nil
@@ -106,20 +100,14 @@ func (r *registry) sweep(s logical.Storage) {
 		}
 	}
 	tokens, err := s.List(ctx, tokenPrefix)
-	if err != nil {
-		warn("looking for tokens without a config failed", "error", err)
-		return
-	}
-	configs, err := s.List(ctx, configPrefix)
-	if err != nil {
+	configs, configErr := s.List(ctx, configPrefix)
+	if err := errors.Join(err, configErr); err != nil {
 		warn("looking for tokens without a config failed", "error", err)
 		return
 	}
 	slices.Sort(configs)
-	for _, name := range tokens {
-		if _, owned := slices.BinarySearch(configs, name); owned {
-			continue
-		}
+	owned := func(name string) bool { _, found := slices.BinarySearch(configs, name); return found }
+	for _, name := range slices.DeleteFunc(tokens, owned) {
 		if err := r.removeOrphan(ctx, s, name); err != nil {
 			warn("removing a token without a config failed", "app", name, "error", err)
 		}
@@ -146,8 +134,7 @@ type lifecycle struct {
 	ctx    context.Context //nolint:containedctx // it is the mount's life
 	cancel context.CancelFunc
 
-	mu     sync.Mutex
-	closed bool
+	mu     sync.Mutex // over ctx ending, and active growing
 	active sync.WaitGroup
 }
 
@@ -160,7 +147,7 @@ func newLifecycle() *lifecycle {
 func (l *lifecycle) run(f func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
+	if l.ctx.Err() != nil {
 		return false
 	}
 	l.active.Go(f)
@@ -171,9 +158,8 @@ func (l *lifecycle) run(f func()) bool {
 // again.
 func (l *lifecycle) close() {
 	l.mu.Lock()
-	l.closed = true
-	l.mu.Unlock()
 	l.cancel()
+	l.mu.Unlock()
 	gone := make(chan struct{})
 	go func() {
 		l.active.Wait()

@@ -34,35 +34,18 @@ import (
 )
 
 const (
-	// chinaBaseURL is the other edition's host, beside defaultBaseURL.
-	chinaBaseURL = "https://api.dingtalk.com"
+	chinaBaseURL = "https://api.dingtalk.com" // the other edition's host, beside defaultBaseURL
+	tokenPath    = "/v1.0/oauth2/accessToken"
 
-	// tokenPath is the token operation of both editions' hosts.
-	tokenPath = "/v1.0/oauth2/accessToken"
-
-	// maxResponse bounds what is read of a response. A real one has some 100 bytes.
-	maxResponse = 64 << 10
-
-	// maxAttempts bounds the calls of one fetch. Only connection errors and 5xx responses are tried
-	// again.
-	maxAttempts = 3
-
-	// maxTokenLength bounds an access token, in bytes. DingTalk's have 32.
-	maxTokenLength = 2048
-
-	// maxExpireIn is the longest life a token is believed to have. DingTalk's documentation says
-	// 7,200 s.
-	maxExpireIn = 86400 * time.Second
-
-	// maxRetryAfter bounds how long a Retry-After is honored.
-	maxRetryAfter = 10 * time.Minute
-
-	// banDuration is how long DingTalk bans an egress IP.
-	banDuration = 5 * time.Minute
+	maxResponse    = 64 << 10            // bytes that are read of a response: a real one has some 100
+	maxAttempts    = 3                   // calls of one fetch, after connection errors and 5xx responses
+	maxTokenLength = 2048                // bytes: DingTalk's tokens have 32
+	maxExpireIn    = 86400 * time.Second // what more than that counts as: DingTalk's documentation says 7,200 s
+	maxRetryAfter  = 10 * time.Minute    // what more than that counts as
+	banDuration    = 5 * time.Minute     // of an egress IP, as DingTalk's documentation says
 
 	// maxCooldowns bounds what is kept of them for each host of DingTalk's, and for all other hosts
-	// together, so that a host of a stranger's cannot fill memory, nor take the place of
-	// DingTalk's.
+	// together: a stranger's host cannot fill memory, nor take the place of DingTalk's.
 	maxCooldowns = 1000
 )
 
@@ -137,39 +120,27 @@ func (f *fetchError) repeatable() bool {
 
 // descriptions say for each class what happened to {app} at {host}, and what to do next.
 var descriptions = map[errorClass]struct{ what, hint string }{
-	classRejectedCredentials: {
-		"DingTalk rejected the credentials of app {app}",
-		"check app_key and app_secret, that base_url ({host}) is the app's edition, and that the app's version is published",
-	},
-	classForbiddenIP: {
-		"DingTalk does not allow Vault's IP address for app {app}",
-		"add Vault's egress IP to the app's allow-list in DingTalk's console",
-	},
-	classRejectedRequest: {
-		"DingTalk rejected the request for a token of app {app}",
-		"look the request id up in DingTalk's console",
-	},
+	classRejectedCredentials: {"DingTalk rejected the credentials of app {app}", "check app_key and app_secret, " +
+		"that base_url ({host}) is the app's edition, and that the app's version is published"},
+	classForbiddenIP: {"DingTalk does not allow Vault's IP address for app {app}", "add Vault's egress IP " +
+		"to the app's allow-list in DingTalk's console"},
+	classRejectedRequest: {"DingTalk rejected the request for a token of app {app}", "look the request id up " +
+		"in DingTalk's console"},
 	classThrottled: {"DingTalk throttles the requests for a token of app {app}", ""},
-	classBanned: {
-		"DingTalk has banned Vault's egress IP, which app {app} shares with all other apps at {host}",
-		"find what makes more than 10,000 calls in 20 seconds from this IP",
-	},
+	classBanned: {"DingTalk has banned Vault's egress IP, which app {app} shares with all other apps at {host}", "find " +
+		"what makes more than 10,000 calls in 20 seconds from this IP"},
 	classUnavailable: {"DingTalk could not serve the request for a token of app {app}", ""},
 	classUnreachable: {"could not get a token for app {app} from {host}", ""},
-	classRedirect: {
-		"{host} answered the request for a token of app {app} with a redirect, which is never followed",
-		"check base_url and any proxy on the way",
-	},
-	classMalformed: {
-		"{host} answered the request for a token of app {app} with something that is not a token",
-		"check base_url and any proxy on the way",
-	},
+	classRedirect: {"{host} answered the request for a token of app {app} with a redirect, which is " +
+		"never followed", wrongHost},
+	classMalformed: {"{host} answered the request for a token of app {app} with something that is not " +
+		"a token", wrongHost},
 	classStorage: {"could not get a token for app {app}, since Vault's storage failed", "check Vault's storage"},
-	classInternal: {
-		"internal error while fetching a token of app {app}",
-		"please report this with the stack in Vault's log",
-	},
+	classInternal: {"internal error while fetching a token of app {app}", "please report this " +
+		"with the stack in Vault's log"},
 }
+
+const wrongHost = "check base_url and any proxy on the way"
 
 // describe tells the person on call what happened to the app, what DingTalk said and what to do
 // next.
@@ -181,22 +152,21 @@ func (f *fetchError) describe(app, baseURL string) string {
 
 // said is the cause and DingTalk's own words, as far as there are any.
 func (f *fetchError) said() string {
-	parts := []string{f.cause}
+	labelled := func(label, text string) string {
+		if text == "" {
+			return ""
+		}
+		return label + " " + text
+	}
+	attempts, message := "", f.message
 	if f.attempts > 1 {
-		parts = append(parts, fmt.Sprintf("%d attempts", f.attempts))
+		attempts = fmt.Sprintf("%d attempts", f.attempts)
 	}
-	if f.code != "" {
-		parts = append(parts, "code "+f.code)
+	if message != "" && message != withheld {
+		message = strconv.Quote(message)
 	}
-	if f.message == withheld {
-		parts = append(parts, "message "+withheld)
-	} else if f.message != "" {
-		parts = append(parts, fmt.Sprintf("message %q", f.message))
-	}
-	if f.requestID != "" {
-		parts = append(parts, "request id "+f.requestID)
-	}
-	return joinNonEmpty(", ", parts...)
+	return joinNonEmpty(", ", f.cause, attempts, labelled("code", f.code), labelled("message", message),
+		labelled("request id", f.requestID))
 }
 
 func joinNonEmpty(separator string, parts ...string) string {
@@ -212,8 +182,8 @@ type credentials struct {
 
 // client calls DingTalk's token operation.
 //
-// It uses the transport itself, not an http.Client, since that is what follows redirects: a 307
-// would repeat the secret to another host.
+// It uses the transport itself, since an http.Client follows redirects: a 307 would repeat the
+// secret to another host.
 type client struct {
 	transport http.RoundTripper
 	log       hclog.Logger
@@ -261,8 +231,13 @@ func (p proxyError) Error() string {
 // fetch gets a token. The context bounds it, retries included, whatever the transport does. It
 // returns how many calls it made, whatever their outcome; tokens known to the caller are kept out
 // of the error's texts.
-func (c *client) fetch(ctx context.Context, creds credentials, known ...sensitive) (*token, int, *fetchError) {
-	secrets := append([]sensitive{creds.AppSecret}, known...)
+func (c *client) fetch(ctx context.Context, creds credentials, known ...*token) (*token, int, *fetchError) {
+	secrets := []sensitive{creds.AppSecret}
+	for _, t := range known {
+		if t != nil {
+			secrets = append(secrets, t.Value)
+		}
+	}
 	var failure *fetchError
 	for calls := 0; ; {
 		if cooldown := c.cooldowns.inForce(creds.BaseURL, creds.AppKey, time.Now()); cooldown != nil {
@@ -318,11 +293,7 @@ func (c *client) call(ctx context.Context, creds credentials, secrets []sensitiv
 	var body bytes.Buffer
 	encoder := json.NewEncoder(&body)
 	encoder.SetEscapeHTML(false) // a secret is sent in as few spellings as can be
-	if err := encoder.Encode(map[string]string{
-		"appKey": creds.AppKey, "appSecret": creds.AppSecret.reveal(),
-	}); err != nil {
-		return nil, &fetchError{class: classUnreachable, cause: "the request cannot be encoded"}
-	}
+	_ = encoder.Encode(map[string]string{"appKey": creds.AppKey, "appSecret": creds.AppSecret.reveal()})
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, creds.BaseURL+tokenPath, &body)
 	if err != nil {
 		return nil, &fetchError{class: classUnreachable, cause: "base_url is not usable"}
@@ -391,9 +362,8 @@ type grant struct {
 	expireIn    time.Duration
 }
 
-// wireResponse is every field of a response that the engine looks at. encoding/json matches names
-// without regard to case, which covers the gateway's spelling (Code, Message, requestId). Raw,
-// since a field of an unexpected type must not hide the others.
+// wireResponse is what the engine looks at. Case does not count in names, which covers the gateway's
+// (Code, requestId). Raw, since a field of an unexpected type must not hide the others.
 type wireResponse struct {
 	AccessToken json.RawMessage `json:"accessToken"`
 	ExpireIn    json.RawMessage `json:"expireIn"`
@@ -557,7 +527,6 @@ func transportFailure(ctx context.Context, err error, took time.Duration, secret
 		cert    *tls.CertificateVerificationError
 		record  tls.RecordHeaderError
 		refusal proxyError
-		op      *net.OpError
 		errno   syscall.Errno
 		timeout net.Error
 	)
@@ -574,14 +543,10 @@ func transportFailure(ctx context.Context, err error, took time.Duration, secret
 		f.cause, f.final = "the TLS handshake failed: "+showText(innermost(err).Error(), secrets), true
 	case errors.As(err, &dns):
 		f.cause = fmt.Sprintf("the name %q cannot be resolved", showText(dns.Name, secrets))
-	case errors.Is(err, syscall.ECONNREFUSED):
-		f.cause = "connection refused"
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		f.cause = "connection reset"
+	case errors.As(err, &errno): // such as "connection refused"
+		f.cause = errno.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		f.cause = "the connection ended before the response did"
-	case errors.As(err, &op) && errors.As(err, &errno):
-		f.cause = fmt.Sprintf("%s: %s", op.Op, errno.Error())
 	case errors.As(err, &timeout) && timeout.Timeout():
 		f.cause = "timed out"
 	default:
@@ -591,18 +556,14 @@ func transportFailure(ctx context.Context, err error, took time.Duration, secret
 }
 
 func innermost(err error) error {
-	for {
-		inner := errors.Unwrap(err)
-		if inner == nil {
-			return err
-		}
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
 		err = inner
 	}
+	return err
 }
 
-// cooldowns are what DingTalk has asked for that outlasts one app's generation: by host a ban of
-// Vault's egress IP, which concerns every app there, and by host and app key a Retry-After, which
-// concerns whoever uses that key.
+// cooldowns are what DingTalk has asked for that outlasts one app's generation: a ban of Vault's
+// egress IP for every app of the host, a Retry-After for every app with that key there.
 type cooldowns struct {
 	mu  sync.Mutex
 	all map[cooldownKey]*fetchError

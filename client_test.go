@@ -291,7 +291,7 @@ var theCredentials = credentials{BaseURL: theURL, AppKey: theKey, AppSecret: new
 
 // fetch fetches within the usual request_timeout, and wants each call to be one request on a
 // connection of its own, of which none is left.
-func (u *upstream) fetch(t *testing.T, known ...sensitive) (*token, *fetchError) {
+func (u *upstream) fetch(t *testing.T, known ...*token) (*token, *fetchError) {
 	t.Helper()
 	before := len(u.requests)
 	ctx, cancel := context.WithTimeout(t.Context(), defaultRequestTimeout)
@@ -474,7 +474,7 @@ func TestClient_a_hostile_host_gets_little_memory_no_more_time_than_there_is_and
 			synctest.Test(t, func(t *testing.T) {
 				u, dingTalk := newFaultyUpstream(t, c.fault)
 				began := time.Now()
-				tok, err := u.fetch(t, newSensitive(dingTalk.LastToken(theKey)))
+				tok, err := u.fetch(t, &token{Value: newSensitive(dingTalk.LastToken(theKey))})
 				require.LessOrEqual(t, time.Since(began), c.took)
 				require.LessOrEqual(t, int(u.read.Load()), little*c.attempts)
 				if c.class == "" {
@@ -533,10 +533,10 @@ func TestClient_says_in_a_few_words_what_the_network_did(t *testing.T) {
 		{dial(dns), `the name "api.invalid" cannot be resolved`},
 		{dial(&net.DNSError{Name: theSecret + ".invalid"}), "the name \"" + withheld + "\" cannot be resolved"},
 		{dial(os.NewSyscallError("connect", syscall.ECONNREFUSED)), "connection refused"},
-		{dial(os.NewSyscallError("connect", syscall.EHOSTUNREACH)), "dial: no route to host"},
+		{dial(os.NewSyscallError("connect", syscall.EHOSTUNREACH)), "no route to host"},
 		{dial(os.ErrDeadlineExceeded), "timed out"},
-		{&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, "connection reset"},
-		{&net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EPIPE)}, "connection reset"},
+		{&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, "connection reset by peer"},
+		{&net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EPIPE)}, "broken pipe"},
 		{io.EOF, "the connection ended before the response did"},
 		{dial(fmt.Errorf("with %s inside", theSecret)), "the HTTP exchange failed, or what came is not HTTP"},
 	} {

@@ -6,6 +6,7 @@ package dingtalk
 // changes them, when a write starts a new generation, and the record.
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -14,7 +15,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -111,58 +111,50 @@ func badInput(format string, args ...any) error {
 	return &inputError{text: fmt.Sprintf(format, args...)}
 }
 
-// parseChange reads the fields of a write to config/<app>. It works on the request's raw data,
-// since the framework's own conversion takes "" and 500ms for 0 and repeats in its error what it
-// cannot convert.
+// parseChange reads the fields of a write to config/<app>.
 func parseChange(raw map[string]any) (*configChange, error) {
+	p := &parser{raw: raw}
 	c := &configChange{}
 	// A secret that is not a string must be refused before anything can repeat it.
-	secret, err := credentialField(raw, fieldAppSecret, "\n", "\r")
-	if err != nil {
-		return nil, err
-	}
-	if secret != nil {
+	if secret := p.credential(fieldAppSecret, "\n", "\r"); secret != nil {
 		c.appSecret = &sensitive{text: secret}
 	}
-	if c.appKey, err = credentialField(raw, fieldAppKey); err != nil {
-		return nil, err
+	c.appKey = p.credential(fieldAppKey)
+	if base := p.string(fieldBaseURL); base != nil {
+		canonical, err := parseBaseURL(*base)
+		c.baseURL, p.err = &canonical, cmp.Or(p.err, err)
 	}
-	if base, given, err := stringField(raw, fieldBaseURL); err != nil {
-		return nil, err
-	} else if given {
-		base, err := parseBaseURL(base)
-		if err != nil {
-			return nil, err
-		}
-		c.baseURL = &base
-	}
-	if c.refreshBefore, err = durationField(raw, fieldRefreshBefore, 0, maxRefreshBefore); err != nil {
-		return nil, err
-	}
-	if c.requestTimeout, err = durationField(raw, fieldRequestTimeout, minRequestTimeout, maxRequestTimeout); err != nil {
-		return nil, err
-	}
-	if c.leased, err = boolField(raw, fieldLeased); err != nil {
-		return nil, err
-	}
-	if c.verify, err = boolField(raw, fieldVerifyConnection); err != nil {
-		return nil, err
-	}
-	return c, nil
+	c.refreshBefore = p.duration(fieldRefreshBefore, 0, maxRefreshBefore)
+	c.requestTimeout = p.duration(fieldRequestTimeout, minRequestTimeout, maxRequestTimeout)
+	c.leased = p.bool(fieldLeased)
+	c.verify = p.bool(fieldVerifyConnection)
+	return c, p.err
 }
 
-// stringField never repeats the value in its error: what is not a string may be a secret in the
-// wrong place.
-func stringField(raw map[string]any, field string) (value string, given bool, err error) {
-	v, given := raw[field]
+// parser reads fields from a request's raw data, since the framework's own conversion takes "" and
+// 500ms for 0 and repeats in its error what it cannot convert. Each method returns nil for a field
+// that is not given, or refused; err is the first refusal.
+type parser struct {
+	raw map[string]any
+	err error
+}
+
+func (p *parser) refuse(field, format string, args ...any) {
+	p.err = cmp.Or(p.err, badInput("%s: "+format, append([]any{field}, args...)...))
+}
+
+// string never repeats the value: what is not a string may be a secret in the wrong place.
+func (p *parser) string(field string) *string {
+	v, given := p.raw[field]
 	if !given {
-		return "", false, nil
+		return nil
 	}
-	value, ok := v.(string)
+	s, ok := v.(string)
 	if !ok {
-		return "", false, badInput("%s: expected one string, got %s", field, kindOf(v))
+		p.refuse(field, "expected one string, got %s", kindOf(v))
+		return nil
 	}
-	return value, true, nil
+	return &s
 }
 
 func kindOf(v any) string {
@@ -180,189 +172,161 @@ func kindOf(v any) string {
 	}
 }
 
-// credentialField reads app_key or app_secret, of which each of the endings is cut once.
-func credentialField(raw map[string]any, field string, endings ...string) (*string, error) {
-	value, given, err := stringField(raw, field)
-	if err != nil || !given {
-		return nil, err
+// credential reads app_key or app_secret, of which each of the endings is cut once.
+func (p *parser) credential(field string, endings ...string) *string {
+	given := p.string(field)
+	if given == nil {
+		return nil
 	}
+	value := *given
 	for _, ending := range endings {
 		value = strings.TrimSuffix(value, ending)
 	}
 	const allowed = "allowed are 1 to 512 printable ASCII characters without spaces"
+	bad := strings.IndexFunc(value, func(r rune) bool { return r <= ' ' || r > '~' })
 	switch {
 	case value == "":
-		return nil, badInput("%s: empty; %s", field, allowed)
+		p.refuse(field, "empty; %s", allowed)
 	case len(value) > maxCredentialLength:
-		return nil, badInput("%s: %d bytes long; %s", field, len(value), allowed)
+		p.refuse(field, "%d bytes long; %s", len(value), allowed)
+	case bad >= 0:
+		p.refuse(field, "the byte at position %d is a space, a control character or not ASCII; %s", bad+1, allowed)
 	}
-	for i := range len(value) {
-		if value[i] <= ' ' || value[i] > '~' {
-			return nil, badInput("%s: the byte at position %d is a space, a control character or not ASCII; %s",
-				field, i+1, allowed)
-		}
-	}
-	return &value, nil
+	return &value
 }
 
 // longestDuration is the longest that there is in whole seconds: 292 years.
 const longestDuration = math.MaxInt64 - math.MaxInt64%time.Second
 
-// durationField reads a duration of whole seconds: a number, or a string as Vault takes them
-// everywhere (200, 200s, 5m).
-func durationField(raw map[string]any, field string, least, most time.Duration) (*time.Duration, error) {
-	v, given := raw[field]
-	if !given {
-		return nil, nil //nolint:nilnil // not given is not an error
+// scalar returns a string, a number or a boolean as a string; false where the field is not given, or
+// is none of them.
+func (p *parser) scalar(field, allowed string) (text string, given bool) {
+	v, given := p.raw[field]
+	switch v := v.(type) {
+	case nil, []any, []string, map[string]any:
+		if given {
+			p.refuse(field, "got %s; %s", kindOf(v), allowed)
+		}
+		return "", false
+	case float64: // what a JSON number is on its way through Vault
+		return strconv.FormatFloat(v, 'f', -1, 64), true
+	default:
+		return fmt.Sprint(v), true
 	}
+}
+
+// duration reads a duration of whole seconds: a number, or a string as Vault takes them everywhere
+// (200, 200s, 5m).
+func (p *parser) duration(field string, least, most time.Duration) *time.Duration {
 	end, example := "to "+short(most), short(most)
 	if most == longestDuration {
 		end, example = "on", "30m"
 	}
-	allowed := fmt.Sprintf("allowed is a duration of whole seconds from %s %s, such as %q",
-		short(least), end, example)
-	var shown string
-	switch v := v.(type) {
-	case nil, bool, []any, []string, map[string]any:
-		return nil, badInput("%s: got %s; %s", field, kindOf(v), allowed)
-	case float64: // what a JSON number is on its way through Vault
-		shown = strconv.FormatFloat(v, 'f', -1, 64)
-	default:
-		shown = fmt.Sprint(v)
+	allowed := fmt.Sprintf("allowed is a duration of whole seconds from %s %s, such as %q", short(least), end, example)
+	text, given := p.scalar(field, allowed)
+	if !given {
+		return nil
 	}
-	d, err := parseutil.ParseDurationSecond(shown)
-	if n, nan := strconv.ParseFloat(shown, 64); nan == nil && math.Abs(n) > longestDuration.Seconds() {
+	d, err := parseutil.ParseDurationSecond(text)
+	if n, nan := strconv.ParseFloat(text, 64); nan == nil && math.Abs(n) > longestDuration.Seconds() {
 		err = strconv.ErrRange // which the library multiplies without a look
 	}
-	if shown == "" || err != nil || d%time.Second != 0 || d < least || d > most {
-		return nil, badInput("%s: %s given; %s", field, refused(raw, shown), allowed)
+	if text == "" || err != nil || d%time.Second != 0 || d < least || d > most {
+		p.refuse(field, "%s given; %s", p.shown(text), allowed)
 	}
-	return &d, nil
+	return &d
 }
+
+// bool reads a boolean, or a string or a number as Vault takes them everywhere ("true", 0).
+func (p *parser) bool(field string) *bool {
+	const allowed = "allowed are true and false"
+	text, given := p.scalar(field, allowed)
+	if !given {
+		return nil
+	}
+	b, err := strconv.ParseBool(text)
+	if err != nil {
+		p.refuse(field, "%s given; %s", p.shown(text), allowed)
+	}
+	return &b
+}
+
+// shown is a refused value as the error shows it. What is as long as a secret may be one in the
+// wrong field, and Vault writes errors in clear to its audit log.
+func (p *parser) shown(text string) string {
+	const longest = 24
+	secret, _ := p.raw[fieldAppSecret].(string)
+	if len(text) > longest || text != "" && strings.TrimSpace(text) == strings.TrimSpace(secret) {
+		return fmt.Sprintf("a value of %d bytes", len(text))
+	}
+	return strconv.Quote(text)
+}
+
+var zeroParts = regexp.MustCompile(`([hm])(0m)?0s$`)
 
 // short prints a duration without its zero parts: 1h, not 1h0m0s.
-func short(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
-}
+func short(d time.Duration) string { return zeroParts.ReplaceAllString(d.String(), "$1") }
 
-// refused is a value as the error that refuses it shows it. What is as long as a secret may be one
-// in the wrong field, and Vault writes errors in clear to its audit log.
-func refused(raw map[string]any, value string) string {
-	const longest = 24
-	secret, _ := raw[fieldAppSecret].(string)
-	if len(value) > longest || value != "" && strings.TrimSpace(value) == strings.TrimSpace(secret) {
-		return fmt.Sprintf("a value of %d bytes", len(value))
-	}
-	return strconv.Quote(value)
-}
+var (
+	baseURLPattern = regexp.MustCompile(`^([A-Za-z]+)://(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::([0-9]*))?/?$`)
 
-func boolField(raw map[string]any, field string) (*bool, error) {
-	v, given := raw[field]
-	if !given {
-		return nil, nil //nolint:nilnil // not given is not an error
-	}
-	const allowed = "allowed are true and false"
-	switch v := v.(type) {
-	case bool:
-		return &v, nil
-	case string, json.Number, float64, int:
-		shown := fmt.Sprint(v)
-		b, err := strconv.ParseBool(shown)
-		if err != nil {
-			return nil, badInput("%s: %s given; %s", field, refused(raw, shown), allowed)
-		}
-		return &b, nil
-	default:
-		return nil, badInput("%s: got %s; %s", field, kindOf(v), allowed)
-	}
-}
+	// numberLabel is a last label that makes a host an IPv4 address to some resolvers, in a spelling of
+	// its own.
+	numberLabel = regexp.MustCompile(`(^|\.)(0x[0-9a-f]*|[0-9]+)$`)
+)
 
 // parseBaseURL returns the canonical form of a base URL, so that one host is one host to a ban:
 // scheme and host in lower case, the port without leading zeros and left out where it is the
 // scheme's own, IPv6 in its shortest form, no path.
 func parseBaseURL(given string) (string, error) {
-	const allowed = "allowed is https://host[:port] without a path, user info, query or fragment; " +
-		"http:// only for localhost, 127.0.0.0/8 and [::1]"
 	refuse := func(why string) (string, error) {
 		shown := strconv.Quote(given)
 		switch end := strings.IndexAny(given, "?#"); {
 		case given != "" && !strings.Contains(given, "://"), strings.Contains(given, "@"):
 			shown = "a value that may hold a secret"
+		case len(shown) > maxShownText:
+			shown = fmt.Sprintf("a value of %d bytes", len(given))
 		case end >= 0:
 			shown = strconv.Quote(given[:end] + "…")
 		}
-		if len(shown) > maxShownText {
-			shown = fmt.Sprintf("a value of %d bytes", len(given))
-		}
-		return "", badInput("%s: %s given: %s; %s", fieldBaseURL, shown, why, allowed)
+		return "", badInput("%s: %s given: %s; allowed is https://host[:port] without a path, user info, query or fragment; "+
+			"http:// only for localhost, 127.0.0.0/8 and [::1]", fieldBaseURL, shown, why)
 	}
+	parts := baseURLPattern.FindStringSubmatch(given)
+	if parts == nil {
+		return refuse("it is not of that form")
+	}
+	scheme, host, port := strings.ToLower(parts[1]), strings.ToLower(parts[2]), parts[3]
+	address, notAnAddress := netip.ParseAddr(strings.Trim(host, "[]"))
+	n, err := strconv.Atoi(cmp.Or(port, "443"))
 	switch {
-	case given == "":
-		return refuse("it is empty")
-	case len(given) > maxCredentialLength:
-		return refuse(fmt.Sprintf("it is longer than %d bytes", maxCredentialLength))
-	case strings.ContainsFunc(given, func(r rune) bool { return r <= ' ' || r > '~' }):
-		return refuse("it has a space, a control character or a character that is not ASCII")
-	case strings.ContainsAny(given, `\%?#@`):
-		return refuse(`it has one of the characters \ % ? # @`)
-	}
-	u, err := url.Parse(given)
-	if err != nil {
-		return refuse("it is not a URL")
-	}
-	host := strings.ToLower(u.Hostname())
-	address, notAnAddress := netip.ParseAddr(host)
-	switch {
-	case u.Opaque != "" || host == "":
-		return refuse("it has no host")
-	case strings.Contains(host, ":") != strings.HasPrefix(u.Host, "["):
-		return refuse("an IPv6 address needs brackets")
-	case u.Path != "" && u.Path != "/":
-		return refuse("it has a path")
-	case u.Scheme != "https" && u.Scheme != "http":
+	case scheme != "https" && scheme != "http":
 		return refuse("its scheme is not https")
-	case u.Scheme == "http" && host != "localhost" && (!address.IsLoopback() || address.Is4In6()):
+	case scheme == "http" && host != "localhost" && (!address.IsLoopback() || address.Is4In6()):
 		return refuse("http:// would send the secret in clear text")
 	case strings.HasSuffix(host, "."):
 		return refuse("its host ends in a dot")
-	case notAnAddress != nil && !isHostName(host):
+	case strings.HasPrefix(host, "[") != address.Is6(), notAnAddress != nil && !isHostName(host):
 		return refuse("its host is not a name or an address")
+	case err != nil || n < 1 || n > 65535:
+		return refuse("its port is not one of 1 to 65535")
 	}
-	if notAnAddress == nil {
+	switch {
+	case address.Unmap().Is6():
+		host = "[" + address.String() + "]"
+	case notAnAddress == nil:
 		host = address.Unmap().String()
 	}
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
+	if port != "" && n != map[string]int{"http": 80, "https": 443}[scheme] {
+		host = fmt.Sprintf("%s:%d", host, n)
 	}
-	if port := u.Port(); port != "" {
-		n, err := strconv.Atoi(port)
-		if err != nil || n < 1 || n > 65535 {
-			return refuse("its port is not one of 1 to 65535")
-		}
-		if n != map[string]int{"http": 80, "https": 443}[u.Scheme] {
-			host = fmt.Sprintf("%s:%d", host, n)
-		}
-	}
-	return u.Scheme + "://" + host, nil
+	return scheme + "://" + host, nil
 }
 
-// numberLabel is a last label that makes a host an IPv4 address to some resolvers, in a spelling of
-// its own.
-var numberLabel = regexp.MustCompile(`(^|\.)(0x[0-9a-f]*|[0-9]+)$`)
-
-// isHostName allows letters, digits, dots, hyphens and underscores.
+// isHostName reports whether a host of letters, digits, dots, hyphens and underscores is a name.
 func isHostName(host string) bool {
 	return len(host) <= 253 && !strings.HasPrefix(host, ".") && !strings.Contains(host, "..") &&
-		!numberLabel.MatchString(host) && !strings.ContainsFunc(host, func(r rune) bool {
-		return !('a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '.' || r == '-' || r == '_')
-	})
+		!numberLabel.MatchString(host)
 }
 
 // apply returns what the change makes of the present configuration, nil for a new app, and whether
@@ -406,22 +370,16 @@ func (c *configChange) apply(name string, present *appConfig) (next *appConfig, 
 			return next, false, nil
 		}
 	}
-	next.Generation, err = newGeneration()
-	return next, true, err
+	id := make([]byte, 16)
+	_, _ = rand.Read(id) // which never fails
+	next.Generation = hex.EncodeToString(id)
+	return next, true, nil
 }
 
 func set[T any](field, value *T) {
 	if value != nil {
 		*field = *value
 	}
-}
-
-func newGeneration() (string, error) {
-	id := make([]byte, 16)
-	if _, err := rand.Read(id); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(id), nil
 }
 
 // configRecord is config/<app> in storage. Durations are whole seconds.

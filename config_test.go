@@ -50,31 +50,25 @@ func TestConfig_base_url_is_stored_in_its_one_spelling(t *testing.T) {
 
 func TestConfig_base_url_that_is_no_plain_host_or_would_send_the_secret_in_clear_is_refused(t *testing.T) {
 	for why, all := range map[string][]string{
-		"it is empty":              {""},
-		"it is longer than 512":    {"https://" + strings.Repeat("a.", 300) + "example"},
-		"its scheme is not https":  {"//api.dingtalk.com", "ftp://api.dingtalk.com"},
-		"it has a path":            {"https://a.example/v1.0", "https://a.example//", "https://a.example/."},
-		"an IPv6 address needs":    {"https://::1", "https://a.example:1:2"},
+		"its scheme is not https":  {"ftp://api.dingtalk.com", "unix://run"},
 		"its host ends in a dot":   {"https://a.example.", "https://a.example.:443", "https://192.0.2.1."},
 		"its port is not one of 1": {"https://a.example:0", "https://a.example:65536", "http://localhost:080808080"},
-		"it is not a URL":          {"https://a.example:-1", "https://a.example:https", "https://[::1", "https://[a]"},
-		"it has no host": {
-			"api.dingtalk.com", "api.dingtalk.com:443", "https:a.example", "https:/a.example", "https://",
-			"https:///v1.0", "https://:443", "file:///etc/passwd", "unix:///run/x",
-		},
-		"a control character or a character that is not ASCII": {
-			" ", " https://a.example", "https://a.example ", "https://a.exa mple", "https://a.example\n",
-			"https://a.example\x00", "https://钉钉.example", "https://api。dingtalk.com",
-		},
-		`one of the characters \ % ? # @`: {
-			"https://a.example?x=1", "https://a.example/?", "https://a.example#x", "https://a.example/#",
-			"https://user@a.example", "https://user:hunter2@a.example", "https://@a.example",
+		"it is not of that form": {
+			"", " ", "//api.dingtalk.com", "api.dingtalk.com", "api.dingtalk.com:443", "https:a.example", "https:/a.example",
+			"https://", "https:///v1.0", "https://:443", "file:///etc/passwd", "unix:///run/x",
+			"https://a.example/v1.0", "https://a.example//", "https://a.example/.",
+			"https://::1", "https://a.example:1:2", "https://a.example:-1", "https://a.example:https", "https://[::1",
+			" https://a.example", "https://a.example ", "https://a.exa mple", "https://a.example\n", "https://a.example\x00",
+			"https://钉钉.example", "https://api。dingtalk.com", "https://\u212a.example", "https://a.exa!mple",
+			"https://a.example,b.example", "https://a.example?x=1", "https://a.example/?", "https://a.example#x",
+			"https://a.example/#", "https://user@a.example", "https://user:hunter2@a.example", "https://@a.example",
 			`https://a.example\`, `https:\\a.example`, `https://evil.example\.api.dingtalk.com`,
 			"https://api%2edingtalk.com", "https://a.example/%2f", "https://[fe80::1%25eth0]",
 		},
 		"is not a name or an address": {
 			"https://127.1", "https://2130706433", "https://0x7f.0.0.1", "https://127.0.0.01",
-			"https://.a.example", "https://a..example", "https://a.exa!mple", "https://a.example,b.example",
+			"https://.a.example", "https://a..example", "https://" + strings.Repeat("a.", 300) + "example",
+			"https://[a]", "https://[192.0.2.1]", "https://[::1::]",
 		},
 		"http:// would send the secret in clear text": {
 			"http://api.dingtalk.com", "http://10.0.0.1", "http://0.0.0.0", "http://[::]", "http://[::1:1]",

@@ -18,128 +18,89 @@ import (
 )
 
 func (b *backend) pathConfig() *framework.Path {
-	p := path(configPrefix, "app", configSchema())
+	fields := configSchema()
+	configured := map[string]*framework.FieldSchema{
+		fieldAppKey:         field(framework.TypeString, true, fields[fieldAppKey].Description),
+		fieldBaseURL:        field(framework.TypeString, true, fields[fieldBaseURL].Description),
+		fieldRefreshBefore:  field(framework.TypeInt64, true, fields[fieldRefreshBefore].Description+" In seconds."),
+		fieldRequestTimeout: field(framework.TypeInt64, true, fields[fieldRequestTimeout].Description+" In seconds."),
+		fieldLeased:         field(framework.TypeBool, true, fields[fieldLeased].Description),
+	}
+	p := path(configPrefix, "app", fields)
 	p.HelpSynopsis, p.HelpDescription = "Configure an app: its credentials and how its tokens are kept.", configHelp
 	p.ExistenceCheck = b.configExists
 	write := b.configWrite("configure", "Store an app's credentials, or change how they are used.")
 	patch := b.configWrite("patch", "Change some fields of an app that exists.")
 	patch.Responses[http.StatusNotFound] = []framework.Response{{Description: "The app is not configured"}}
+	read := operation(forApp(b.readConfig), "read", "Read how an app is configured, without its secret.",
+		responses(configured, map[int]string{
+			http.StatusBadRequest: "The app's name is too long",
+			http.StatusNotFound:   "The app is not configured",
+		}))
+	remove := operation(forApp(b.deleteConfig), "delete", "Delete an app, its credentials and its cached token.",
+		responses(nil, map[int]string{
+			http.StatusNoContent:          "Deleted, or was not there",
+			http.StatusBadRequest:         "The app's name is too long",
+			http.StatusServiceUnavailable: "The engine was unloaded meanwhile: try again",
+		}))
+	remove.ForwardPerformanceSecondary = true
+	read.DisplayAttrs.OperationSuffix, remove.DisplayAttrs.OperationSuffix = "app-configuration", "app-configuration"
 	p.Operations = map[logical.Operation]framework.OperationHandler{
 		logical.CreateOperation: write,
 		logical.UpdateOperation: write,
 		logical.PatchOperation:  patch,
-		logical.ReadOperation: &framework.PathOperation{
-			Callback: forApp(b.readConfig),
-			Summary:  "Read how an app is configured. The secret is not part of the response.",
-			DisplayAttrs: &framework.DisplayAttributes{
-				OperationVerb: "read", OperationSuffix: "app-configuration",
-			},
-			ForwardPerformanceStandby: true,
-			Responses: responses(map[string]*framework.FieldSchema{
-				fieldAppKey:  field(framework.TypeString, true, "The app's AppKey (Client ID)."),
-				fieldBaseURL: field(framework.TypeString, true, "The host of DingTalk's API."),
-				fieldRefreshBefore: field(framework.TypeInt64, true,
-					"A token with this remaining TTL, or less, is due for a refresh, in seconds."),
-				fieldRequestTimeout: field(framework.TypeInt64, true, "How long fetching a token may take, in seconds."),
-				fieldLeased:         field(framework.TypeBool, true, "Whether creds/<app> responds with a lease."),
-			}, map[int]string{
-				http.StatusBadRequest: "The app's name is too long",
-				http.StatusNotFound:   "The app is not configured",
-			}),
-		},
-		logical.DeleteOperation: &framework.PathOperation{
-			Callback: forApp(b.deleteConfig),
-			Summary:  "Delete an app, its credentials and its cached token.",
-			DisplayAttrs: &framework.DisplayAttributes{
-				OperationVerb: "delete", OperationSuffix: "app-configuration",
-			},
-			ForwardPerformanceStandby:   true,
-			ForwardPerformanceSecondary: true,
-			Responses: responses(nil, map[int]string{
-				http.StatusNoContent:          "Deleted, or was not there",
-				http.StatusBadRequest:         "The app's name is too long",
-				http.StatusServiceUnavailable: "The engine was unloaded meanwhile: try again",
-			}),
-		},
+		logical.ReadOperation:   read,
+		logical.DeleteOperation: remove,
 	}
 	return p
 }
 
 func configSchema() map[string]*framework.FieldSchema {
-	return map[string]*framework.FieldSchema{
-		fieldAppKey: {
-			Type: framework.TypeString,
-			Description: `The app's AppKey, called Client ID in DingTalk's console. Required to
-create an app. Another value requires app_secret in the same request.`,
-			DisplayAttrs: &framework.DisplayAttributes{Name: "App key"},
-		},
-		fieldAppSecret: {
-			Type: framework.TypeString,
-			Description: `The app's AppSecret, called Client Secret in DingTalk's console.
+	fields := map[string]*framework.FieldSchema{
+		fieldAppKey: parameter(framework.TypeString, "App key", nil,
+			`The app's AppKey, called Client ID in DingTalk's console. Required to
+create an app. Another value requires app_secret in the same request.`),
+		fieldAppSecret: parameter(framework.TypeString, "App secret", nil,
+			`The app's AppSecret, called Client Secret in DingTalk's console.
 Required to create an app, and to change app_key or base_url. Never
 returned. One line break at its end is cut. For an app whose base_url is
-not one of DingTalk's two hosts, name base_url too.`,
-			DisplayAttrs: &framework.DisplayAttributes{Name: "App secret", Sensitive: true},
-		},
-		fieldBaseURL: {
-			Type:    framework.TypeString,
-			Default: defaultBaseURL,
-			Description: `The host of DingTalk's API, as https://host[:port]. Apps of the China
+not one of DingTalk's two hosts, name base_url too.`),
+		fieldBaseURL: parameter(framework.TypeString, "Base URL", defaultBaseURL,
+			`The host of DingTalk's API, as https://host[:port]. Apps of the China
 edition need https://api.dingtalk.com. By default, when an app is
 created, https://api.dingtalk.io. Another value requires app_secret in
-the same request.`,
-			DisplayAttrs: &framework.DisplayAttributes{Name: "Base URL"},
-		},
-		fieldRefreshBefore: {
-			Type:    framework.TypeDurationSecond,
-			Default: inSeconds(defaultRefreshBefore),
-			Description: `A token with this remaining TTL, or less, is due for a refresh. 0s to
+the same request.`),
+		fieldRefreshBefore: parameter(framework.TypeDurationSecond, "Refresh before", inSeconds(defaultRefreshBefore),
+			`A token with this remaining TTL, or less, is due for a refresh. 0s to
 1h; by default, when an app is created, 200s. It counts as a quarter of
-the token's lifetime at most: 30 minutes of DingTalk's usual two hours.`,
-			DisplayAttrs: &framework.DisplayAttributes{Name: "Refresh before"},
-		},
-		fieldRequestTimeout: {
-			Type:    framework.TypeDurationSecond,
-			Default: inSeconds(defaultRequestTimeout),
-			Description: `How long fetching a token may take, retries included. 1s to 30s; by
-default, when an app is created, 10s.`,
-			DisplayAttrs: &framework.DisplayAttributes{Name: "Request timeout"},
-		},
-		fieldLeased: {
-			Type:    framework.TypeBool,
-			Default: true,
-			Description: `Whether creds/<app> responds with a lease. Without one, a read costs
-Vault no write to its storage. By default, when an app is created, true.`,
-			DisplayAttrs: &framework.DisplayAttributes{Name: "Leased"},
-		},
-		fieldVerifyConnection: {
-			Type: framework.TypeBool,
-			Description: `Whether to fetch a token with the resulting credentials before anything
+the token's lifetime at most: 30 minutes of DingTalk's usual two hours.`),
+		fieldRequestTimeout: parameter(framework.TypeDurationSecond, "Request timeout", inSeconds(defaultRequestTimeout),
+			`How long fetching a token may take, retries included. 1s to 30s; by
+default, when an app is created, 10s.`),
+		fieldLeased: parameter(framework.TypeBool, "Leased", true,
+			`Whether creds/<app> responds with a lease. Without one, a read costs
+Vault no write to its storage. By default, when an app is created, true.`),
+		fieldVerifyConnection: parameter(framework.TypeBool, "Verify connection", nil,
+			`Whether to fetch a token with the resulting credentials before anything
 is stored. By default true where app_key, app_secret or base_url gets
-another value, otherwise false. Counts for this request alone.`,
-			DisplayAttrs: &framework.DisplayAttributes{Name: "Verify connection"},
-		},
+another value, otherwise false. Counts for this request alone.`),
 	}
+	fields[fieldAppSecret].DisplayAttrs.Sensitive = true
+	return fields
 }
 
 // configWrite is what create, update and patch have in common.
 func (b *backend) configWrite(verb, summary string) *framework.PathOperation {
-	return &framework.PathOperation{
-		Callback: forApp(b.writeConfig),
-		Summary:  summary,
-		Description: "Only the fields that are named change. Credentials are verified with DingTalk before they are " +
-			"stored.",
-		DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: verb, OperationSuffix: "app"},
-		ForwardPerformanceStandby:   true,
-		ForwardPerformanceSecondary: true,
-		Responses: responses(nil, map[int]string{
-			http.StatusOK:                 "Stored, with warnings",
-			http.StatusNoContent:          "Stored",
-			http.StatusBadRequest:         "A field is not valid, or DingTalk rejects the credentials; nothing is changed",
-			http.StatusBadGateway:         "DingTalk could not be asked to verify the credentials; nothing is changed",
-			http.StatusServiceUnavailable: "The engine was unloaded during the verification; nothing is changed",
-		}),
-	}
+	op := operation(forApp(b.writeConfig), verb, summary, responses(nil, map[int]string{
+		http.StatusOK:                 "Stored, with warnings",
+		http.StatusNoContent:          "Stored",
+		http.StatusBadRequest:         "A field is not valid, or DingTalk rejects the credentials; nothing is changed",
+		http.StatusBadGateway:         "DingTalk could not be asked to verify the credentials; nothing is changed",
+		http.StatusServiceUnavailable: "The engine was unloaded during the verification; nothing is changed",
+	}))
+	op.Description = "Only the fields that are named change. New credentials are verified before they are stored."
+	op.ForwardPerformanceSecondary = true
+	return op
 }
 
 // inSeconds is a duration as a default of the schema, where durations are strings.
@@ -147,26 +108,18 @@ func inSeconds(d time.Duration) string { return fmt.Sprintf("%.0fs", d.Seconds()
 
 func (b *backend) pathConfigList() *framework.Path {
 	const summary = "List the names of the configured apps."
+	list := operation(b.listConfig, "list", summary, responses(map[string]*framework.FieldSchema{
+		"keys": field(framework.TypeStringSlice, true, "The names of the apps."),
+	}, map[int]string{
+		http.StatusBadRequest: "A parameter that is not taken here is not valid",
+		http.StatusNotFound:   "No app is configured",
+	}))
 	return &framework.Path{
-		Pattern: configPrefix + "?$",
-		DisplayAttrs: &framework.DisplayAttributes{
-			OperationPrefix: operationPrefix, OperationVerb: "list", OperationSuffix: "apps",
-		},
-		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ListOperation: &framework.PathOperation{
-				Callback:                  b.listConfig,
-				Summary:                   summary,
-				ForwardPerformanceStandby: true,
-				Responses: responses(map[string]*framework.FieldSchema{
-					"keys": field(framework.TypeStringSlice, true, "The names of the apps."),
-				}, map[int]string{
-					http.StatusBadRequest: "A parameter that is not taken here is not valid",
-					http.StatusNotFound:   "No app is configured",
-				}),
-			},
-		},
+		Pattern:         configPrefix + "?$",
+		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationSuffix: "apps"},
+		Operations:      map[logical.Operation]framework.OperationHandler{logical.ListOperation: list},
 		HelpSynopsis:    summary,
-		HelpDescription: configListHelp,
+		HelpDescription: "In alphabetical order:\n\n    vault list dingtalk/config",
 	}
 }
 
@@ -293,27 +246,15 @@ func (b *backend) listConfig(
 	return logical.ListResponse(names), nil
 }
 
-const configListHelp = `
-Lists the names of the apps that have a configuration at config/<app>, in
-alphabetical order:
-
-    vault list dingtalk/config
-`
-
 const configHelp = `
-Stores the credentials of one DingTalk internal app. app_key and app_secret are
-required to create an app; a write or a patch of an app that exists changes only
-the fields that it names. Durations are given as 90s or 10m, or as a number of
-seconds.
-
-Pass the secret on standard input rather than on the command line:
+Stores the credentials of one DingTalk internal app. A write or a patch of an
+app that exists changes only the fields that it names. Durations are given as
+90s or 10m, or as a number of seconds. Pass the secret on standard input:
 
     vault write dingtalk/config/myapp app_key=dingxxxxxxxx app_secret=-
 
-A write that changes app_key, app_secret or base_url is verified first: a token
-is fetched with the new credentials, and if DingTalk rejects them nothing is
-stored and the old ones stay in force. verify_connection=false stores without
-asking.
+New credentials are verified first: a token is fetched with them, and if that
+fails nothing is stored and the old ones stay in force.
 
 A read returns every field but app_secret and verify_connection, durations
 in seconds. A delete removes the credentials and the cached token; the token

@@ -7,6 +7,7 @@ package dingtalk
 // cannot revoke it.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,62 +22,51 @@ import (
 
 const (
 	credsPrefix = "creds/"
-
 	fieldMinTTL = "min_ttl"
 
 	// secretAccessTokenType is what Vault knows the leases by. It must not change.
 	secretAccessTokenType = "access_token"
 
-	// What a lease remembers of its token.
-	internalApp    = "app"
-	internalDigest = "token_digest"
+	internalApp    = "app"          // what a lease remembers of its token
+	internalDigest = "token_digest" // likewise
 
 	// endedLease is the TTL of a lease whose token is no longer the app's. An error would make
 	// LifetimeWatcher and Proxy keep the old token to its end; this makes them read again at once.
 	endedLease = time.Second
 
-	// endedLeaseSlack is how long Vault may take from the engine's response to its own sum.
-	endedLeaseSlack = 10 * time.Second
+	endedLeaseSlack = 10 * time.Second // what Vault may take from the engine's response to its own sum
 )
 
 func (b *backend) pathCreds() *framework.Path {
 	p := path(credsPrefix, "credentials", map[string]*framework.FieldSchema{
-		fieldMinTTL: {
-			Type:    framework.TypeDurationSecond,
-			Query:   true,
-			Default: inSeconds(0),
-			Description: `The least remaining TTL that the token must have: one with less is
+		fieldMinTTL: parameter(framework.TypeDurationSecond, "Minimum TTL", inSeconds(0),
+			`The least remaining TTL that the token must have: one with less is
 refreshed first. More than three quarters of the token's lifetime counts
-as three quarters, with a warning. By default 0s.`,
-			DisplayAttrs: &framework.DisplayAttributes{Name: "Minimum TTL"},
-		},
+as three quarters, with a warning. By default 0s.`),
 	})
+	p.Fields[fieldMinTTL].Query = true
 	p.HelpSynopsis, p.HelpDescription = "Get the access token of an app.", credsHelp
-	p.Operations = map[logical.Operation]framework.OperationHandler{
-		logical.ReadOperation: &framework.PathOperation{
-			Callback:                  forApp(b.readCreds),
-			Summary:                   "Get the app's access token.",
-			Description:               "With a lease, the response holds access_token alone: its life is the lease's.",
-			DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read"},
-			ForwardPerformanceStandby: true,
-			Responses: responses(map[string]*framework.FieldSchema{
-				"access_token": accessTokenField(),
-				"expires_at": field(framework.TypeTime, false,
-					"Without a lease only: when DingTalk stops accepting the token, as far as is known."),
-				"ttl": field(framework.TypeInt64, false, "Without a lease only: when to read again, in seconds."),
-				"rotation_period": field(framework.TypeInt64, false,
-					"Without a lease only: how long after fetching the token becomes due for a refresh, in seconds."),
-				"last_vault_rotation": field(framework.TypeTime, false, "Without a lease only: when the token was fetched."),
-			}, map[int]string{
-				http.StatusBadRequest: "The app is not configured, min_ttl is not valid, or DingTalk rejects the app's " +
-					"credentials, the request or Vault's IP address",
-				http.StatusBadGateway: "There is no token, and DingTalk cannot be reached, throttles, or responds with " +
-					"something else",
-				http.StatusServiceUnavailable: "The engine was unloaded meanwhile, or the token ran out: try again",
-			}),
-		},
-	}
+	read := operation(forApp(b.readCreds), "read", "Get the app's access token.",
+		responses(map[string]*framework.FieldSchema{
+			"access_token": accessTokenField(),
+			"expires_at": field(framework.TypeTime, false,
+				"Without a lease only: when DingTalk stops accepting the token, as far as is known."),
+			"ttl": field(framework.TypeInt64, false, "Without a lease only: when to read again, in seconds."),
+			"rotation_period": field(framework.TypeInt64, false,
+				"Without a lease only: how long after fetching the token becomes due for a refresh, in seconds."),
+			"last_vault_rotation": field(framework.TypeTime, false, "Without a lease only: when the token was fetched."),
+		}, fetchFailures))
+	read.Description = "With a lease, the response holds access_token alone: its life is the lease's."
+	p.Operations = map[logical.Operation]framework.OperationHandler{logical.ReadOperation: read}
 	return p
+}
+
+// fetchFailures are the responses of the operations that may have to fetch a token.
+var fetchFailures = map[int]string{
+	http.StatusBadRequest: "The app is not configured, a parameter is not valid, or DingTalk rejects the app's " +
+		"credentials, the request or Vault's IP address",
+	http.StatusBadGateway:         "DingTalk cannot be reached, throttles, or responds with something else than a token",
+	http.StatusServiceUnavailable: "The engine was unloaded meanwhile, or the token ran out: try again",
 }
 
 func accessTokenField() *framework.FieldSchema {
@@ -89,15 +79,15 @@ func (b *backend) secretAccessToken() *framework.Secret {
 	return &framework.Secret{
 		Type:   secretAccessTokenType,
 		Fields: map[string]*framework.FieldSchema{"access_token": accessTokenField()},
-		Renew:  b.renewAccessToken,
-		Revoke: revokeAccessToken,
+		Renew:  b.renew,
+		Revoke: revoke,
 	}
 }
 
 // parseMinTTL returns 0 where min_ttl is not given.
 func parseMinTTL(raw map[string]any) (time.Duration, error) {
-	d, err := durationField(raw, fieldMinTTL, 0, longestDuration)
-	return valueOr(d, 0), err
+	p := &parser{raw: raw}
+	return valueOr(p.duration(fieldMinTTL, 0, longestDuration), 0), p.err
 }
 
 // maxMinTTL is what a min_ttl counts as at most: otherwise a reader could make the engine call
@@ -115,7 +105,7 @@ func (b *backend) readCreds(ctx context.Context, req *logical.Request, name stri
 	}
 	now := time.Now()
 	if !t.servable(now) {
-		return nil, orExpired(warning)
+		return nil, cmp.Or(warning, errExpired)
 	}
 	a.touch(now, true)
 
@@ -175,18 +165,13 @@ func (a *app) readAgainIn(t *token, now time.Time) time.Duration {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var next time.Duration // at once, unless something stands against it
-	if at := a.nextAttempt(now); !at.IsZero() {
-		next = at.Sub(now)
-	}
+	next := a.nextAttempt(now).Sub(now) // at once, unless something stands against it
 	return max(time.Second, min(next, remaining-minServed))
 }
 
-// renewAccessToken keeps the lease's token alive, and lets a lease whose token is no longer the
+// renew keeps the lease's token alive, and lets a lease whose token is no longer the
 // app's end. It returns req.Secret itself, which holds what revocation needs, and repeats no token.
-func (b *backend) renewAccessToken(
-	ctx context.Context, req *logical.Request, _ *framework.FieldData,
-) (*logical.Response, error) {
+func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	if b.System().ReplicationState().HasState(consts.ReplicationPerformanceStandby) {
 		return nil, logical.ErrReadOnly // Vault then forwards it; the framework guards paths alone
 	}
@@ -213,7 +198,7 @@ func (b *backend) renewAccessToken(
 	case err != nil:
 		return nil, err
 	case !t.servable(now):
-		return nil, orExpired(warning)
+		return nil, cmp.Or(warning, errExpired)
 	case t.digest != digest:
 		return ended(req, name, fmt.Sprintf("app %q has another token", name), now), nil
 	}
@@ -259,10 +244,10 @@ func awaitSecond(ctx context.Context) error {
 	return nil
 }
 
-// revokeAccessToken does nothing and always succeeds, also when the app is gone: the token is
+// revoke does nothing and always succeeds, also when the app is gone: the token is
 // shared by every reader, DingTalk has no way to revoke it, and a lease that cannot be revoked
 // would block unmounting.
-func revokeAccessToken(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
+func revoke(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
 	return nil, nil //nolint:nilnil // to Vault this is success
 }
 
@@ -274,15 +259,11 @@ DingTalk's APIs:
     vault read dingtalk/creds/myapp min_ttl=30m
 
 The token is shared by all readers. It is fetched when there is none, and
-refreshed shortly before it expires; if that fails, the current token is served
-with a warning for as long as it lives.
+refreshed before it expires; if that fails, the current token is served with a
+warning for as long as it lives.
 
 By default the response has a lease that ends with the token. Renewing the lease
 extends the token itself. Revoking it does not end the token: DingTalk offers no
-way to do that.
-
-The response for an app with leased=false has no lease, but expires_at, when the
-token ends; ttl, in how many seconds to read again; last_vault_rotation, when
-the token was fetched; and rotation_period, how many seconds after that it is
-due for a refresh.
+way to do that. With leased=false the response has no lease; it tells itself
+when the token ends (expires_at) and in how many seconds to read again (ttl).
 `

@@ -24,15 +24,8 @@ func (b *backend) pathStatus() *framework.Path {
 	p := path(statusPrefix, "status", map[string]*framework.FieldSchema{})
 	p.HelpSynopsis, p.HelpDescription = "Read the state of an app's token, without the token.", statusHelp
 	p.Operations = map[logical.Operation]framework.OperationHandler{
-		logical.ReadOperation: &framework.PathOperation{
-			Callback:                  forApp(b.readStatus),
-			Summary:                   p.HelpSynopsis,
-			DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "read"},
-			ForwardPerformanceStandby: true,
-			Responses: responses(statusSchema(), map[int]string{
-				http.StatusBadRequest: "The app is not configured",
-			}),
-		},
+		logical.ReadOperation: operation(forApp(b.readStatus), "read", p.HelpSynopsis,
+			responses(statusSchema(), map[int]string{http.StatusBadRequest: "The app is not configured"})),
 	}
 	return p
 }
@@ -40,23 +33,10 @@ func (b *backend) pathStatus() *framework.Path {
 func (b *backend) pathRefresh() *framework.Path {
 	p := path(refreshPrefix, "token", map[string]*framework.FieldSchema{})
 	p.HelpSynopsis, p.HelpDescription = "Fetch an app's token now.", refreshHelp
-	p.Operations = map[logical.Operation]framework.OperationHandler{
-		logical.UpdateOperation: &framework.PathOperation{
-			Callback: forApp(b.updateRefresh),
-			Summary:  "Fetch an app's token now, whatever the cache says.",
-			Description: "Responds like status/. When the last refresh was less than 10 seconds ago, nothing is fetched " +
-				"and a warning says so.",
-			DisplayAttrs:              &framework.DisplayAttributes{OperationVerb: "refresh"},
-			ForwardPerformanceStandby: true,
-			Responses: responses(statusSchema(), map[int]string{
-				http.StatusBadRequest: "The app is not configured, or DingTalk rejects its credentials, the request or " +
-					"Vault's IP address",
-				http.StatusBadGateway: "DingTalk cannot be reached, throttles, or responds with something else than a " +
-					"token",
-				http.StatusServiceUnavailable: "The engine was unloaded meanwhile: try again",
-			}),
-		},
-	}
+	refresh := operation(forApp(b.updateRefresh), "refresh", "Fetch an app's token now, whatever the cache says.",
+		responses(statusSchema(), fetchFailures))
+	refresh.Description = "Responds like status/. Less than 10 seconds after the last refresh, it only warns."
+	p.Operations = map[logical.Operation]framework.OperationHandler{logical.UpdateOperation: refresh}
 	return p
 }
 
@@ -125,19 +105,10 @@ func (a *app) status(now time.Time) *logical.Response {
 
 const statusHelp = `
 Reports the state of an app's token, for monitoring. No field holds a secret,
-and what does not apply is left out:
-
-    state              absent: there is no token. fresh: it is served. due: it
-                       is served, and refreshed by the next reader. expired: it
-                       is not served any more
-    fetched_at         when the token was fetched
-    expires_at         when DingTalk stops accepting it, as far as is known
-    ttl                the remaining TTL, in seconds
-    upstream_calls     calls to DingTalk, since the app came into memory
-    upstream_failures  how many of these calls failed
-    last_error         why the last fetch failed; gone once one works
-    last_error_at      when it failed
-    next_attempt_at    until then, no reader's fetch is attempted
+and what does not apply is left out. Times are in UTC, ttl is in seconds, and
+the counters start when the app comes into memory. The state is absent (there is
+no token), fresh (it is served), due (it is served, and refreshed by the next
+reader) or expired (it is not served any more).
 `
 
 const refreshHelp = `

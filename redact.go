@@ -12,6 +12,7 @@ import (
 	"html"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -19,17 +20,10 @@ import (
 )
 
 const (
-	// maxShownText bounds each text of DingTalk's that is shown, in bytes.
-	maxShownText = 256
-
-	// maxIdentifier bounds a code or a request id, in bytes. DingTalk's have up to 55.
-	maxIdentifier = 128
-
-	// secretRun is how many characters in a row of a secret give it away.
-	secretRun = 8
-
-	// maxDecodings bounds the readings of one text. A text of DingTalk's has fewer than ten.
-	maxDecodings = 64
+	maxShownText  = 256 // bytes that are shown of each text of DingTalk's
+	maxIdentifier = 128 // bytes of a code or a request id: DingTalk's have up to 55
+	secretRun     = 8   // how many characters in a row of a secret give it away
+	maxDecodings  = 64  // readings of one text: DingTalk's have fewer than ten
 
 	withheld = "withheld: it repeats the request"
 )
@@ -81,49 +75,30 @@ func showText(s string, secrets []sensitive) string {
 }
 
 func looksLikeToken(s string) bool {
-	for _, word := range tokenPattern.FindAllString(s, -1) {
-		if strings.ContainsAny(word, "0123456789") && strings.ContainsFunc(word, unicode.IsLetter) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(tokenPattern.FindAllString(s, -1), func(word string) bool {
+		return strings.ContainsAny(word, "0123456789") && strings.ContainsFunc(word, unicode.IsLetter)
+	})
 }
 
 // repeats reports whether a short text holds a secret, or a run of secretRun of its characters in
 // any case of letters, in any usual encoding or several of them.
 func repeats(text string, secrets []sensitive) bool {
 	readings, all := decodings(text)
-	if !all {
-		return true
-	}
-	runs := map[string]struct{}{}
-	for _, reading := range readings {
-		folded := strings.ToLower(reading)
-		for at := 0; at+secretRun <= len(folded); at++ {
-			runs[folded[at:at+secretRun]] = struct{}{}
-		}
-	}
+	folded := strings.ToLower(strings.Join(readings, "\n")) // which no secret has
 	for _, s := range secrets {
-		secret := s.reveal()
-		if secret != "" && len(secret) < secretRun {
-			for _, reading := range readings {
-				if strings.Contains(reading, secret) {
-					return true
-				}
-			}
-		}
-		folded := strings.ToLower(secret)
-		for at := 0; at+secretRun <= len(folded); at++ {
-			if _, found := runs[folded[at:at+secretRun]]; found {
+		secret := strings.ToLower(s.reveal())
+		run := min(secretRun, len(secret))
+		for at := 0; run > 0 && at+run <= len(secret); at++ {
+			if strings.Contains(folded, secret[at:at+run]) {
 				return true
 			}
 		}
 	}
-	return false
+	return !all
 }
 
-// decodings returns the text and all that can be read out of it by decoding it again and again;
-// false if that is too much to look at.
+// decodings returns the text and what can be read out of it by decoding it again and again; false
+// if that is not all, since it is too much to look at.
 func decodings(text string) (readings []string, all bool) {
 	seen := map[string]struct{}{text: {}}
 	readings = []string{text}
@@ -134,7 +109,7 @@ func decodings(text string) (readings []string, all bool) {
 				continue
 			}
 			if len(readings) == maxDecodings {
-				return nil, false
+				return readings, false
 			}
 			seen[decoded] = struct{}{}
 			readings = append(readings, decoded)
@@ -197,28 +172,18 @@ func decodeHex(run string) string {
 
 // cut shortens a text to so many bytes, at a rune.
 func cut(s string, most int) string {
-	if len(s) > most {
-		end := most
-		for end > 0 && !utf8.RuneStart(s[end]) {
-			end--
-		}
-		s = s[:end]
-	}
-	return strings.TrimSpace(s)
+	return strings.TrimSpace(strings.ToValidUTF8(s[:min(len(s), most)], ""))
 }
 
 // visible strips control and invisible characters.
 func visible(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
-		case r == utf8.RuneError:
-			return -1
 		case unicode.Is(unicode.Zs, r):
 			return ' '
-		case unicode.IsPrint(r):
-			return r
-		default:
+		case r == utf8.RuneError, !unicode.IsPrint(r):
 			return -1
 		}
+		return r
 	}, s)
 }

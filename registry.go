@@ -56,13 +56,7 @@ func newRegistry(c *client, log hclog.Logger) *registry {
 // unknownAppError is a request for an app that nobody has configured.
 type unknownAppError struct{ app string }
 
-func (e *unknownAppError) Error() string { return e.at("") }
-
-// at is the error's text for a mount, whose path begins every path that a person is told.
-func (e *unknownAppError) at(mountPoint string) string {
-	return fmt.Sprintf("app %q is not configured: write its app_key and app_secret to %s%s%s first",
-		e.app, mountPoint, configPrefix, e.app)
-}
+func (e *unknownAppError) Error() string { return fmt.Sprintf("app %q is not configured", e.app) }
 
 func (r *registry) stripe(name string) *stripe {
 	return &r.stripes[maphash.String(r.seed, name)%uint64(len(r.stripes))]
@@ -193,8 +187,7 @@ func (r *registry) get(
 		return a, t, nil, nil
 	}
 	a.touch(now, false) // also where there is no token: what the app failed with is to outlive the wait
-	timeout := a.config.Load().RequestTimeout + w.timeout + waitGrace
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errNoResponse)
+	ctx, cancel := a.patience(ctx, w.timeout)
 	defer cancel()
 	for {
 		t, warning, err = a.get(ctx, s, w)
@@ -271,15 +264,15 @@ func (r *registry) commit(
 // verify fetches the first token of a new generation, before anything of it is stored. Back-off
 // does not stand against it, since the operator may have fixed something; cooldowns do.
 func (r *registry) verify(ctx context.Context, name string, next *appConfig) (t *token, calls int, err error) {
-	var known []sensitive
+	var known *token
 	if a := r.inMemory(name); a != nil {
-		known = a.knownTokens()
+		known = a.token.Load()
 	}
 	fetching, cancel := context.WithTimeout(ctx, next.RequestTimeout)
 	defer cancel()
 	stop := context.AfterFunc(r.life.ctx, cancel)
 	defer stop()
-	t, calls, failure := r.client.fetch(fetching, next.credentials(), known...)
+	t, calls, failure := r.client.fetch(fetching, next.credentials(), known)
 	switch {
 	case failure == nil:
 		return t, calls, nil

@@ -187,7 +187,7 @@ func faultCases() []faultCase {
 		broken("no answer", simulator.Fault{Kind: simulator.FaultHang}, tooSlow),
 		broken("an answer that comes too late", simulator.Fault{Delay: 2 * faultBound}, tooSlow),
 		broken("one byte a second", simulator.Fault{Kind: simulator.FaultTrickle}, tooSlow),
-		broken("a reset connection", simulator.Fault{Kind: simulator.FaultReset}, "connection reset"+tried),
+		broken("a reset connection", simulator.Fault{Kind: simulator.FaultReset}, "connection reset by peer"+tried),
 
 		broken("101", simulator.Fault{Kind: simulator.FaultSwitchingProtocols}, "not a token: HTTP status 101"),
 		broken("a status below 100", simulator.Fault{Kind: simulator.FaultStatus099}, "not a token: HTTP status 99"),

@@ -227,7 +227,7 @@ func ofTheWay(m *mount, own *vaultServer) map[string]provocation {
 			return from(t, m,
 				"https://"+deadAddress(t))
 		},
-		`dial: …`: at("https://255.255.255.255"),
+		`network is unreachable`:                       at("https://255.255.255.255"),
 		`the connection ended before the response did`: behaving(func(net.Conn) {}),
 		`the HTTP exchange failed, or what came is not HTTP`: behaving(func(conn net.Conn) {
 			_, _ = io.WriteString(conn, "SSH-2.0-OpenSSH_9.6\r\n")
@@ -831,11 +831,10 @@ func TestTroubleshooting_has_every_text_of_the_engine(t *testing.T) {
 		"check base_url and any proxy",
 		"check Vault's storage",
 		"please report this with the stack",
-		// What nobody gets to see: Vault always gives a configuration; two strings, or a record of plain
-		// fields, can be encoded; the transport's own limits are longer than what request_timeout leaves
-		// it; and the last makes its caller start over.
+		// What nobody gets to see: Vault always gives a configuration; a record of plain fields can be
+		// encoded; the transport's own limits are longer than what request_timeout leaves it; and the
+		// last makes its caller start over.
 		"no configuration given",
-		"the request cannot be encoded",
 		"encoding ",
 		"timed out",
 		"the app's configuration changed",
@@ -876,11 +875,11 @@ func describesPath[E ast.Node](expression E) bool {
 	case *ast.KeyValueExpr:
 		return slices.Contains([]string{"Description", "Summary", "Name"}, fmt.Sprint(n.Key))
 	case *ast.SelectorExpr: // such as p.HelpSynopsis
-		return strings.HasPrefix(n.Sel.Name, "Help")
+		return strings.HasPrefix(n.Sel.Name, "Help") || n.Sel.Name == "Description"
 	case *ast.CallExpr:
 		switch f := n.Fun.(type) {
 		case *ast.Ident:
-			return slices.Contains([]string{"path", "field", "responses"}, f.Name)
+			return slices.Contains([]string{"path", "parameter", "field", "operation", "responses"}, f.Name)
 		case *ast.SelectorExpr:
 			return f.Sel.Name == "configWrite"
 		}

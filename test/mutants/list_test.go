@@ -6,7 +6,7 @@ package mutants
 var mutants = []mutant{
 	{
 		rule: "An expired token is never served", file: "app.go",
-		from:     "minServed = 2 * time.Second",
+		from:     "minServed     = 2 * time.Second",
 		to:       "minServed = 0 * time.Second",
 		caughtBy: "TestToken_state_follows_the_remaining_TTL",
 	},
@@ -174,7 +174,7 @@ var mutants = []mutant{
 	},
 	{
 		rule: "At most 8 refreshes ahead at a time for each host", file: "background.go",
-		from:     "aheadAtOnce = 8",
+		from:     "aheadAtOnce   = 8",
 		to:       "aheadAtOnce = 80",
 		caughtBy: "TestBackground_refreshes_the_soonest_to_end_first_and_eight_at_a_time_for_each_host",
 	},
@@ -264,13 +264,13 @@ var mutants = []mutant{
 	},
 	{
 		rule: "One host has one spelling", file: "config.go",
-		from:     `if n != map[string]int{"http": 80, "https": 443}[u.Scheme] {`,
+		from:     `if port != "" && n != map[string]int{"http": 80, "https": 443}[scheme] {`,
 		to:       "if true {",
 		caughtBy: "TestConfig_base_url_is_stored_in_its_one_spelling",
 	},
 	{
 		rule: "Plain HTTP is for loopback alone", file: "config.go",
-		from:     "case u.Scheme == \"http\" && host != \"localhost\" && (!address.IsLoopback() || address.Is4In6()):",
+		from:     "case scheme == \"http\" && host != \"localhost\" && (!address.IsLoopback() || address.Is4In6()):",
 		to:       "case false:",
 		caughtBy: "TestConfig_base_url_that_is_no_plain_host_or_would_send_the_secret_in_clear_is_refused",
 	},
@@ -312,7 +312,7 @@ var mutants = []mutant{
 	},
 	{
 		rule: "5xx is tried three times", file: "client.go",
-		from:     "maxAttempts = 3",
+		from:     "maxAttempts    = 3",
 		to:       "maxAttempts = 2",
 		caughtBy: "TestClient_tries_three_times_what_may_pass_and_once_what_does_not",
 	},
@@ -378,7 +378,7 @@ var mutants = []mutant{
 	},
 	{
 		rule: "Unloading is prompt", file: "background.go",
-		from:     "closeTimeout = 50 * time.Millisecond",
+		from:     "closeTimeout  = 50 * time.Millisecond",
 		to:       "closeTimeout = time.Hour",
 		caughtBy: "TestUnloading_takes_a_moment_at_most_and_is_no_warning",
 	},
@@ -390,8 +390,8 @@ var mutants = []mutant{
 	},
 	{
 		rule: "Errors name paths with the mount", file: "backend.go",
-		from:     "unknown.at(mountPoint)",
-		to:       `unknown.at("")`,
+		from:     "unknown, mountPoint, configPrefix",
+		to:       `unknown, "", configPrefix`,
 		caughtBy: "TestBackend_errors_name_paths_with_the_mount",
 	},
 	{
@@ -407,9 +407,9 @@ var mutants = []mutant{
 		caughtBy: "TestConfig_a_secret_that_is_not_a_string_is_refused_before_anything_repeats_it",
 	},
 	{
-		rule: "Every operation is forwarded by a standby", file: "path_creds.go",
-		from:     "\t\t\tForwardPerformanceStandby: true,\n",
-		to:       "\t\t\tForwardPerformanceStandby: false,\n",
+		rule: "Every operation is forwarded by a standby", file: "backend.go",
+		from:     "\t\tForwardPerformanceStandby: true,\n",
+		to:       "\t\tForwardPerformanceStandby: false,\n",
 		caughtBy: "TestBackend_a_standby_forwards_every_operation_and_a_secondary_config_writes_alone",
 	},
 }
