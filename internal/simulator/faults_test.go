@@ -374,7 +374,7 @@ func TestFault_hang_never_answers(t *testing.T) {
 		c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultHang})
 		ctx, cancel := context.WithTimeout(t.Context(), 1000*time.Hour)
 		defer cancel()
-		_, err := c.do(ctx, http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+		_, err := c.tryAsk(ctx)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		assert.Equal(t, 1, c.Requests(appKey), "it is counted all the same")
 	})
@@ -384,17 +384,7 @@ func TestFault_hang_ends_with_Close(t *testing.T) {
 	t.Parallel()
 	c := start(t, simulator.Options{})
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultHang})
-	failed := make(chan error, 1)
-	go func() {
-		_, err := c.do(
-			t.Context(),
-			http.MethodPost,
-			simulator.TokenPath,
-			"application/json",
-			credentials(appKey, appSecret),
-		)
-		failed <- err
-	}()
+	failed := c.startAsking(t.Context())
 	require.Eventually(t, func() bool { return c.Requests(appKey) == 1 }, 10*time.Second, time.Millisecond)
 
 	requireEnds(t, func() { assert.NoError(t, c.Close()) })
@@ -451,13 +441,7 @@ func TestFault_reset_resets_the_connection(t *testing.T) {
 	t.Parallel()
 	c := start(t, simulator.Options{})
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultReset, Times: 1})
-	_, err := c.do(
-		t.Context(),
-		http.MethodPost,
-		simulator.TokenPath,
-		"application/json",
-		credentials(appKey, appSecret),
-	)
+	_, err := c.tryAsk(t.Context())
 	require.ErrorIs(t, err, syscall.ECONNRESET)
 	c.token(t)
 	assert.Equal(t, 2, c.Requests(appKey))
@@ -467,13 +451,7 @@ func TestFault_reset_ends_a_connection_that_is_no_TCP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startVirtual(t, simulator.Options{})
 		c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultReset})
-		_, err := c.do(
-			t.Context(),
-			http.MethodPost,
-			simulator.TokenPath,
-			"application/json",
-			credentials(appKey, appSecret),
-		)
+		_, err := c.tryAsk(t.Context())
 		require.Error(t, err)
 	})
 }
@@ -503,20 +481,10 @@ func TestFault_delay_ends_with_the_client_and_with_Close(t *testing.T) {
 		c.SetFault(appKey, simulator.Fault{Delay: time.Hour})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := c.do(ctx, http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+		_, err := c.tryAsk(ctx)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 
-		failed := make(chan error, 1)
-		go func() {
-			_, err := c.do(
-				t.Context(),
-				http.MethodPost,
-				simulator.TokenPath,
-				"application/json",
-				credentials(appKey, appSecret),
-			)
-			failed <- err
-		}()
+		failed := c.startAsking(t.Context())
 		synctest.Wait()
 		begin := time.Now()
 		require.NoError(t, c.Close())

@@ -127,6 +127,21 @@ func (c *client) ask(t *testing.T) response {
 	return c.post(t, credentials(appKey, appSecret))
 }
 
+// tryAsk is ask where a request may fail.
+func (c *client) tryAsk(ctx context.Context) (response, error) {
+	return c.do(ctx, http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+}
+
+// startAsking returns without waiting for the response. The channel gets the request's error.
+func (c *client) startAsking(ctx context.Context) <-chan error {
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.tryAsk(ctx)
+		ended <- err
+	}()
+	return ended
+}
+
 // token asks for the app's token, and fails the test if it gets none.
 func (c *client) token(t *testing.T) (token string, expireIn int64) {
 	t.Helper()
