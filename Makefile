@@ -119,7 +119,7 @@ bench-compare: ## the Go benchmarks of BASE=<commit> and HEAD=<commit> (or the w
 	@scripts/bench-compare "$(BASE)" $(HEAD)
 
 .PHONY: acceptance
-acceptance: ## compare the live API with what is known of it; DINGTALK_APP_KEY, DINGTALK_APP_SECRET, DINGTALK_BASE_URL in the environment
+acceptance: ## compare the live API with what is known of it; DINGTALK_APP_KEY, DINGTALK_APP_SECRET, DINGTALK_BASE_URL and, for the unified call, DINGTALK_CORP_ID in the environment
 	go test -tags acceptance -count=1 ./internal/fidelity -run '^TestAcceptance' -v
 
 .PHONY: clean

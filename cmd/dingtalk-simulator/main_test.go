@@ -60,8 +60,22 @@ func TestCommand_refuses_bad_flags_with_status_2_and_shows_no_secret(t *testing.
 		},
 		"secret's file empty":  {[]string{"-app", "dinga=@" + empty}, "-app number 1: the secret is empty"},
 		"secret's file longer": {[]string{"-app", "dinga=@" + twoLines}, "-app number 1: the secret has a line break in it"},
-		"unknown flag":         {[]string{"-port=" + secret}, "flag provided but not defined: -port"},
-		"an argument":          {[]string{"-app", "dinga=", secret}, "1 arguments too many after the flags"},
+		"organisations of no app": {
+			[]string{"-app", "dinga=x", "-corp-ids", secret + "=dingA"}, "-corp-ids number 1: no -app has its key",
+		},
+		"no organisations": {
+			[]string{"-app", "dinga=x", "-corp-ids", "dinga"}, "-corp-ids number 1: want key=corpId or key=corpId,corpId",
+		},
+		"bad organisation": {
+			[]string{"-app", "dinga=x", "-corp-ids", "dinga=dingA,"},
+			"-corp-ids number 1: a corpId is 1 to 64 letters and digits",
+		},
+		"organisations given twice": {
+			[]string{"-app", "dinga=x", "-corp-ids", "dinga=dingA", "-corp-ids", "dinga=dingB"},
+			"-corp-ids number 2: its key was given before",
+		},
+		"unknown flag": {[]string{"-port=" + secret}, "flag provided but not defined: -port"},
+		"an argument":  {[]string{"-app", "dinga=", secret}, "1 arguments too many after the flags"},
 	} {
 		var stdout, stderr bytes.Buffer
 		assert.Equal(t, 2, run(t.Context(), in.args, &stdout, &stderr), name)
@@ -80,6 +94,7 @@ func TestCommand_help_names_every_flag_and_how_to_keep_a_secret_off_the_command_
 		assert.Equal(t, 0, run(t.Context(), []string{arg}, &stdout, &stderr))
 		for _, want := range []string{
 			"-address", "127.0.0.1:8123", "-app key=secret", "-app key=@file", "-token-lifetime",
+			"-corp-ids key=corpId", simulator.DefaultCorpID, simulator.TokenPath, simulator.UnifiedPath("{corpId}"),
 			"Other users of this machine can read a command line",
 		} {
 			assert.Contains(t, stdout.String(), want)
@@ -122,7 +137,8 @@ func TestCommand_serves_until_it_is_told_to_stop(t *testing.T) {
 		t.Run(signal.String(), func(t *testing.T) {
 			t.Parallel()
 			p := startProcess(t, binary, "-address", "127.0.0.1:0", "-token-lifetime", "90s",
-				"-app", "dinga="+secret, "-app", "dingb=@"+file, "-app", "dingc=with=sign")
+				"-app", "dinga="+secret, "-app", "dingb=@"+file, "-app", "dingc=with=sign",
+				"-corp-ids", "dinga=dingA,dingB")
 			require.Regexp(t, `^http://127\.0\.0\.1:[0-9]+$`, p.url)
 
 			tokens := map[string]bool{}
@@ -133,6 +149,9 @@ func TestCommand_serves_until_it_is_told_to_stop(t *testing.T) {
 			}
 			assert.Len(t, tokens, 3)
 			assert.Contains(t, p.ask(t, "dinga", "wrong-secret"), "invalidClientIdOrSecret")
+			unified := `{"client_id":"dinga","client_secret":"` + secret + `","grant_type":"client_credentials"}`
+			assert.Equal(t, 200, p.send(t, http.MethodPost, simulator.UnifiedPath("dingB"), unified))
+			assert.Equal(t, 401, p.send(t, http.MethodPost, simulator.UnifiedPath(simulator.DefaultCorpID), unified))
 
 			assert.Equal(t, 204, p.send(t, http.MethodPut, "/simulator/faults/dinga", `{"kind":"hang"}`))
 			hung := make(chan error, 1)
@@ -147,7 +166,7 @@ func TestCommand_serves_until_it_is_told_to_stop(t *testing.T) {
 			}()
 			require.Eventually(t, func() bool {
 				res, err := p.request(t.Context(), http.MethodGet, "/simulator/requests/dinga", "")
-				return err == nil && res == `{"requests":3}`
+				return err == nil && res == `{"requests":5}`
 			}, 10*time.Second, 5*time.Millisecond)
 
 			begin := time.Now()
@@ -159,7 +178,7 @@ func TestCommand_serves_until_it_is_told_to_stop(t *testing.T) {
 			log := p.stderr.String()
 			assert.Regexp(t, `app=dinga status=200 request_id=[0-9A-F-]{36}`, log)
 			assert.Regexp(t, `app=dinga status=400 request_id=[0-9A-F-]{36}`, log)
-			assert.Equal(t, 5, strings.Count(log, "\n"), "one line for each token request")
+			assert.Equal(t, 7, strings.Count(log, "\n"), "one line for each token request")
 			for token := range tokens {
 				assert.NotContains(t, log, token)
 			}

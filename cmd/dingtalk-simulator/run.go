@@ -18,7 +18,8 @@ import (
 )
 
 // This file is the command without the process around it: its flags, and serving until the context
-// ends. No value of -app is ever shown, since it may hold a secret however wrong it is.
+// ends. No value of -app or -corp-ids is ever shown, since it may hold a secret however wrong it
+// is.
 
 func usage() string {
 	return usageHead + strings.Join(simulator.FaultKinds(), "\n  ") + "\n"
@@ -30,6 +31,9 @@ Serves DingTalk's token API on this machine, for trying out and for tests. The f
 URL; it is printed once requests are served. Each token request is logged on stderr, without secrets. An
 interrupt (Ctrl-C) or SIGTERM ends it.
 
+Both calls for a token are served: POST ` + simulator.TokenPath + `, and the unified one,
+POST /v1.0/oauth2/{corpId}/token.
+
 A token opens one API, GET /v1.0/microApp/allInnerApps, by the header x-acs-dingtalk-access-token. These calls are
 logged too.
 
@@ -40,10 +44,14 @@ logged too.
         An app's AppKey and AppSecret; may be repeated. Other users of this machine can read a command line: with
         @file the secret is the content of a file, less one trailing line break. A secret that begins with @ has
         to be in a file.
+  -corp-ids key=corpId,…
+        The organisations in which an app of -app runs, for the unified call; may be repeated.
+        (default ` + simulator.DefaultCorpID + ` for each app)
   -token-lifetime duration
         How long a token lives, such as 90s or 2h; at least 1s. (default 2h)
 
-Faults can be switched on, and apps added, over HTTP while it runs; app.json holds {"secret":"…"}:
+Faults can be switched on, and apps added, over HTTP while it runs; app.json holds {"secret":"…"} or
+{"secret":"…","corp_ids":["…"]}:
 
   curl -X PUT -d '{"kind":"hang","times":1}' http://` + defaultAddress + `/simulator/faults/dingdemo
   curl -X PUT -d @app.json http://` + defaultAddress + `/simulator/apps/dingdemo
@@ -65,6 +73,7 @@ type settings struct {
 	address  string
 	lifetime time.Duration
 	apps     map[string]string
+	corpIDs  map[string][]string
 }
 
 // run serves until ctx ends, and returns the exit status.
@@ -93,6 +102,7 @@ func serve(ctx context.Context, set settings, stdout, stderr io.Writer) error {
 	server := simulator.New(simulator.Options{
 		TokenLifetime: set.lifetime,
 		Apps:          set.apps,
+		CorpIDs:       set.corpIDs,
 		Logger:        slog.New(slog.NewTextHandler(stderr, nil)),
 	})
 	served := make(chan error, 1)
@@ -111,8 +121,8 @@ func serve(ctx context.Context, set settings, stdout, stderr io.Writer) error {
 }
 
 func parse(args []string) (settings, error) {
-	set := settings{apps: make(map[string]string)}
-	var apps []string
+	set := settings{apps: make(map[string]string), corpIDs: make(map[string][]string)}
+	var apps, corpIDs []string
 	flags := flag.NewFlagSet("dingtalk-simulator", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&set.address, "address", defaultAddress, "")
@@ -120,6 +130,10 @@ func parse(args []string) (settings, error) {
 	// Checked below: the flag package would put a refused value into its error.
 	flags.Func("app", "", func(value string) error {
 		apps = append(apps, value)
+		return nil
+	})
+	flags.Func("corp-ids", "", func(value string) error {
+		corpIDs = append(corpIDs, value)
 		return nil
 	})
 	if err := flags.Parse(args); err != nil {
@@ -146,6 +160,24 @@ func parse(args []string) (settings, error) {
 			return settings{}, fmt.Errorf("-app number %d: %w", i+1, err)
 		}
 		set.apps[key] = secret
+	}
+	for i, value := range corpIDs {
+		key, list, found := strings.Cut(value, "=")
+		var err error
+		switch {
+		case !found:
+			err = errors.New("want key=corpId or key=corpId,corpId")
+		case set.apps[key] == "":
+			err = errors.New("no -app has its key")
+		case set.corpIDs[key] != nil:
+			err = errors.New("its key was given before")
+		default:
+			set.corpIDs[key] = strings.Split(list, ",")
+			err = simulator.CheckCorpIDs(set.corpIDs[key])
+		}
+		if err != nil {
+			return settings{}, fmt.Errorf("-corp-ids number %d: %w", i+1, err)
+		}
 	}
 	return set, nil
 }

@@ -44,6 +44,10 @@ const (
 	wrongSecret = "no-app-has-this-secret-0000000000000000000000000000000000000000"
 	// unknownKey looks like an AppKey and is nobody's.
 	unknownKey = "dingnoappxhasthiskey"
+	// unknownCorpID looks like a corpId and is nobody's.
+	unknownCorpID = "dingnoorganisationhasthisid"
+
+	onlyGrantType = "client_credentials"
 
 	// repeatAfter is the pause before the repeat. It is long enough for an expireIn that counts
 	// down to show it.
@@ -74,21 +78,29 @@ type check struct {
 	look   func(*run, *answer) (got, detail string)
 }
 
-func table() []call {
+// table has the unified call only where there is an organisation to name.
+func table(api API) []call {
+	if api.CorpID == "" {
+		return olderTable()
+	}
+	return append(olderTable(), unifiedTable(api.CorpID)...)
+}
+
+func olderTable() []call {
 	good := func(api API) string { return object("appKey", api.AppKey, "appSecret", api.AppSecret) }
 	return []call{
 		{
 			name: "right credentials", contentType: jsonType, body: good,
-			checks: append(tokenChecks(),
-				check{"expireIn", Documented, "7200", expireIn},
+			checks: append(tokenChecks(olderNames),
+				check{"expireIn", Documented, "7200", lifetime(olderNames)},
 				check{"names and types", Documented, "accessToken string, expireIn number", namesAndTypes},
 			),
 		},
 		{
 			name: "the same, 3 s later", contentType: jsonType, body: good, after: repeatAfter,
-			checks: append(tokenChecks(),
-				check{"accessToken", Documented, "the same token", sameToken},
-				check{"expireIn", Documented, "as before: the validity is extended", extended},
+			checks: append(tokenChecks(olderNames),
+				check{"accessToken", Documented, "the same token", sameToken(olderNames)},
+				check{"expireIn", Documented, "as before: the validity is extended", extended(olderNames)},
 			),
 		},
 		{
@@ -102,7 +114,7 @@ func table() []call {
 		},
 		{
 			name: "right credentials again", contentType: jsonType, body: good,
-			checks: []check{{"accessToken", Documented, "the same token", sameToken}},
+			checks: []check{{"accessToken", Documented, "the same token", sameToken(olderNames)}},
 		},
 		{
 			name: "an unknown AppKey", contentType: jsonType,
@@ -128,7 +140,7 @@ func table() []call {
 			name: "JSON with a charset", contentType: jsonType + "; charset=utf-8", body: good,
 			checks: []check{
 				{"status", Assumed, "200", status},
-				{"accessToken", Documented, "the same token", sameToken},
+				{"accessToken", Documented, "the same token", sameToken(olderNames)},
 			},
 		},
 		{
@@ -138,7 +150,7 @@ func table() []call {
 			},
 			checks: []check{
 				{"status", Assumed, "200", status},
-				{"accessToken", Documented, "the same token", sameToken},
+				{"accessToken", Documented, "the same token", sameToken(olderNames)},
 			},
 		},
 		{
@@ -172,19 +184,72 @@ func table() []call {
 	}
 }
 
+// unifiedTable is the unified call. What its documentation does not say is whether a repeat returns
+// the same token, and what an error's body has apart from the code.
+func unifiedTable(corpID string) []call {
+	path, elsewhere := unifiedPath(corpID), unifiedPath(unknownCorpID)
+	body := func(grantType string) func(API) string {
+		return func(api API) string {
+			return object("client_id", api.AppKey, "client_secret", api.AppSecret, "grant_type", grantType)
+		}
+	}
+	wrong := func(key func(API) string) func(API) string {
+		return func(api API) string {
+			return object("client_id", key(api), "client_secret", wrongSecret, "grant_type", onlyGrantType)
+		}
+	}
+	return []call{
+		{
+			name: "unified: right credentials", path: path, contentType: jsonType, body: body(onlyGrantType),
+			checks: append(tokenChecks(unifiedNames),
+				check{"expires_in", Documented, "7200", lifetime(unifiedNames)},
+				check{"names and types", Documented, "access_token string, expires_in number", namesAndTypes},
+			),
+		},
+		{
+			name: "unified: the same, 3 s later", path: path, contentType: jsonType, body: body(onlyGrantType),
+			after: repeatAfter,
+			checks: append(tokenChecks(unifiedNames),
+				check{"access_token", Assumed, "the same token", sameToken(unifiedNames)},
+				check{"expires_in", Assumed, "as before: the validity is extended", extended(unifiedNames)},
+			),
+		},
+		{
+			name: "unified: a wrong secret", path: path, contentType: jsonType,
+			body:   wrong(func(api API) string { return api.AppKey }),
+			checks: errorChecks(Documented, 400, "invalid.client"),
+		},
+		{
+			name: "unified: an unknown client id", path: path, contentType: jsonType,
+			body:   wrong(func(API) string { return unknownKey }),
+			checks: errorChecks(Documented, 400, "invalid.client"),
+		},
+		{
+			name: "unified: another grant type", path: path, contentType: jsonType, body: body("authorization_code"),
+			checks: errorChecks(Documented, 400, "unsupported.grant.type"),
+		},
+		{
+			name: "unified: an unknown organisation", path: elsewhere, contentType: jsonType, body: body(onlyGrantType),
+			checks: errorChecks(Seen, 500, "unknownError"),
+		},
+	}
+}
+
+func unifiedPath(corpID string) string { return "/v1.0/oauth2/" + corpID + "/token" }
+
 // tokenChecks are those of every good answer.
-func tokenChecks() []check {
+func tokenChecks(n names) []check {
 	return []check{
 		{"status", Documented, "200", status},
 		{"Content-Type", Documented, jsonType, contentType},
-		{"form of accessToken", Documented, "printable ASCII without spaces", tokenShape},
+		{"form of " + n.token, Documented, "printable ASCII without spaces", tokenShape(n)},
 	}
 }
 
 // errorChecks are those of every error in DingTalk's envelope.
 func errorChecks(source Source, httpStatus int, code string) []check {
-	envelope := Assumed // what was reported is the status and the code alone
-	if source == Seen {
+	envelope := Assumed // of the others, the status and the code alone are known
+	if code == rejectedCode {
 		envelope = Seen
 	}
 	return []check{
@@ -192,7 +257,7 @@ func errorChecks(source Source, httpStatus int, code string) []check {
 		{"code", source, code, field("code")},
 		{"Content-Type", Assumed, jsonType, contentType},
 		{"form of requestid", envelope, "a UUID in capitals", requestID},
-		{"accessToken", Assumed, "none", noToken},
+		{"token", Assumed, "none", noToken},
 	}
 }
 
@@ -263,58 +328,68 @@ func typeOf(raw json.RawMessage) string {
 	}
 }
 
-func tokenShape(_ *run, a *answer) (got, detail string) {
-	raw := a.fields["accessToken"]
-	var token string
-	switch {
-	case raw == nil:
-		return "none", ""
-	case json.Unmarshal(raw, &token) != nil:
-		return "a " + typeOf(raw), ""
-	case token == "":
-		return "empty", ""
-	case strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }):
-		return "other characters", fmt.Sprintf("%d bytes", len(token))
+func tokenShape(n names) func(*run, *answer) (got, detail string) {
+	return func(_ *run, a *answer) (got, detail string) {
+		raw := a.fields[n.token]
+		var token string
+		switch {
+		case raw == nil:
+			return "none", ""
+		case json.Unmarshal(raw, &token) != nil:
+			return "a " + typeOf(raw), ""
+		case token == "":
+			return "empty", ""
+		case strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }):
+			return "other characters", fmt.Sprintf("%d bytes", len(token))
+		}
+		return "printable ASCII without spaces", fmt.Sprintf("%d bytes", len(token))
 	}
-	return "printable ASCII without spaces", fmt.Sprintf("%d bytes", len(token))
 }
 
 func noToken(_ *run, a *answer) (got, detail string) {
-	if _, given := a.fields["accessToken"]; given {
-		return "there is one", ""
+	for _, n := range bothNames {
+		if _, given := a.fields[n.token]; given {
+			return "there is one", ""
+		}
 	}
 	return "none", ""
 }
 
-// expireIn is shown as it is written, so that 7200.0 or "7200" is seen.
-func expireIn(_ *run, a *answer) (got, detail string) {
-	if raw := a.fields["expireIn"]; raw != nil {
-		return string(raw), ""
-	}
-	return "none", ""
-}
-
-func sameToken(r *run, a *answer) (got, detail string) {
-	switch token := a.text("accessToken"); {
-	case token == "":
-		return "none", ""
-	case r.token == "":
-		return "the first token", ""
-	case token != r.token:
-		return "another token", ""
-	}
-	return "the same token", ""
-}
-
-func extended(r *run, a *answer) (got, detail string) {
-	now := string(a.fields["expireIn"])
-	if now == "" || r.expireIn == "" {
+// lifetime is shown as it is written, so that 7200.0 or "7200" is seen.
+func lifetime(n names) func(*run, *answer) (got, detail string) {
+	return func(_ *run, a *answer) (got, detail string) {
+		if raw := a.fields[n.lifetime]; raw != nil {
+			return string(raw), ""
+		}
 		return "none", ""
 	}
-	if now != r.expireIn {
-		return fmt.Sprintf("%s, before %s", now, r.expireIn), ""
+}
+
+func sameToken(n names) func(*run, *answer) (got, detail string) {
+	return func(r *run, a *answer) (got, detail string) {
+		switch token, first := a.text(n.token), r.first[n].token; {
+		case token == "":
+			return "none", ""
+		case first == "":
+			return "the first token", ""
+		case token != first:
+			return "another token", ""
+		}
+		return "the same token", ""
 	}
-	return "as before: the validity is extended", now
+}
+
+func extended(n names) func(*run, *answer) (got, detail string) {
+	return func(r *run, a *answer) (got, detail string) {
+		now, first := string(a.fields[n.lifetime]), r.first[n].lifetime
+		if now == "" || first == "" {
+			return "none", ""
+		}
+		if now != first {
+			return fmt.Sprintf("%s, before %s", now, first), ""
+		}
+		return "as before: the validity is extended", now
+	}
 }
 
 var uuidInCapitals = regexp.MustCompile(`^[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}$`)

@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,6 +49,8 @@ type API struct {
 	BaseURL string
 	// AppKey and AppSecret are the credentials of an internal app.
 	AppKey, AppSecret string
+	// CorpID is the corpId of the app's organisation. Without it the unified call is left out.
+	CorpID string
 	// Transport makes the calls; nil is one of the package's own, with certificates verified and
 	// the environment's proxy.
 	Transport http.RoundTripper
@@ -83,8 +86,9 @@ func Run(ctx context.Context, api API) ([]Row, error) {
 		transport = own
 	}
 	r := &run{
-		base: base,
-		api:  api,
+		base:  base,
+		api:   api,
+		first: make(map[names]issued),
 		http: &http.Client{
 			Transport:     transport,
 			Timeout:       callTimeout,
@@ -94,7 +98,7 @@ func Run(ctx context.Context, api API) ([]Row, error) {
 	r.hide(api.AppSecret, "<app secret>")
 	r.hide(wrongSecret, "<wrong secret>")
 	var rows []Row
-	for i, c := range table() {
+	for i, c := range table(api) {
 		if err := pause(ctx, i, c.after); err != nil {
 			return rows, err
 		}
@@ -102,6 +106,9 @@ func Run(ctx context.Context, api API) ([]Row, error) {
 	}
 	return rows, nil
 }
+
+// corpIDForm keeps the path what it is.
+var corpIDForm = regexp.MustCompile(`^[0-9A-Za-z]*$`)
 
 func checkAPI(api API) (base string, err error) {
 	var missing []string
@@ -124,6 +131,9 @@ func checkAPI(api API) (base string, err error) {
 	if u.Scheme != "https" && !(u.Scheme == "http" && loopback) {
 		return "", errors.New("the base URL is not https://host[:port]; the secret is not sent in clear text")
 	}
+	if !corpIDForm.MatchString(api.CorpID) {
+		return "", errors.New("the CorpID is not letters and digits")
+	}
 	return u.Scheme + "://" + u.Host, nil
 }
 
@@ -133,10 +143,21 @@ type run struct {
 	http *http.Client
 
 	hidden    []hiddenText
-	token     string   // of the first good answer
-	expireIn  string   // of the same, as it was written
-	requestID []string // of every answer that had one
+	first     map[names]issued // the first good answer of each call
+	requestID []string         // of every answer that had one
 }
+
+// names are those of the fields of a good answer, by which the two calls are told apart.
+type names struct{ token, lifetime string }
+
+var (
+	olderNames   = names{"accessToken", "expireIn"}
+	unifiedNames = names{"access_token", "expires_in"}
+	bothNames    = []names{olderNames, unifiedNames}
+)
+
+// issued is a token, and its lifetime as it was written.
+type issued struct{ token, lifetime string }
 
 type hiddenText struct{ form, name string }
 
@@ -266,15 +287,17 @@ func (r *run) ask(ctx context.Context, c call) (*answer, error) {
 		a.fields = nil
 	}
 	// Whatever holds a token is hidden before anything of the answer is shown.
-	for _, field := range []string{"accessToken", "access_token"} {
-		r.hide(a.text(field), "<token>")
+	for _, n := range bothNames {
+		r.hide(a.text(n.token), "<token>")
 	}
 	return a, nil
 }
 
 func (r *run) remember(a *answer) {
-	if token := a.text("accessToken"); r.token == "" && token != "" {
-		r.token, r.expireIn = token, string(a.fields["expireIn"])
+	for _, n := range bothNames {
+		if token := a.text(n.token); r.first[n].token == "" && token != "" {
+			r.first[n] = issued{token, string(a.fields[n.lifetime])}
+		}
 	}
 	if id := a.text("requestid"); id != "" {
 		r.requestID = append(r.requestID, id)

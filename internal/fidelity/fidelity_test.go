@@ -31,6 +31,11 @@ const (
 	appSecret = `made-up+secret/of="an"&<app>%\`
 )
 
+// testAPI has all that a run can be given but for a transport.
+var testAPI = API{
+	BaseURL: "https://api.test", AppKey: appKey, AppSecret: appSecret, CorpID: simulator.DefaultCorpID,
+}
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // inProcess is a transport to a handler, without a network: so the pauses take no real time.
@@ -51,10 +56,9 @@ func (p inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 // rowsOf runs the table against a handler, in the bubble of a synctest.
 func rowsOf(t *testing.T, h http.Handler) []Row {
 	t.Helper()
-	rows, err := Run(
-		t.Context(),
-		API{BaseURL: "https://api.test", AppKey: appKey, AppSecret: appSecret, Transport: inProcess{h, nil}},
-	)
+	api := testAPI
+	api.Transport = inProcess{h, nil}
+	rows, err := Run(t.Context(), api)
 	require.NoError(t, err)
 	require.NotEmpty(t, rows)
 	return rows
@@ -102,19 +106,32 @@ func TestSimulator_passes_every_check(t *testing.T) {
 	})
 }
 
+func TestRun_leaves_the_unified_call_out_where_no_organisation_is_given(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		api := testAPI
+		api.CorpID = ""
+		api.Transport = inProcess{newSimulator(), nil}
+		rows, err := Run(t.Context(), api)
+		require.NoError(t, err)
+		assert.Empty(t, differing(rows), tableOf(t, rows))
+		assert.Less(t, len(rows), len(rowsOf(t, newSimulator())))
+		assert.NotContains(t, tableOf(t, rows), "unified")
+	})
+}
+
 func TestRun_makes_few_calls_and_spaces_them(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var asked []time.Time
-		_, err := Run(t.Context(), API{
-			BaseURL:   "http://127.0.0.1:1",
-			AppKey:    appKey,
-			AppSecret: appSecret,
-			Transport: inProcess{newSimulator(), &asked},
-		})
+		api := testAPI
+		api.BaseURL = "http://127.0.0.1:1"
+		api.Transport = inProcess{newSimulator(), &asked}
+		_, err := Run(t.Context(), api)
 		require.NoError(t, err)
-		assert.Len(t, asked, len(table()))
-		assert.Less(t, len(asked), 20, "what DingTalk allows in one second, and this takes some")
+		assert.Len(t, asked, len(table(api)))
+		assert.Less(t, len(olderTable()), 20, "what DingTalk allows in one second, and this takes some")
+		assert.Less(t, len(asked)-len(olderTable()), 20, "the same for the unified call")
 		for i, at := range asked[1:] {
 			assert.GreaterOrEqual(t, at.Sub(asked[i]), pace)
 		}
@@ -181,14 +198,17 @@ func TestTable_tells_how_an_API_differs(t *testing.T) {
 		}},
 		"a new token at each call": {
 			func(_ *http.Request, _ *httptest.ResponseRecorder, fields map[string]any) {
-				if _, ok := fields["accessToken"]; ok {
-					count++
-					fields["accessToken"] = fmt.Sprintf("token%d", count)
+				for _, n := range bothNames {
+					if _, ok := fields[n.token]; ok {
+						count++
+						fields[n.token] = fmt.Sprintf("token%d", count)
+					}
 				}
 			},
 			map[string]string{
-				"the same, 3 s later: accessToken":     "another token",
-				"right credentials again: accessToken": "another token",
+				"the same, 3 s later: accessToken":           "another token",
+				"right credentials again: accessToken":       "another token",
+				"unified: the same, 3 s later: access_token": "another token",
 			},
 		},
 		"a validity that runs down": {
@@ -209,6 +229,27 @@ func TestTable_tells_how_an_API_differs(t *testing.T) {
 			"right credentials: names and types": "accessToken string, expiresIn number",
 			"the same, 3 s later: expireIn":      "none",
 		}},
+		"the unified call with the names of the older one": {rename("expires_in", "expireIn"), map[string]string{
+			"unified: right credentials: expires_in":      "none",
+			"unified: right credentials: names and types": "access_token string, expireIn number",
+			"unified: the same, 3 s later: expires_in":    "none",
+		}},
+		"a token besides an error": {
+			func(_ *http.Request, _ *httptest.ResponseRecorder, fields map[string]any) {
+				if fields["code"] == "unsupported.grant.type" {
+					fields["access_token"] = "token"
+				}
+			},
+			map[string]string{"unified: another grant type: token": "there is one"},
+		},
+		"400 for an unknown organisation": {
+			func(_ *http.Request, a *httptest.ResponseRecorder, fields map[string]any) {
+				if fields["code"] == "unknownError" {
+					a.Code = http.StatusBadRequest
+				}
+			},
+			map[string]string{"unified: an unknown organisation: status": "400"},
+		},
 		"a token that is a number": {set("accessToken", 7), map[string]string{
 			"right credentials: form of accessToken": "a number",
 		}},
@@ -285,9 +326,9 @@ func TestTable_every_check_can_fail(t *testing.T) {
 func TestTable_without_answers_says_so_in_every_row(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		rows, err := Run(t.Context(), API{
-			BaseURL: "https://api.test", AppKey: appKey, AppSecret: appSecret, Transport: deadEnd{},
-		})
+		api := testAPI
+		api.Transport = deadEnd{}
+		rows, err := Run(t.Context(), api)
 		require.NoError(t, err)
 		assert.Len(t, differing(rows), len(rows))
 		for _, r := range rows {
@@ -317,6 +358,7 @@ func TestRows_hold_no_secret_and_no_token_whatever_comes(t *testing.T) {
 	hostile := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/"+token+"; "+appSecret)
 		fields := map[string]any{"accessToken": token, "expireIn": text, "extra": text, appSecret: 1, token: 2}
+		fields["access_token"], fields["expires_in"] = token, text
 		for _, name := range []string{"code", "message", "requestid", "errcode", "errmsg"} {
 			fields[name] = text
 		}
@@ -342,7 +384,6 @@ func TestRows_hold_no_secret_and_no_token_whatever_comes(t *testing.T) {
 
 func TestRun_refuses_what_it_cannot_ask(t *testing.T) {
 	t.Parallel()
-	good := API{BaseURL: "https://api.test", AppKey: appKey, AppSecret: appSecret}
 	for want, change := range map[string]func(*API){
 		"not given: BaseURL":                    func(a *API) { a.BaseURL = "" },
 		"not given: AppKey, AppSecret":          func(a *API) { a.AppKey, a.AppSecret = "", "" },
@@ -350,9 +391,10 @@ func TestRun_refuses_what_it_cannot_ask(t *testing.T) {
 		"is not https://host[:port]":            func(a *API) { a.BaseURL = "https://api.test" + tokenPath },
 		"the base URL is not https":             func(a *API) { a.BaseURL = "api.test" },
 		"the secret is not sent in clear text":  func(a *API) { a.BaseURL = "http://api.test" },
+		"the CorpID is not letters and digits":  func(a *API) { a.CorpID = "../accessToken?" },
 		"the secret is not sent in clear text ": func(a *API) { a.BaseURL = "http://192.0.2.1:80" },
 	} {
-		api := good
+		api := testAPI
 		api.Transport = inProcess{
 			http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was asked") }),
 			nil,
@@ -368,7 +410,7 @@ func TestRun_refuses_what_it_cannot_ask(t *testing.T) {
 func TestRun_ends_with_its_context(t *testing.T) {
 	t.Parallel()
 	calls := 0
-	api := API{BaseURL: "https://api.test", AppKey: appKey, AppSecret: appSecret}
+	api := testAPI
 	api.Transport = inProcess{http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls++ }), nil}
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := timeoutAfterTwoCalls(t)

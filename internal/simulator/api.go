@@ -48,6 +48,10 @@ func (s *Server) serveApps(w http.ResponseWriter, r *http.Request) {
 	requestID := newRequestID()
 	token := r.Header.Get(TokenHeader)
 	appKey, live := s.Owner(token)
+	desc := "the app that the token belongs to"
+	if corpID := s.Organisation(token); corpID != "" {
+		desc += ", in " + corpID
+	}
 	var a answer
 	switch {
 	case r.Method != http.MethodGet:
@@ -66,7 +70,7 @@ func (s *Server) serveApps(w http.ResponseWriter, r *http.Request) {
 		})
 	default:
 		a = jsonAnswer(http.StatusOK, appList{[]listedApp{{
-			AgentID: 1000001, Name: "simulated app", Desc: "the app that the token belongs to", AppStatus: 1,
+			AgentID: 1000001, Name: "simulated app", Desc: desc, AppStatus: 1,
 		}}})
 	}
 	s.countCall(appKey, a.status == http.StatusOK)

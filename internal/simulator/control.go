@@ -39,7 +39,8 @@ func (s *Server) newControl() http.Handler {
 	}))
 	mux.HandleFunc("PUT /simulator/apps/{app}", change(func(r *http.Request) error {
 		var in struct {
-			Secret string `json:"secret"`
+			Secret  string   `json:"secret"`
+			CorpIDs []string `json:"corp_ids"`
 		}
 		if err := decode(r, &in); err != nil {
 			return err
@@ -50,7 +51,13 @@ func (s *Server) newControl() http.Handler {
 		if r.PathValue("app") == AnyApp {
 			return fmt.Errorf("%s stands for all apps and cannot be one", AnyApp)
 		}
-		s.SetApp(r.PathValue("app"), in.Secret)
+		if in.CorpIDs != nil && len(in.CorpIDs) == 0 {
+			return errors.New(`"corp_ids" is empty; leave it out to keep the app's organisations`)
+		}
+		if err := CheckCorpIDs(in.CorpIDs); err != nil {
+			return fmt.Errorf(`"corp_ids": %w`, err)
+		}
+		s.SetApp(r.PathValue("app"), in.Secret, in.CorpIDs...)
 		return nil
 	}))
 	mux.HandleFunc("DELETE /simulator/apps/{app}", change(s.knownApp(s.RemoveApp)))
@@ -82,9 +89,10 @@ func (s *Server) newControl() http.Handler {
 	}))
 	mux.HandleFunc("POST /simulator/expire/{app}", change(s.knownApp(s.ExpireTokens)))
 	mux.HandleFunc("GET /simulator/requests/{app}", func(w http.ResponseWriter, r *http.Request) {
-		writeJSON(w, http.StatusOK, struct {
-			Requests int `json:"requests"`
-		}{s.Requests(r.PathValue("app"))})
+		writeRequests(w, s.Requests(r.PathValue("app")))
+	})
+	mux.HandleFunc("GET /simulator/requests/{app}/{corp}", func(w http.ResponseWriter, r *http.Request) {
+		writeRequests(w, s.RequestsIn(r.PathValue("app"), r.PathValue("corp")))
 	})
 	mux.HandleFunc("GET /simulator/calls/{app}", func(w http.ResponseWriter, r *http.Request) {
 		accepted, refused := s.Calls(r.PathValue("app"))
@@ -107,9 +115,10 @@ func (s *Server) newControl() http.Handler {
 		}
 		left, known := s.LifeLeft(in.Token)
 		writeJSON(w, http.StatusOK, struct {
-			Known   bool  `json:"known"`
-			Seconds int64 `json:"seconds"`
-		}{known, int64(left / time.Second)})
+			Known   bool   `json:"known"`
+			Seconds int64  `json:"seconds"`
+			CorpID  string `json:"corp_id,omitempty"`
+		}{known, int64(left / time.Second), s.Organisation(in.Token)})
 	})
 	mux.HandleFunc(controlPrefix, func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusNotFound, fmt.Errorf("there is no control operation %s %s", r.Method, r.URL.Path))
@@ -166,6 +175,12 @@ func decodeStrict(r io.Reader, v any) error {
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	send(w, jsonAnswer(status, v))
+}
+
+func writeRequests(w http.ResponseWriter, n int) {
+	writeJSON(w, http.StatusOK, struct {
+		Requests int `json:"requests"`
+	}{n})
 }
 
 func writeError(w http.ResponseWriter, status int, err error) {

@@ -8,6 +8,11 @@
 // bodies are DingTalk's own, and every known way of failing can be switched on for one app or for
 // all of them.
 //
+// POST /v1.0/oauth2/{corpId}/token, DingTalk's unified call, does the same for an app in one of the
+// organisations in which it runs: [DefaultCorpID], unless it was given others. An app has a token
+// of its own in each of them, and another one by the older call. Faults are set for the app and hit
+// both calls.
+//
 // GET /v1.0/microApp/allInnerApps with a token in the header x-acs-dingtalk-access-token answers
 // with a list of one app. A token that has expired or was never given is refused as DingTalk
 // refuses it: 400 InvalidAuthentication. No fault applies here.
@@ -23,15 +28,21 @@
 //	DELETE /simulator/faults/<app key or *>                                ClearFault: that fault alone
 //	DELETE /simulator/faults                                               ClearFaults: all of them
 //	PUT    /simulator/apps/<app key>           {"secret":"…"}              SetApp
+//	PUT    /simulator/apps/<app key>           {"secret":"…","corp_ids":["…"]}
+//	                                                                       SetApp with organisations
 //	DELETE /simulator/apps/<app key>                                       RemoveApp
 //	PUT    /simulator/lifetime                 {"lifetime":"2h"}           SetTokenLifetime; at least 1s
 //	PUT    /simulator/rotate/<app key>         {"on":true}                 RotateTokens
 //	POST   /simulator/expire/<app key>                                     ExpireTokens
 //	GET    /simulator/requests/<app key or *>  -> {"requests":3}           Requests
+//	GET    /simulator/requests/<app key or *>/<corpId>
+//	                                           -> {"requests":3}           RequestsIn
 //	GET    /simulator/calls/<app key or *>     -> {"accepted":3,"refused":0}
 //	                                                                       Calls
 //	POST   /simulator/life                     {"token":"…"}
 //	                                           -> {"known":true,"seconds":7199}   LifeLeft, in whole seconds
+//
+// With a token of the unified call, the response to life also has "corp_id", its organisation.
 //
 // A fault has the fields of [Fault], and "delay" and "interval" are Go durations as text:
 //

@@ -27,7 +27,8 @@ import (
 // plausible. What is no HTTP response is in stream.go.
 
 // The kinds of [Fault]. What is said of status, code and message is for a fault that names no
-// other.
+// other. On the unified call, accessToken is access_token, expireIn is expires_in, and
+// invalidClientIdOrSecret is invalid.client.
 const (
 	// FaultError is an error in DingTalk's envelope with the fault's own code and message, and 400.
 	FaultError = "error"
@@ -64,8 +65,8 @@ const (
 	// FaultMixedCase is 400 invalidClientIdOrSecret with the fields Code, Message and requestId.
 	FaultMixedCase = "mixed-case"
 	// FaultEchoSecret is 400 invalidParameter with a message of some kilobytes that repeats the
-	// secret sent and the app's last token, whole and split by control characters: a reader that
-	// cuts it first will hardly miss them all.
+	// secret sent and the app's last token of the same call and organisation, whole and split by
+	// control characters: a reader that cuts it first will hardly miss them all.
 	FaultEchoSecret = "echo-secret"
 	// FaultEchoRequest is 400 with what [Fault.Part] says for code, message and requestid, in the
 	// form that [Fault.Encoding] says. The fault's own code and message stand in its place.
@@ -142,7 +143,8 @@ const (
 	PartBody = "body"
 	// PartSecret is the app secret.
 	PartSecret = "secret"
-	// PartToken is the app's last token, which a host that was taken over knows too.
+	// PartToken is the app's last token of the same call and organisation, which a host that was
+	// taken over knows too.
 	PartToken = "token"
 )
 
@@ -160,10 +162,12 @@ const htmlBody = `<!DOCTYPE html>
 <html><head><title>Access denied</title></head><body><h1>Access denied</h1></body></html>
 `
 
-var envelopes = map[string]struct {
+type errorEnvelope struct {
 	status        int
 	code, message string
-}{
+}
+
+var envelopes = map[string]errorEnvelope{
 	FaultError:               {status: http.StatusBadRequest},
 	FaultRejectedCredentials: {http.StatusBadRequest, "invalidClientIdOrSecret", "无效的clientId或者clientSecret"},
 	FaultInvalidClient:       {http.StatusBadRequest, "invalid.client", "无效的clientId或者clientSecret"},
@@ -346,10 +350,10 @@ func (f *Fault) UnmarshalJSON(b []byte) error {
 
 // answer decides what a token request gets: the fault's answer, or the usual one, perhaps spoiled.
 func (s *Server) answer(r *http.Request, req tokenRequest, f Fault, requestID string) answer {
-	if _, ok := endless(r, f); ok {
+	if _, ok := endless(r, req.call, f); ok {
 		return answer{}
 	}
-	if e, ok := envelopes[f.Kind]; ok {
+	if e, ok := req.call.envelopeFor(f.Kind); ok {
 		return s.envelopeAnswer(req, f, cmp.Or(f.Status, e.status), envelope{
 			RequestID: requestID,
 			Code:      cmp.Or(f.Code, e.code),
@@ -366,7 +370,7 @@ func (s *Server) answer(r *http.Request, req tokenRequest, f Fault, requestID st
 	case FaultErrcode:
 		return answer{cmp.Or(f.Status, http.StatusOK), contentTypeJSON, []byte(errcodeBody)}
 	case FaultEmptyToken:
-		return goodAnswer("", "7200")
+		return req.call.goodAnswer("", "7200")
 	case FaultRedirect:
 		return answer{status: cmp.Or(f.Status, http.StatusTemporaryRedirect)}
 	case FaultHuge, FaultGzipBomb:
@@ -395,7 +399,7 @@ func (s *Server) envelopeAnswer(req tokenRequest, f Fault, status int, e envelop
 	case FaultEchoRequest:
 		return s.echoAnswer(req, f, status)
 	case FaultEchoSecret:
-		e.Message += echo(req.appSecret, s.LastToken(req.appKey))
+		e.Message += echo(req.appSecret, s.LastTokenIn(req.appKey, req.corpID))
 	}
 	return jsonAnswer(status, e)
 }
@@ -407,7 +411,7 @@ func (s *Server) echoAnswer(req tokenRequest, f Fault, status int) answer {
 	case PartSecret:
 		text = req.appSecret
 	case PartToken:
-		text = s.LastToken(req.appKey)
+		text = s.LastTokenIn(req.appKey, req.corpID)
 	}
 	echoed := jsonString(text, f.Encoding)
 	code, message := echoed, echoed
@@ -462,12 +466,12 @@ func (s *Server) deliver(w http.ResponseWriter, r *http.Request, req tokenReques
 	case FaultHuge:
 		w.Header().Set("Content-Type", a.contentType)
 		w.WriteHeader(a.status)
-		_ = writeHuge(w) // ends early when the client goes, or Close breaks the connection
+		_ = writeHuge(w, req.call) // ends early when the client goes, or Close breaks the connection
 	case FaultTrickle:
 		s.trickle(w, r, a)
 	case FaultGzipBomb:
 		w.Header().Set("Content-Encoding", "gzip")
-		a.body = gzipBomb()
+		a.body = gzipBombs[req.call]()
 		send(w, a)
 	case FaultRedirect:
 		w.Header().Set("Location", cmp.Or(f.Location, DefaultRedirect))
@@ -507,15 +511,14 @@ func (s *Server) trickle(w http.ResponseWriter, r *http.Request, a answer) {
 
 // hugeHead, a number of hugeChunk and hugeTail are what a client without a limit would take for a
 // good answer.
-const (
-	hugeHead = `{"accessToken":"`
-	hugeTail = `","expireIn":7200}`
-)
+func (c *tokenCall) hugeHead() string { return `{"` + c.token + `":"` }
+
+func (c *tokenCall) hugeTail() string { return `","` + c.lifetime + `":7200}` }
 
 func hugeChunk() []byte { return bytes.Repeat([]byte("0123456789abcdef"), 1<<16) }
 
-func writeHuge(w io.Writer) error {
-	if _, err := io.WriteString(w, hugeHead); err != nil {
+func writeHuge(w io.Writer, c *tokenCall) error {
+	if _, err := io.WriteString(w, c.hugeHead()); err != nil {
 		return err
 	}
 	chunk := hugeChunk()
@@ -524,16 +527,21 @@ func writeHuge(w io.Writer) error {
 			return err
 		}
 	}
-	_, err := io.WriteString(w, hugeTail)
+	_, err := io.WriteString(w, c.hugeTail())
 	return err
+}
+
+var gzipBombs = map[*tokenCall]func() []byte{
+	olderCall:   sync.OnceValue(func() []byte { return gzipBomb(olderCall) }),
+	unifiedCall: sync.OnceValue(func() []byte { return gzipBomb(unifiedCall) }),
 }
 
 // gzipBomb is put together from parts, since compressing the whole takes the race detector two
 // seconds, and the client a timeout that this fault does not mean. A flushed deflate block ends at
 // a byte and refers at most 32 KiB back. Each chunk but the first follows a chunk, so one
 // compressed chunk serves for all of them.
-var gzipBomb = sync.OnceValue(func() []byte {
-	chunk := hugeChunk()
+func gzipBomb(c *tokenCall) []byte {
+	head, tail, chunk := []byte(c.hugeHead()), []byte(c.hugeTail()), hugeChunk()
 	chunks := hugeBytes / len(chunk)
 	var deflated bytes.Buffer
 	w, err := flate.NewWriter(&deflated, flate.BestSpeed)
@@ -548,18 +556,19 @@ var gzipBomb = sync.OnceValue(func() []byte {
 		_ = end()
 		return bytes.Clone(deflated.Bytes())
 	}
-	first := part(w.Flush, []byte(hugeHead), chunk)
+	first := part(w.Flush, head, chunk)
 	next := part(w.Flush, chunk)
-	last := part(w.Close, []byte(hugeTail))
+	last := part(w.Close, tail)
 
-	sum := crc32.ChecksumIEEE([]byte(hugeHead))
+	sum := crc32.ChecksumIEEE(head)
 	for range chunks {
 		sum = crc32.Update(sum, crc32.IEEETable, chunk)
 	}
-	sum = crc32.Update(sum, crc32.IEEETable, []byte(hugeTail))
+	sum = crc32.Update(sum, crc32.IEEETable, tail)
 
 	bomb := []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255} // RFC 1952: deflate, no name, no time, unknown system
 	bomb = slices.Concat(bomb, first, bytes.Repeat(next, chunks-1), last)
 	bomb = binary.LittleEndian.AppendUint32(bomb, sum)
-	return binary.LittleEndian.AppendUint32(bomb, uint32(len(hugeHead)+chunks*len(chunk)+len(hugeTail)))
-})
+	size := len(head) + chunks*len(chunk) + len(tail)
+	return binary.LittleEndian.AppendUint32(bomb, uint32(size)) //nolint:gosec // about hugeBytes
+}

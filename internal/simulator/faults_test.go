@@ -175,30 +175,32 @@ func TestFault_answers_are_to_the_letter(t *testing.T) {
 	for name, want := range plainAnswers {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := start(t, simulator.Options{})
-			c.SetFault(appKey, want.fault)
-			res := c.ask(t)
-			assert.Equal(t, want.status, res.status)
-			assert.Regexp(t, want.body, res.body)
-			assert.Equal(t, strconv.Itoa(len(res.body)), res.header.Get("Content-Length"))
-			switch want.fault.Kind {
-			case simulator.FaultHTML:
-				assert.Equal(t, "text/html; charset=utf-8", res.header.Get("Content-Type"))
-			case simulator.FaultUnavailableEmpty, simulator.FaultRedirect:
-				assert.Empty(t, res.header.Get("Content-Type"))
-			default:
-				assert.Equal(t, "application/json", res.header.Get("Content-Type"))
-			}
-			assert.Equal(t, 1, c.Requests(appKey))
+			forBothCalls(t, func(t *testing.T, c *client) {
+				c.SetFault(appKey, want.fault)
+				res := c.ask(t)
+				assert.Equal(t, want.status, res.status)
+				assert.Regexp(t, c.named(want.body), res.body)
+				assert.Equal(t, strconv.Itoa(len(res.body)), res.header.Get("Content-Length"))
+				switch want.fault.Kind {
+				case simulator.FaultHTML:
+					assert.Equal(t, "text/html; charset=utf-8", res.header.Get("Content-Type"))
+				case simulator.FaultUnavailableEmpty, simulator.FaultRedirect:
+					assert.Empty(t, res.header.Get("Content-Type"))
+				default:
+					assert.Equal(t, "application/json", res.header.Get("Content-Type"))
+				}
+				assert.Equal(t, 1, c.Requests(appKey))
 
-			want.fault.RetryAfter = "Wed, 21 Oct 2026 07:28:00 GMT"
-			c.SetFault(appKey, want.fault)
-			assert.Equal(t, "Wed, 21 Oct 2026 07:28:00 GMT", c.ask(t).header.Get("Retry-After"))
+				later := want.fault
+				later.RetryAfter = "Wed, 21 Oct 2026 07:28:00 GMT"
+				c.SetFault(appKey, later)
+				assert.Equal(t, "Wed, 21 Oct 2026 07:28:00 GMT", c.ask(t).header.Get("Retry-After"))
 
-			c.ClearFaults()
-			res = c.ask(t)
-			assert.Regexp(t, goodAnswer, res.body)
-			assert.Empty(t, res.header.Get("Retry-After"))
+				c.ClearFaults()
+				res = c.ask(t)
+				assert.Regexp(t, c.named(goodAnswer), res.body)
+				assert.Empty(t, res.header.Get("Retry-After"))
+			})
 		})
 	}
 }
@@ -251,47 +253,49 @@ func TestFault_redirect_leads_to_another_host(t *testing.T) {
 
 func TestFault_echo_secret_repeats_what_was_sent(t *testing.T) {
 	t.Parallel()
-	c := start(t, simulator.Options{})
-	token, _ := c.token(t)
-	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultEchoSecret})
-	res := c.ask(t)
-	assert.Equal(t, 400, res.status)
-	var e struct{ RequestID, Code, Message string }
-	require.NoError(t, json.Unmarshal([]byte(res.body), &e))
-	assert.Regexp(t, requestID, e.RequestID)
-	assert.NotEmpty(t, e.Code)
+	forBothCalls(t, func(t *testing.T, c *client) {
+		token, _ := c.token(t)
+		c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultEchoSecret})
+		res := c.ask(t)
+		assert.Equal(t, 400, res.status)
+		var e struct{ RequestID, Code, Message string }
+		require.NoError(t, json.Unmarshal([]byte(res.body), &e))
+		assert.Regexp(t, requestID, e.RequestID)
+		assert.NotEmpty(t, e.Code)
 
-	printable := strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return -1
+		printable := strings.Map(func(r rune) rune {
+			if unicode.IsControl(r) {
+				return -1
+			}
+			return r
+		}, e.Message)
+		assert.Greater(t, len(e.Message), 4000)
+		assert.Less(t, len(printable), len(e.Message), "it has control characters")
+		for _, secret := range []string{appSecret, token} {
+			assert.Contains(t, e.Message, secret)
+			assert.Greater(
+				t,
+				strings.Count(printable, secret),
+				strings.Count(e.Message, secret),
+				"some are split by control characters",
+			)
 		}
-		return r
-	}, e.Message)
-	assert.Greater(t, len(e.Message), 4000)
-	assert.Less(t, len(printable), len(e.Message), "it has control characters")
-	for _, secret := range []string{appSecret, token} {
-		assert.Contains(t, e.Message, secret)
-		assert.Greater(
-			t,
-			strings.Count(printable, secret),
-			strings.Count(e.Message, secret),
-			"some are split by control characters",
-		)
-	}
 
-	assert.Equal(t, 400, c.post(t, "no secret at all").status)
+		assert.Equal(t, 400, c.post(t, "no secret at all").status)
+	})
 }
 
 func TestFault_huge_streams_a_good_answer_of_100_MB(t *testing.T) {
 	t.Parallel()
-	c := start(t, simulator.Options{})
-	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultHuge})
-	res := c.open(t)
-	defer res.Body.Close()
-	assert.Equal(t, http.StatusOK, res.StatusCode)
-	assert.Equal(t, "application/json", res.Header.Get("Content-Type"))
-	assert.Equal(t, int64(-1), res.ContentLength, "it is streamed")
-	assertHuge(t, res.Body)
+	forBothCalls(t, func(t *testing.T, c *client) {
+		c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultHuge})
+		res := c.open(t)
+		defer res.Body.Close()
+		assert.Equal(t, http.StatusOK, res.StatusCode)
+		assert.Equal(t, "application/json", res.Header.Get("Content-Type"))
+		assert.Equal(t, int64(-1), res.ContentLength, "it is streamed")
+		c.assertHuge(t, res.Body)
+	})
 }
 
 func TestFault_huge_ends_when_the_client_has_enough(t *testing.T) {
@@ -317,23 +321,24 @@ func TestFault_huge_ends_with_Close_when_the_client_reads_nothing(t *testing.T) 
 
 func TestFault_gzip_bomb_expands_to_100_MB(t *testing.T) {
 	t.Parallel()
-	c := start(t, simulator.Options{})
-	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultGzipBomb})
-	begin := time.Now()
-	res := c.open(t)
-	defer res.Body.Close()
-	assert.Less(t, time.Since(begin), 10*time.Second, "making it takes no client's timeout, however busy the machine")
-	assert.Equal(t, "gzip", res.Header.Get("Content-Encoding"))
-	assert.Less(t, res.ContentLength, int64(1<<20))
-	z, err := gzip.NewReader(res.Body)
-	require.NoError(t, err)
-	assertHuge(t, z)
+	forBothCalls(t, func(t *testing.T, c *client) {
+		c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultGzipBomb})
+		begin := time.Now()
+		res := c.open(t)
+		defer res.Body.Close()
+		assert.Less(t, time.Since(begin), 10*time.Second, "making it takes no client's timeout, however busy the machine")
+		assert.Equal(t, "gzip", res.Header.Get("Content-Encoding"))
+		assert.Less(t, res.ContentLength, int64(1<<20))
+		z, err := gzip.NewReader(res.Body)
+		require.NoError(t, err)
+		c.assertHuge(t, z)
+	})
 }
 
 // assertHuge reads a body that is a good answer but for its size.
-func assertHuge(t *testing.T, body io.Reader) {
+func (c *client) assertHuge(t *testing.T, body io.Reader) {
 	t.Helper()
-	const want = `{"accessToken":"0123456789abcdef`
+	want, wantEnd := c.named(`{"accessToken":"0123456789abcdef`), c.named(`abcdef","expireIn":7200}`)
 	head := make([]byte, len(want))
 	_, err := io.ReadFull(body, head)
 	require.NoError(t, err)
@@ -342,7 +347,7 @@ func assertHuge(t *testing.T, body io.Reader) {
 	n, err := io.Copy(tail, body)
 	require.NoError(t, err)
 	assert.Greater(t, n, int64(hundredMB))
-	assert.Equal(t, `abcdef","expireIn":7200}`, tail.last(24))
+	assert.Equal(t, wantEnd, tail.last(len(wantEnd)))
 }
 
 // tailWriter keeps the last writes' end.
@@ -359,8 +364,8 @@ func (w *tailWriter) last(n int) string { return string(w.end[max(0, len(w.end)-
 // open asks for the app's token. Reading and closing the body is the test's task.
 func (c *client) open(t *testing.T) *http.Response {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, c.url+simulator.TokenPath,
-		strings.NewReader(credentials(appKey, appSecret)))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, c.url+c.tokenPath(),
+		strings.NewReader(c.credentials()))
 	require.NoError(t, err)
 	req.Header.Set("Content-Type", "application/json")
 	res, err := c.http.Do(req)
@@ -374,7 +379,7 @@ func TestFault_hang_never_answers(t *testing.T) {
 		c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultHang})
 		ctx, cancel := context.WithTimeout(t.Context(), 1000*time.Hour)
 		defer cancel()
-		_, err := c.do(ctx, http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+		_, err := c.tryAsk(ctx)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		assert.Equal(t, 1, c.Requests(appKey), "it is counted all the same")
 	})
@@ -384,17 +389,7 @@ func TestFault_hang_ends_with_Close(t *testing.T) {
 	t.Parallel()
 	c := start(t, simulator.Options{})
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultHang})
-	failed := make(chan error, 1)
-	go func() {
-		_, err := c.do(
-			t.Context(),
-			http.MethodPost,
-			simulator.TokenPath,
-			"application/json",
-			credentials(appKey, appSecret),
-		)
-		failed <- err
-	}()
+	failed := c.startAsking(t.Context())
 	require.Eventually(t, func() bool { return c.Requests(appKey) == 1 }, 10*time.Second, time.Millisecond)
 
 	requireEnds(t, func() { assert.NoError(t, c.Close()) })
@@ -451,13 +446,7 @@ func TestFault_reset_resets_the_connection(t *testing.T) {
 	t.Parallel()
 	c := start(t, simulator.Options{})
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultReset, Times: 1})
-	_, err := c.do(
-		t.Context(),
-		http.MethodPost,
-		simulator.TokenPath,
-		"application/json",
-		credentials(appKey, appSecret),
-	)
+	_, err := c.tryAsk(t.Context())
 	require.ErrorIs(t, err, syscall.ECONNRESET)
 	c.token(t)
 	assert.Equal(t, 2, c.Requests(appKey))
@@ -467,13 +456,7 @@ func TestFault_reset_ends_a_connection_that_is_no_TCP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startVirtual(t, simulator.Options{})
 		c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultReset})
-		_, err := c.do(
-			t.Context(),
-			http.MethodPost,
-			simulator.TokenPath,
-			"application/json",
-			credentials(appKey, appSecret),
-		)
+		_, err := c.tryAsk(t.Context())
 		require.Error(t, err)
 	})
 }
@@ -503,20 +486,10 @@ func TestFault_delay_ends_with_the_client_and_with_Close(t *testing.T) {
 		c.SetFault(appKey, simulator.Fault{Delay: time.Hour})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := c.do(ctx, http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+		_, err := c.tryAsk(ctx)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 
-		failed := make(chan error, 1)
-		go func() {
-			_, err := c.do(
-				t.Context(),
-				http.MethodPost,
-				simulator.TokenPath,
-				"application/json",
-				credentials(appKey, appSecret),
-			)
-			failed <- err
-		}()
+		failed := c.startAsking(t.Context())
 		synctest.Wait()
 		begin := time.Now()
 		require.NoError(t, c.Close())

@@ -34,8 +34,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type client struct {
 	*simulator.Server
 
-	url  string
-	http *http.Client
+	url    string
+	http   *http.Client
+	corpID string // what the unified call is made with; empty for the older call
 }
 
 type response struct {
@@ -111,20 +112,82 @@ func (c *client) must(t *testing.T, method, path, contentType, body string) resp
 	return res
 }
 
+// in is the same client, which makes the unified call for this organisation.
+func (c *client) in(corpID string) *client {
+	other := *c
+	other.corpID = corpID
+	return &other
+}
+
+// forBothCalls runs a test with a simulator for each call.
+func forBothCalls(t *testing.T, test func(t *testing.T, c *client)) {
+	t.Helper()
+	for name, corpID := range map[string]string{"older call": "", "unified call": simulator.DefaultCorpID} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, start(t, simulator.Options{}).in(corpID))
+		})
+	}
+}
+
+// named is a text about the older call as it is for the client's call.
+func (c *client) named(text string) string {
+	if c.corpID == "" {
+		return text
+	}
+	return strings.NewReplacer(
+		"accessToken", "access_token", "expireIn", "expires_in", "invalidClientIdOrSecret", "invalid.client",
+	).Replace(text)
+}
+
+func (c *client) tokenPath() string {
+	if c.corpID == "" {
+		return simulator.TokenPath
+	}
+	return simulator.UnifiedPath(c.corpID)
+}
+
 func credentials(key, secret string) string {
 	return fmt.Sprintf(`{"appKey":%q,"appSecret":%q}`, key, secret)
+}
+
+func unifiedCredentials(key, secret string) string {
+	return fmt.Sprintf(`{"client_id":%q,"client_secret":%q,"grant_type":"client_credentials"}`, key, secret)
+}
+
+// credentials are those of the app.
+func (c *client) credentials() string {
+	if c.corpID == "" {
+		return credentials(appKey, appSecret)
+	}
+	return unifiedCredentials(appKey, appSecret)
 }
 
 // post asks for a token with a JSON body.
 func (c *client) post(t *testing.T, body string) response {
 	t.Helper()
-	return c.must(t, http.MethodPost, simulator.TokenPath, "application/json", body)
+	return c.must(t, http.MethodPost, c.tokenPath(), "application/json", body)
 }
 
 // ask asks for the app's token, whatever the answer.
 func (c *client) ask(t *testing.T) response {
 	t.Helper()
-	return c.post(t, credentials(appKey, appSecret))
+	return c.post(t, c.credentials())
+}
+
+// tryAsk is ask where a request may fail.
+func (c *client) tryAsk(ctx context.Context) (response, error) {
+	return c.do(ctx, http.MethodPost, c.tokenPath(), "application/json", c.credentials())
+}
+
+// startAsking returns without waiting for the response. The channel gets the request's error.
+func (c *client) startAsking(ctx context.Context) <-chan error {
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.tryAsk(ctx)
+		ended <- err
+	}()
+	return ended
 }
 
 // token asks for the app's token, and fails the test if it gets none.
@@ -132,13 +195,13 @@ func (c *client) token(t *testing.T) (token string, expireIn int64) {
 	t.Helper()
 	res := c.ask(t)
 	require.Equal(t, http.StatusOK, res.status, res.body)
-	var answer struct {
-		AccessToken string `json:"accessToken"`
-		ExpireIn    int64  `json:"expireIn"`
-	}
+	var answer map[string]any
 	require.NoError(t, json.Unmarshal([]byte(res.body), &answer))
-	require.NotEmpty(t, answer.AccessToken)
-	return answer.AccessToken, answer.ExpireIn
+	token, _ = answer[c.named("accessToken")].(string)
+	require.NotEmpty(t, token)
+	seconds, ok := answer[c.named("expireIn")].(float64)
+	require.True(t, ok)
+	return token, int64(seconds)
 }
 
 func (c *client) lifeLeft(t *testing.T, token string) time.Duration {

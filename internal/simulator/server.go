@@ -28,6 +28,9 @@ type Options struct {
 	TokenLifetime time.Duration
 	// Apps maps an AppKey to its AppSecret.
 	Apps map[string]string
+	// CorpIDs maps an AppKey of Apps to the organisations in which the app runs, for the unified
+	// call; without an entry it runs in [DefaultCorpID]. New panics where [CheckCorpIDs] fails.
+	CorpIDs map[string][]string
 	// Logger gets one line for each token request and each API call, without any secret; nil logs
 	// nothing.
 	Logger *slog.Logger
@@ -44,40 +47,46 @@ type Server struct {
 	closing chan struct{}  // closed when the server ends
 	running sync.WaitGroup // the listeners, connections and requests of http
 
-	mu       sync.Mutex // guards all below; never held while waiting
-	closed   bool
-	lifetime time.Duration
-	secrets  map[string]string // by app key, as are the next three
-	rotating map[string]bool
-	last     map[string]string // the token issued last
-	faults   map[string]Fault
-	tokens   map[string]issuedToken // by token, expired ones too: LifeLeft knows every one
-	requests map[string]int         // by app key
-	underWay map[string]int         // those that have not ended, by app key; empty for none
-	total    int                    // requests of all apps and of none
-	calls    map[string]apiCalls    // by app key; AnyApp's are all of them
+	mu         sync.Mutex // guards all below; never held while waiting
+	closed     bool
+	lifetime   time.Duration
+	secrets    map[string]string // by app key, as are the next four
+	corpIDs    map[string][]string
+	rotating   map[string]bool
+	last       map[string]string // the token issued last
+	faults     map[string]Fault
+	current    map[account]string     // the token issued last there
+	tokens     map[string]issuedToken // by token, expired ones too: LifeLeft knows every one
+	requests   map[string]int         // by app key
+	underWay   map[string]int         // those that have not ended, by app key; empty for none
+	total      int                    // requests of all apps and of none
+	requestsIn map[account]int        // requests, also those that name no app
+	calls      map[string]apiCalls    // by app key; AnyApp's are all of them
 }
 
 // New returns a simulator that is not listening yet.
 func New(o Options) *Server {
 	s := &Server{
-		logger:   o.Logger,
-		closing:  make(chan struct{}),
-		secrets:  make(map[string]string),
-		rotating: make(map[string]bool),
-		last:     make(map[string]string),
-		faults:   make(map[string]Fault),
-		tokens:   make(map[string]issuedToken),
-		requests: make(map[string]int),
-		underWay: make(map[string]int),
-		calls:    make(map[string]apiCalls),
+		logger:     o.Logger,
+		closing:    make(chan struct{}),
+		secrets:    make(map[string]string),
+		corpIDs:    make(map[string][]string),
+		rotating:   make(map[string]bool),
+		last:       make(map[string]string),
+		faults:     make(map[string]Fault),
+		current:    make(map[account]string),
+		tokens:     make(map[string]issuedToken),
+		requests:   make(map[string]int),
+		underWay:   make(map[string]int),
+		requestsIn: make(map[account]int),
+		calls:      make(map[string]apiCalls),
 	}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
 	}
 	s.SetTokenLifetime(o.TokenLifetime)
 	for key, secret := range o.Apps {
-		s.SetApp(key, secret)
+		s.SetApp(key, secret, o.CorpIDs[key]...)
 	}
 	s.control = s.newControl()
 	s.http = &http.Server{
@@ -193,13 +202,14 @@ func (s *Server) Close() error {
 // ServeHTTP answers a request to the token API, to the API that a token opens, or to the control
 // API.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	corpID := corpIDOf(r.URL.Path)
 	switch {
 	case s.isClosed():
 		panic(http.ErrAbortHandler)
 	case strings.HasPrefix(r.URL.Path, controlPrefix):
 		s.control.ServeHTTP(w, r)
-	case r.URL.Path == TokenPath:
-		s.serveToken(w, r)
+	case r.URL.Path == TokenPath, corpID != "":
+		s.serveToken(w, r, corpID)
 	case r.URL.Path == AppsPath:
 		s.serveApps(w, r)
 	default:

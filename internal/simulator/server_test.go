@@ -68,7 +68,7 @@ func TestServer_Close_ends_it_once_and_for_all(t *testing.T) {
 	requireEnds(t, func() { assert.NoError(t, c.Close()) })
 	_, err = idle.Read(make([]byte, 1))
 	require.Error(t, err, "a connection without a request ends too")
-	_, err = c.do(t.Context(), http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
+	_, err = c.tryAsk(t.Context())
 	require.Error(t, err)
 	_, err = c.Start("127.0.0.1:0")
 	require.ErrorIs(t, err, http.ErrServerClosed)
@@ -83,23 +83,13 @@ func TestServer_Close_ends_many_connections_that_come_at_the_same_time(t *testin
 	for range 20 {
 		c := start(t, simulator.Options{})
 		c.SetFault(simulator.AnyApp, simulator.Fault{Kind: simulator.FaultHang})
-		const clients = 20
-		ended := make(chan error, clients)
-		for range clients {
-			go func() {
-				_, err := c.do(
-					t.Context(),
-					http.MethodPost,
-					simulator.TokenPath,
-					"application/json",
-					credentials(appKey, appSecret),
-				)
-				ended <- err
-			}()
+		var clients []<-chan error
+		for range 20 {
+			clients = append(clients, c.startAsking(t.Context()))
 		}
 		require.Eventually(t, func() bool { return c.Requests(appKey) > 0 }, 10*time.Second, 100*time.Microsecond)
 		require.NoError(t, c.Close())
-		for range clients {
+		for _, ended := range clients {
 			require.Error(t, <-ended)
 		}
 	}
@@ -130,26 +120,10 @@ func TestServer_is_a_handler_for_any_server(t *testing.T) {
 	c.token(t)
 
 	s.SetFault(appKey, simulator.Fault{Kind: simulator.FaultHang})
-	failed := make(chan error, 1)
-	go func() {
-		_, err := c.do(
-			t.Context(),
-			http.MethodPost,
-			simulator.TokenPath,
-			"application/json",
-			credentials(appKey, appSecret),
-		)
-		failed <- err
-	}()
+	failed := c.startAsking(t.Context())
 	require.Eventually(t, func() bool { return s.Requests(appKey) == 2 }, 10*time.Second, time.Millisecond)
 	require.NoError(t, s.Close())
 	require.ErrorIs(t, <-failed, io.EOF, "Close ends requests, not the server they came by")
-	_, err := c.do(
-		context.Background(),
-		http.MethodPost,
-		simulator.TokenPath,
-		"application/json",
-		credentials(appKey, appSecret),
-	)
+	_, err := c.tryAsk(context.Background())
 	require.ErrorIs(t, err, io.EOF)
 }

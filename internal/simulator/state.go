@@ -6,29 +6,43 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"time"
 )
 
 // This file is what the simulator remembers: apps, tokens, counters and armed faults.
 
-// AnyApp stands for all apps, and for requests that name none, in [Server.SetFault] and
-// [Server.Requests].
+// AnyApp stands for all apps, and for requests that name none, in [Server.SetFault],
+// [Server.Requests] and [Server.RequestsIn].
 const AnyApp = "*"
 
+// account is what has a token of its own: an app in an organisation, or with an empty corpID an app
+// on the older call, which names none.
+type account struct{ appKey, corpID string }
+
 type issuedToken struct {
-	appKey  string
+	account
+
 	expires time.Time
 }
 
-// SetApp adds an app, or gives it another secret. DingTalk does not document what a new secret does
-// to issued tokens; here they live on.
-func (s *Server) SetApp(appKey, appSecret string) {
+// SetApp adds an app, or gives it another secret. The app runs in the organisations given; without
+// any it stays in those that it has, at first [DefaultCorpID] alone. DingTalk does not document
+// what a new secret does to issued tokens; here they live on. It panics where [CheckCorpIDs] fails.
+func (s *Server) SetApp(appKey, appSecret string, corpIDs ...string) {
+	if err := CheckCorpIDs(corpIDs); err != nil {
+		panic(fmt.Sprintf("simulator: SetApp: %v", err))
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.secrets[appKey] = appSecret
+	if len(corpIDs) > 0 {
+		s.corpIDs[appKey] = slices.Clone(corpIDs)
+	}
 }
 
-// RemoveApp makes the app unknown: its credentials are rejected. Issued tokens live on.
+// RemoveApp makes the app unknown: its credentials are rejected. Issued tokens live on, and its
+// organisations stay.
 func (s *Server) RemoveApp(appKey string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -47,14 +61,15 @@ func (s *Server) SetTokenLifetime(d time.Duration) {
 }
 
 // RotateTokens makes every call of the app give a new token (on), or repeat the last one (off, as
-// at first). Older tokens live on to their end.
+// at first), in all organisations. Older tokens live on to their end.
 func (s *Server) RotateTokens(appKey string, on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rotating[appKey] = on
 }
 
-// ExpireTokens ends every token issued to the app so far. The next call gives a new one.
+// ExpireTokens ends every token issued to the app so far, in all organisations. The next call gives
+// a new one.
 func (s *Server) ExpireTokens(appKey string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,9 +109,9 @@ func (s *Server) ClearFaults() {
 	clear(s.faults)
 }
 
-// Requests counts the token requests that named the app, whatever their answer and whether the app
-// is known; for [AnyApp] all of them, also those that named none. A request counts once its body is
-// read.
+// Requests counts the token requests that named the app, on both calls, whatever their answer and
+// whether the app is known; for [AnyApp] all of them, also those that named none. A request counts
+// once its body is read.
 func (s *Server) Requests(appKey string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,6 +119,23 @@ func (s *Server) Requests(appKey string) int {
 		return s.total
 	}
 	return s.requests[appKey]
+}
+
+// RequestsIn counts those of [Server.Requests] that were unified calls for this organisation. With
+// an empty corpID it counts those on the older call.
+func (s *Server) RequestsIn(appKey, corpID string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if appKey != AnyApp {
+		return s.requestsIn[account{appKey, corpID}]
+	}
+	n := 0
+	for of, requests := range s.requestsIn {
+		if of.corpID == corpID {
+			n += requests
+		}
+	}
+	return n
 }
 
 // UnderWay counts the token requests that named the app and have not ended: their response is not
@@ -142,42 +174,89 @@ func (s *Server) Owner(token string) (appKey string, live bool) {
 	return t.appKey, t.expires.After(time.Now())
 }
 
-// LastToken is the token that the app got last, expired or not; empty if it got none.
+// Organisation is the corpId that a token is for; empty if the older call issued it, or none did.
+func (s *Server) Organisation(token string) (corpID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tokens[token].corpID
+}
+
+// LastToken is the token that the app got last, by either call, expired or not; empty if it got
+// none.
 func (s *Server) LastToken(appKey string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.last[appKey]
 }
 
-// issue answers valid credentials with a token and its lifetime.
-func (s *Server) issue(appKey, appSecret string) (token string, lifetime time.Duration, ok bool) {
+// LastTokenIn is the token that the app got last in this organisation. With an empty corpID it is
+// the one of the older call.
+func (s *Server) LastTokenIn(appKey, corpID string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	secret, known := s.secrets[appKey]
-	if !known || secret != appSecret {
-		return "", 0, false
-	}
-	now := time.Now()
-	token = s.last[appKey]
-	if s.rotating[appKey] || !s.tokens[token].expires.After(now) {
-		token = newToken()
-		s.last[appKey] = token
-	}
-	s.tokens[token] = issuedToken{appKey: appKey, expires: now.Add(s.lifetime)}
-	return token, s.lifetime, true
+	return s.current[account{appKey, corpID}]
 }
 
-// receive counts a token request, which lasts until end, and returns the fault that hits it; appKey
-// is empty if it names no app.
-func (s *Server) receive(appKey string) Fault {
+// issue returns a token and its lifetime, or the kind of fault with whose error the request is
+// refused.
+func (s *Server) issue(of account, appSecret string) (token string, lifetime time.Duration, refusal string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	secret, known := s.secrets[of.appKey]
+	switch {
+	case of.corpID != "" && !s.isOrganisation(of.corpID):
+		return "", 0, FaultUnavailableUnknown
+	case !known, secret != appSecret:
+		return "", 0, FaultRejectedCredentials
+	case of.corpID != "" && !s.runsIn(of):
+		return "", 0, FaultUnauthorizedClient
+	}
+	now := time.Now()
+	token = s.current[of]
+	if s.rotating[of.appKey] || !s.tokens[token].expires.After(now) {
+		token = newToken()
+		s.current[of] = token
+	}
+	s.last[of.appKey] = token
+	s.tokens[token] = issuedToken{of, now.Add(s.lifetime)}
+	return token, s.lifetime, ""
+}
+
+// runsIn reports whether the app runs in the organisation. The caller holds the lock.
+func (s *Server) runsIn(of account) bool {
+	corpIDs, named := s.corpIDs[of.appKey]
+	if !named {
+		return of.corpID == DefaultCorpID
+	}
+	return slices.Contains(corpIDs, of.corpID)
+}
+
+// isOrganisation reports whether there is such an organisation: the default one, or one that an app
+// runs in or ran in until it was removed. The caller holds the lock.
+func (s *Server) isOrganisation(corpID string) bool {
+	if corpID == DefaultCorpID {
+		return true
+	}
+	for _, corpIDs := range s.corpIDs {
+		if slices.Contains(corpIDs, corpID) {
+			return true
+		}
+	}
+	return false
+}
+
+// receive counts a token request, which lasts until end, and returns the fault that hits it; the
+// app key is empty if it names no app.
+func (s *Server) receive(of account) Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.total++
-	s.underWay[appKey]++
-	if appKey != "" {
-		s.requests[appKey]++
+	s.underWay[of.appKey]++
+	s.requestsIn[of]++
+	if of.appKey != "" {
+		s.requests[of.appKey]++
 	}
-	key := appKey
+	key := of.appKey
 	f, armed := s.faults[key]
 	if !armed {
 		key = AnyApp

@@ -43,7 +43,6 @@ var streams = map[string]stream{
 	},
 	FaultInformationalFlood: {repeat: "HTTP/1.1 103 Early Hints\r\n\r\n"},
 	FaultEndlessHeaders:     {head: okHead, repeat: "X-Filler: " + strings.Repeat("x", 100) + "\r\n"},
-	FaultEndlessBody:        {head: okHead + "\r\n" + hugeHead, repeat: "0123456789abcdef"},
 	FaultEndlessDrip:        {head: okHead + "\r\n", repeat: " ", interval: time.Second},
 	FaultEndlessGzip:        {head: gzipHead, repeat: gzipMember(memberSize)},
 	FaultEndlessGzipEmpty:   {head: gzipHead, repeat: gzipMember(0)},
@@ -58,10 +57,12 @@ var streams = map[string]stream{
 }
 
 // endless is what the fault sends in place of any response, if it is one that does.
-func endless(r *http.Request, f Fault) (st stream, ok bool) {
+func endless(r *http.Request, c *tokenCall, f Fault) (st stream, ok bool) {
 	switch {
 	case f.Kind == FaultRaw:
 		return stream{head: f.Raw, repeat: f.Repeat, interval: f.Interval}, true
+	case f.Kind == FaultEndlessBody:
+		return stream{head: okHead + "\r\n" + c.hugeHead(), repeat: "0123456789abcdef"}, true
 	case isHTTP2Fault(f.Kind) && r.ProtoMajor != 2:
 		return stream{}, false
 	}
@@ -76,9 +77,9 @@ func (s *Server) streamFor(r *http.Request, req tokenRequest, f Fault, a answer)
 		return stream{head: wire("099 Odd", a, f)}, true
 	case FaultSurplus:
 		status := fmt.Sprintf("%d %s", a.status, http.StatusText(a.status))
-		return stream{head: wire(status, a, f) + s.LastToken(req.appKey) + "\r\n" + req.body}, true
+		return stream{head: wire(status, a, f) + s.LastTokenIn(req.appKey, req.corpID) + "\r\n" + req.body}, true
 	}
-	return endless(r, f)
+	return endless(r, req.call, f)
 }
 
 // wire is a response as it is on the wire.

@@ -348,11 +348,6 @@ func startTLS(t *testing.T) (c *client, overTLS *client) {
 	return c, &client{Server: c.Server, url: url, http: &http.Client{Transport: transport}}
 }
 
-func (c *client) tryAsk(ctx context.Context) error {
-	_, err := c.do(ctx, http.MethodPost, simulator.TokenPath, "application/json", credentials(appKey, appSecret))
-	return err
-}
-
 // newConnection is the same client without the connections that it keeps.
 func (c *client) newConnection(t *testing.T) *http.Client {
 	t.Helper()
@@ -409,7 +404,7 @@ func TestTLS_has_the_faults_of_HTTP1(t *testing.T) {
 
 	c.set(t, "dingother", simulator.Fault{Kind: simulator.FaultHTTP2Silent})
 	overTLS.http = overTLS.newConnection(t)
-	err := overTLS.tryAsk(t.Context())
+	_, err := overTLS.tryAsk(t.Context())
 	require.ErrorContains(t, err, "frame", "on a connection of HTTP/2 the same bytes make no sense")
 }
 
@@ -430,10 +425,7 @@ func TestHTTP2_goaway_makes_a_client_send_the_request_again(t *testing.T) {
 	c.set(t, appKey, simulator.Fault{Kind: simulator.FaultHTTP2GoAway})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	ended := make(chan error, 1)
-	go func() {
-		ended <- overTLS.tryAsk(ctx)
-	}()
+	ended := overTLS.startAsking(ctx)
 	require.Eventually(t, func() bool { return c.Requests(appKey) >= 3 }, time.Minute, time.Millisecond)
 	cancel()
 	require.Error(t, <-ended)

@@ -18,7 +18,7 @@ import (
 // counted, answered in memory, logged, and only then sent, so that a slow or broken sending changes
 // none of the rest.
 
-// TokenPath is where DingTalk gives out access tokens.
+// TokenPath is where DingTalk issues access tokens. [UnifiedPath] is its successor.
 const TokenPath = "/v1.0/oauth2/accessToken"
 
 const (
@@ -48,16 +48,20 @@ type answer struct {
 	body        []byte
 }
 
-func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
-	req := readTokenRequest(r)
-	fault := s.receive(req.appKey)
+// serveToken serves the unified call where it is given an organisation, otherwise the older one.
+func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, corpID string) {
+	req := readTokenRequest(r, corpID)
+	fault := s.receive(req.account)
 	defer s.end(req.appKey)
 	requestID := newRequestID()
 	a := s.answer(r, req, fault, requestID)
 
-	s.logger.LogAttrs(r.Context(), slog.LevelInfo, "token request",
-		slog.String("app", s.logName(req.appKey)), slog.Int("status", a.status),
-		slog.String("request_id", requestID), slog.String("fault", cmp.Or(fault.Kind, "none")))
+	attrs := []slog.Attr{slog.String("app", s.logName(req.appKey))}
+	if corpID != "" {
+		attrs = append(attrs, slog.String("corp_id", s.logCorpID(corpID)))
+	}
+	s.logger.LogAttrs(r.Context(), slog.LevelInfo, "token request", append(attrs, slog.Int("status", a.status),
+		slog.String("request_id", requestID), slog.String("fault", cmp.Or(fault.Kind, "none")))...)
 
 	if !s.wait(r.Context(), fault.Delay) {
 		panic(http.ErrAbortHandler)
@@ -73,33 +77,49 @@ func (s *Server) logName(appKey string) string {
 	return appKey
 }
 
+// logCorpID is the organisation if it is one, for the same reason.
+func (s *Server) logCorpID(corpID string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.isOrganisation(corpID) {
+		return "unknown"
+	}
+	return corpID
+}
+
 type tokenRequest struct {
-	appKey, appSecret string
-	body              string // as it was sent
-	missing           string // what the gateway would ask for first: body, appKey or appSecret
+	account
+
+	call      *tokenCall
+	appSecret string
+	grantType string // of the unified call
+	body      string // as it was sent
+	missing   string // what the gateway would ask for first: body, or a field
 }
 
 // readTokenRequest takes a JSON object of type application/json, as documented. It reads the names
 // to the letter, unlike a decoding into a struct, so that a client which spells one otherwise is
 // found out. DingTalk answers a form with Missingbody; that it treats all else that is no JSON
 // object the same is assumed here.
-func readTokenRequest(r *http.Request) tokenRequest {
+func readTokenRequest(r *http.Request, corpID string) tokenRequest {
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxRequestBytes+1))
+	req := tokenRequest{account: account{corpID: corpID}, call: callFor(corpID), body: string(body)}
 	var fields map[string]any
 	if err != nil || len(body) > maxRequestBytes || json.Unmarshal(body, &fields) != nil {
-		return tokenRequest{body: string(body), missing: "body"}
-	}
-	appKey, hasKey := fields["appKey"].(string)
-	appSecret, hasSecret := fields["appSecret"].(string)
-	req := tokenRequest{appKey: appKey, appSecret: appSecret, body: string(body)}
-	mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	switch {
-	case mediaType != contentTypeJSON, fields == nil:
 		req.missing = "body"
-	case !hasKey:
-		req.missing = "appKey"
-	case !hasSecret:
-		req.missing = "appSecret"
+		return req
+	}
+	mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if mediaType != contentTypeJSON || fields == nil {
+		req.missing = "body"
+	}
+	values := []*string{&req.appKey, &req.appSecret, &req.grantType}
+	for i, name := range req.call.request {
+		value, ok := fields[name].(string)
+		if !ok {
+			req.missing = cmp.Or(req.missing, name)
+		}
+		*values[i] = value
 	}
 	return req
 }
@@ -117,10 +137,12 @@ func (s *Server) usualAnswer(method string, req tokenRequest, f Fault, requestID
 			Code:      "Missing" + req.missing,
 			Message:   req.missing + " is mandatory for this action.",
 		})
+	case req.call == unifiedCall && req.grantType != onlyGrantType:
+		return unsupportedGrantType(requestID)
 	}
-	token, lifetime, ok := s.issue(req.appKey, req.appSecret)
-	if !ok {
-		e := envelopes[FaultRejectedCredentials]
+	token, lifetime, refusal := s.issue(req.account, req.appSecret)
+	if refusal != "" {
+		e, _ := req.call.envelopeFor(refusal)
 		return jsonAnswer(e.status, envelope{RequestID: requestID, Code: e.code, Message: e.message})
 	}
 	expireIn := strconv.FormatInt(int64(lifetime/time.Second), 10)
@@ -130,7 +152,7 @@ func (s *Server) usualAnswer(method string, req tokenRequest, f Fault, requestID
 	case FaultToken:
 		token, expireIn = f.Token, cmp.Or(f.ExpireIn, expireIn)
 	}
-	return goodAnswer(token, expireIn)
+	return req.call.goodAnswer(token, expireIn)
 }
 
 // wrongMethod is not documented. Other APIs behind the same gateway answer a wrong method this way.
@@ -143,10 +165,10 @@ func wrongMethod(requestID string) answer {
 }
 
 // goodAnswer takes expireIn as JSON; empty leaves the field out.
-func goodAnswer(token, expireIn string) answer {
-	body := `{"accessToken":` + jsonString(token, EncodingJSON)
+func (c *tokenCall) goodAnswer(token, expireIn string) answer {
+	body := `{"` + c.token + `":` + jsonString(token, EncodingJSON)
 	if expireIn != "" {
-		body += `,"expireIn":` + expireIn
+		body += `,"` + c.lifetime + `":` + expireIn
 	}
 	body += "}"
 	return answer{status: http.StatusOK, contentType: contentTypeJSON, body: []byte(body)}

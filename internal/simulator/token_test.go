@@ -319,13 +319,7 @@ func TestSimulator_gives_one_token_to_concurrent_requests(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range tokens {
 		wg.Go(func() {
-			res, err := c.do(
-				t.Context(),
-				http.MethodPost,
-				simulator.TokenPath,
-				"application/json",
-				credentials(appKey, appSecret),
-			)
+			res, err := c.tryAsk(t.Context())
 			assert.NoError(t, err)
 			tokens[i] = res.body
 		})
@@ -349,13 +343,7 @@ func TestSimulator_logs_a_line_for_each_token_request_and_no_secret(t *testing.T
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultEchoSecret})
 	c.ask(t)
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultReset})
-	_, err := c.do(
-		t.Context(),
-		http.MethodPost,
-		simulator.TokenPath,
-		"application/json",
-		credentials(appKey, appSecret),
-	)
+	_, err := c.tryAsk(t.Context())
 	require.Error(t, err)
 	require.NoError(t, c.Close()) // nothing is logged after it
 

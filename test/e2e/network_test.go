@@ -173,6 +173,18 @@ func (v *vaultServer) enableWith(t *testing.T, name string, env ...string) *moun
 	return m
 }
 
+// newTLSMount returns a mount of a Vault of its own, and the TLS configuration of an upstream on
+// 127.0.0.1 that the plugin trusts.
+func newTLSMount(t *testing.T) (*mount, *tls.Config) {
+	t.Helper()
+	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
+	ca := newAuthority(t)
+	return v.enableWith(t, "dingtalk-own-ca", "SSL_CERT_FILE="+ca.file), &tls.Config{
+		MinVersion:   tls.VersionTLS12,
+		Certificates: []tls.Certificate{ca.issue(t, time.Now().Add(day), "127.0.0.1")},
+	}
+}
+
 // appAt is an app of the simulator that is reached by another URL than the simulator's own.
 func (m *mount) appAt(dt *dingtalk, url string) *app {
 	a := m.unstoredApp(&dingtalk{Server: dt.Server, url: url})
@@ -321,14 +333,8 @@ func TestTLS_only_a_trusted_certificate_of_the_right_name_and_time_gets_the_secr
 
 func TestRedirect_is_never_followed(t *testing.T) {
 	t.Parallel()
-	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
-	ca := newAuthority(t)
-	m := v.enableWith(t, "dingtalk-own-ca", "SSL_CERT_FILE="+ca.file)
+	m, config := newTLSMount(t)
 	dt := startDingTalk(t, fullLifetime)
-	config := &tls.Config{
-		MinVersion:   tls.VersionTLS12,
-		Certificates: []tls.Certificate{ca.issue(t, time.Now().Add(day), "127.0.0.1")},
-	}
 	// Where redirects lead: each would answer with a token.
 	elsewhere := serveUpstream(t, "127.0.0.1", config, dt)
 	inClear := serveUpstream(t, "127.0.0.1", nil, dt)
@@ -509,15 +515,9 @@ func TestAnswer_is_read_to_its_bound_and_the_connection_given_up(t *testing.T) {
 // against a client. The server here would take all three.
 func TestCall_is_one_request_of_HTTP_1_1_on_a_connection_of_its_own(t *testing.T) {
 	t.Parallel()
-	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
-	ca := newAuthority(t)
-	m := v.enableWith(t, "dingtalk-own-ca", "SSL_CERT_FILE="+ca.file)
+	m, config := newTLSMount(t)
+	config.NextProtos = []string{"h2", "http/1.1"}
 	dt := startDingTalk(t, fullLifetime)
-	config := &tls.Config{
-		MinVersion:   tls.VersionTLS12,
-		Certificates: []tls.Certificate{ca.issue(t, time.Now().Add(day), "127.0.0.1")},
-		NextProtos:   []string{"h2", "http/1.1"},
-	}
 
 	t.Run("whatever the server offers", func(t *testing.T) {
 		t.Parallel()
@@ -549,7 +549,7 @@ func TestCall_is_one_request_of_HTTP_1_1_on_a_connection_of_its_own(t *testing.T
 			require.Equal(t, "fresh", a.refreshNow(t).Data["state"])
 			require.Equal(t, 2, a.calls())
 			require.Equal(t, json.Number("2"), a.status(t)["upstream_calls"], "every request is counted")
-			requireNoConnection(t, v.pluginPID(t), url)
+			requireNoConnection(t, m.v.pluginPID(t), url)
 		})
 	}
 }
