@@ -46,9 +46,11 @@ const (
 	// rejectedBackOff is the wait after DingTalk rejected something, which only a person can fix.
 	rejectedBackOff = time.Minute
 
-	// refreshAhead is how long before a token becomes due the background refreshes it: two passes
-	// of the periodic function, which Vault calls once a minute.
-	refreshAhead = 2 * time.Minute
+	// readerPatience is how long a reader waits for a refresh that it could do without.
+	readerPatience = 2 * time.Second
+
+	// warnInterval is how often at least the log says that fetches go on failing.
+	warnInterval = time.Hour
 
 	// minIdle is how long an app stays in memory unused at the least, so that the limits on how
 	// often DingTalk is called outlive a short-lived token.
@@ -190,7 +192,7 @@ type app struct {
 	gone        bool       // dropped from memory: no flight may start, what one brings is not published
 	flight      *flight    // nil while none is under way
 	lastFailure *failedFetch
-	failing     bool      // the log has said that fetches fail, and not yet that they work again
+	warned      warning   // the zero value: the log has not said that fetches fail, or that they work again
 	forcedAt    time.Time // when a token that was not due was last refreshed all the same
 	calls       uint64    // calls upstream, retries included, and how many of them failed
 	failures    uint64
@@ -215,7 +217,14 @@ type failedFetch struct {
 	err         *fetchError
 	at          time.Time
 	inARow      int
+	since       time.Time // when the first of them failed
 	nextAttempt time.Time
+}
+
+// warning is what the log last said of fetches that fail, and when.
+type warning struct {
+	class errorClass
+	at    time.Time
 }
 
 // want is what a caller asks of an app's token. The zero value asks for one that is good.
@@ -225,11 +234,14 @@ type want struct {
 	remaining time.Duration
 	quarters  int64
 
-	// ahead asks for a refresh before the token is due, so that no reader has to wait.
+	// ahead asks for a refresh before a reader does, so that none has to wait.
 	ahead bool
 
 	// force asks for a fetch now, whatever the cache says: an operator may have fixed something.
-	force bool
+	// With rejected, the digest of a token that DingTalk refused, it does so only where that is the
+	// current token.
+	force    bool
+	rejected string
 
 	// timeout is the least budget of that fetch; otherwise it is the app's request_timeout.
 	timeout time.Duration
@@ -246,12 +258,13 @@ func (w want) atLeast(t *token) time.Duration {
 // next attempt.
 type tokenError struct {
 	*fetchError
-	app, baseURL string
-	nextAttempt  time.Time
+	app         string
+	config      *appConfig
+	nextAttempt time.Time
 }
 
 func (e *tokenError) Error() string {
-	text := e.describe(e.app, e.baseURL)
+	text := e.describe(e.app, e.config)
 	switch {
 	case e.nextAttempt.IsZero():
 		return text
@@ -273,6 +286,7 @@ func (e *tooSoonError) Error() string {
 var (
 	errGone         = errors.New("the app's configuration changed") // its caller starts over with what is there now
 	errNoResponse   = errors.New("no response in time")             // request_timeout is over
+	errStillWaiting = errors.New("the fetch is still under way")    // readerPatience is over
 	errShuttingDown = errors.New("the secrets engine is being unloaded: try again")
 
 	// errExpired: the token ran out between the decision and its use, on a machine that slept
@@ -287,12 +301,19 @@ func timestamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 func (a *app) meets(t *token, now time.Time, w want) bool {
 	switch {
 	case w.force:
-		return false
+		return w.rejected != "" && (t == nil || t.digest != w.rejected)
 	case w.ahead:
 		return !a.wantsRefreshAhead(now)
 	default:
-		return t.state(now, a.config.Load().RefreshBefore) == stateFresh && t.remaining(now) >= w.atLeast(t)
+		c, remaining := a.config.Load(), t.remaining(now)
+		return t.state(now, c.RefreshBefore) == stateFresh && remaining >= w.atLeast(t) &&
+			(!c.Leased || remaining >= t.lifetime/2) // a lease that begins short can stay short for good
 	}
+}
+
+// settles reports whether the caller does with the token as it is, if a fetch takes its time.
+func (w want) settles(t *token, now time.Time) bool {
+	return !w.force && !w.ahead && t.servable(now) && t.remaining(now) >= w.atLeast(t)
 }
 
 // get brings the app's token to what the caller wants, as far as that may be done now, and waits
@@ -300,28 +321,30 @@ func (a *app) meets(t *token, now time.Time, w want) bool {
 // wanted: a *tokenError or a *tooSoonError. The error is errGone where the caller has to start over
 // with what is in memory now.
 func (a *app) get(ctx context.Context, s logical.Storage, w want) (t *token, warning, err error) {
-	f, warning, err := a.decide(ctx, s, w)
-	for f != nil && f.timeout < w.timeout && ctx.Err() == nil {
-		_ = a.await(ctx, f) // one with less time than this caller wants is not joined, but let end
-		f, warning, err = a.decide(ctx, s, w)
-	}
-	switch {
-	case err != nil:
-		return nil, nil, err
-	case f == nil:
-		return w.result(a.token.Load(), warning)
-	}
-	err = a.await(ctx, f)
-	var failed *tokenError
-	switch fetched := f.fetched.Load(); {
-	case err == nil:
-		return w.result(a.token.Load(), nil)
-	case errors.As(err, &failed) && fetched != nil && a.registry.holds(a):
-		return fetched, nil, nil // which storage is slow to take
-	case !w.force && (failed != nil || errors.Is(err, errShuttingDown)):
-		return w.result(a.token.Load(), err)
-	default:
-		return nil, nil, err
+	for {
+		f, warning, err := a.decide(ctx, s, w)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case f == nil:
+			return w.result(a.token.Load(), warning)
+		}
+		err = a.await(ctx, f, w)
+		var failed *tokenError
+		switch fetched := f.fetched.Load(); {
+		case f.timeout < w.timeout && ctx.Err() == nil:
+			continue // one with less time than this caller wants for it was not joined, but awaited
+		case err == nil:
+			return w.result(a.token.Load(), nil)
+		case fetched != nil && a.registry.holds(a) && (errors.As(err, &failed) || errors.Is(err, errStillWaiting)):
+			return fetched, nil, nil // which storage is slow to take
+		case errors.Is(err, errStillWaiting):
+			continue
+		case !w.force && (failed != nil || errors.Is(err, errShuttingDown)):
+			return w.result(a.token.Load(), err)
+		default:
+			return nil, nil, err
+		}
 	}
 }
 
@@ -349,7 +372,7 @@ func (a *app) decide(ctx context.Context, s logical.Storage, w want) (f *flight,
 		return nil, nil, errGone
 	case a.meets(t, now, w):
 		return nil, nil, nil
-	case a.flight != nil && state == stateDue && t.remaining(now) >= w.atLeast(t) && !w.force && !w.ahead:
+	case a.flight != nil && w.settles(t, now):
 		return nil, nil, nil
 	case a.flight != nil:
 		return a.flight, nil, nil
@@ -385,8 +408,7 @@ func (a *app) heldBack(now time.Time, w want, forced bool) error {
 
 // cooldown is what DingTalk asked for that stands against a call for this app; nil if nothing does.
 func (a *app) cooldown(now time.Time) *fetchError {
-	c := a.config.Load()
-	return a.registry.client.cooldowns.inForce(c.BaseURL, c.AppKey, now)
+	return a.registry.client.cooldowns.inForce(a.config.Load().credentials(), now)
 }
 
 // nextAttempt is when the next fetch may be made, while something stands against it; zero
@@ -403,12 +425,21 @@ func (a *app) nextAttempt(now time.Time) time.Time {
 }
 
 func (a *app) tokenError(f *fetchError, next time.Time) *tokenError {
-	return &tokenError{fetchError: f, app: a.name, baseURL: a.config.Load().BaseURL, nextAttempt: next}
+	return &tokenError{fetchError: f, app: a.name, config: a.config.Load(), nextAttempt: next}
 }
 
-// await waits for the end of a flight, and returns what it failed with.
-func (a *app) await(ctx context.Context, f *flight) error {
+// await waits for the end of a flight, and returns what it failed with. Who settles for the current
+// token waits a moment only.
+func (a *app) await(ctx context.Context, f *flight, w want) error {
+	var moment <-chan time.Time
+	if now := time.Now(); w.settles(a.token.Load(), now) {
+		timer := time.NewTimer(readerPatience)
+		defer timer.Stop()
+		moment = timer.C
+	}
 	select {
+	case <-moment:
+		return errStillWaiting
 	case <-f.done:
 		if f.err == nil && !a.registry.holds(a) {
 			return errGone
@@ -519,10 +550,10 @@ func (a *app) finishFetch(f *flight, err error) {
 // publish makes the token the app's. It is called with a.mu held, or before anybody else knows the
 // app, and returns what is to be logged.
 func (a *app) publish(t *token) (log func()) {
-	wasFailing := a.failing
+	wasFailing := a.warned != warning{}
 	a.token.Store(t)
 	a.servedSinceFetch.Store(false)
-	a.lastFailure, a.failing = nil, false
+	a.lastFailure, a.warned = nil, warning{}
 	return func() {
 		if wasFailing {
 			a.registry.log.Info("fetching tokens works again", "app", a.name)
@@ -535,9 +566,10 @@ func (a *app) publish(t *token) (log func()) {
 // returns what is to be logged.
 func (a *app) fail(f *fetchError) (log func(), err error) {
 	now := time.Now()
-	last := &failedFetch{err: f, at: now, inARow: 1}
+	last := &failedFetch{err: f, at: now, inARow: 1, since: now}
 	if a.lastFailure != nil {
 		last.inARow += a.lastFailure.inARow
+		last.since = a.lastFailure.since
 	}
 	wait := jitter(backOff[min(last.inARow, len(backOff))-1])
 	if f.rejected() {
@@ -545,13 +577,18 @@ func (a *app) fail(f *fetchError) (log func(), err error) {
 	}
 	last.nextAttempt = latestOf(now.Add(wait), f.cooldown)
 	write := a.registry.log.Debug
-	if !a.failing {
-		write = a.registry.log.Warn
+	if a.warned.class != f.class || now.Sub(a.warned.at) >= warnInterval {
+		write, a.warned = a.registry.log.Warn, warning{class: f.class, at: now}
 	}
-	a.lastFailure, a.failing = last, true
+	a.lastFailure = last
+	tokenUntil := "no token"
+	if t := a.token.Load(); t.servable(now) {
+		tokenUntil = timestamp(t.expiresAt)
+	}
 	log = func() {
 		write("fetching a token failed", "app", a.name, "class", string(f.class), "code", f.code, "message", f.message,
-			"request_id", f.requestID, "cause", f.cause, "next_attempt", timestamp(last.nextAttempt))
+			"request_id", f.requestID, "cause", f.cause, "next_attempt", timestamp(last.nextAttempt),
+			"token_expires_at", tokenUntil)
 	}
 	return log, a.tokenError(f, last.nextAttempt)
 }
@@ -559,15 +596,15 @@ func (a *app) fail(f *fetchError) (log func(), err error) {
 func latestOf(times ...time.Time) time.Time { return slices.MaxFunc(times, time.Time.Compare) }
 
 // retire takes the app out of use: its flight is called off, and what that brings is not published.
-// It reports whether the app's fetches were failing.
-func (a *app) retire() (failing bool) {
+// It returns what the log last said of its fetches.
+func (a *app) retire() warning {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.gone = true
 	if a.flight != nil {
 		a.flight.cancel()
 	}
-	return a.failing
+	return a.warned
 }
 
 // touch notes that the app is in use, and with served that its token was handed out. It writes only
@@ -582,15 +619,17 @@ func (a *app) touch(now time.Time, served bool) {
 }
 
 // wantsRefreshAhead reports whether the background should refresh the token: it is in use, good,
-// and due soon.
+// and half of its life is over, or three quarters where no lease depends on what is left.
 func (a *app) wantsRefreshAhead(now time.Time) bool {
 	if !a.servedSinceFetch.Load() {
 		return false
 	}
 	t := a.token.Load()
-	remaining := t.remaining(now)
-	return remaining >= minServed && remaining < t.lifetime/2 &&
-		remaining-t.window(a.config.Load().RefreshBefore) <= refreshAhead
+	left := t.lifetime / 4
+	if a.config.Load().Leased {
+		left = t.lifetime / 2
+	}
+	return t.servable(now) && t.remaining(now) <= left
 }
 
 // evict retires the app if nobody has used it for a full lifetime of its token and nothing is under

@@ -145,7 +145,7 @@ func inlineSchemas(resp *logical.Response) {
 // request's fields, so the framework is not shown them; HandleRequest tells what is wrong with
 // them.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (found, exists bool, err error) {
-	if err := checkSecret(req.Data); err != nil {
+	if err := checkSecrets(req.Data); err != nil {
 		return false, false, errutil.UserError{Err: err.Error()} // the one error that Vault answers with a 400 here
 	}
 	bare := *req
@@ -171,14 +171,14 @@ func checkFields(req *logical.Request) error {
 		}
 	default:
 	}
-	// A secret on a path that does not take one is ignored, but not repeated either.
-	return checkSecret(req.Data)
+	return checkSecrets(req.Data)
 }
 
-// checkSecret refuses an app_secret that is not a string, whatever the path.
-func checkSecret(raw map[string]any) error {
+// checkSecrets refuses a secret that is not a string, whatever the path: where none is taken it is
+// ignored, but not repeated either.
+func checkSecrets(raw map[string]any) error {
 	p := &parser{raw: raw}
-	_ = p.string(fieldAppSecret)
+	_, _ = p.string(fieldAppSecret), p.string(fieldRejectedToken)
 	return p.err
 }
 
@@ -228,27 +228,40 @@ func (b *backend) invalidate(_ context.Context, key string) {
 // called twice.
 func (b *backend) clean(context.Context) { b.apps.life.close() }
 
-// systemView keeps the replication state for a second: the framework asks for it at every request,
-// over gRPC, which is a fifth of a cached read's cost.
+// systemView keeps what every request asks of Vault for a second: over gRPC, an answer is a fifth of
+// a cached read's cost.
 type systemView struct {
 	logical.SystemView
-	kept atomic.Pointer[keptState]
-}
-
-type keptState struct {
-	state consts.ReplicationState
-	until time.Time
+	replicationState kept[consts.ReplicationState]
+	defaultLeaseTTL  kept[time.Duration]
 }
 
 // ReplicationState implements logical.SystemView.
 func (v *systemView) ReplicationState() consts.ReplicationState {
+	return v.replicationState.get(v.SystemView.ReplicationState)
+}
+
+// DefaultLeaseTTL implements logical.SystemView.
+func (v *systemView) DefaultLeaseTTL() time.Duration {
+	return v.defaultLeaseTTL.get(v.SystemView.DefaultLeaseTTL)
+}
+
+// kept is an answer that is good for a second.
+type kept[T any] struct{ last atomic.Pointer[keptAnswer[T]] }
+
+type keptAnswer[T any] struct {
+	value T
+	until time.Time
+}
+
+func (k *kept[T]) get(ask func() T) T {
 	now := time.Now()
-	if k := v.kept.Load(); k != nil && now.Before(k.until) {
-		return k.state
+	if last := k.last.Load(); last != nil && now.Before(last.until) {
+		return last.value
 	}
-	state := v.SystemView.ReplicationState()
-	v.kept.Store(&keptState{state: state, until: now.Add(time.Second)})
-	return state
+	value := ask()
+	k.last.Store(&keptAnswer[T]{value: value, until: now.Add(time.Second)})
+	return value
 }
 
 // appField is the path parameter of every path but the list.

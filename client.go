@@ -35,7 +35,6 @@ import (
 
 const (
 	chinaBaseURL = "https://api.dingtalk.com" // the other edition's host, beside defaultBaseURL
-	tokenPath    = "/v1.0/oauth2/accessToken"
 
 	maxResponse    = 64 << 10            // bytes that are read of a response: a real one has some 100
 	maxAttempts    = 3                   // calls of one fetch, after connection errors and 5xx responses
@@ -121,16 +120,20 @@ func (f *fetchError) repeatable() bool {
 // descriptions say for each class what happened to {app} at {host}, and what to do next.
 var descriptions = map[errorClass]struct{ what, hint string }{
 	classRejectedCredentials: {"DingTalk rejected the credentials of app {app}", "check app_key and app_secret, " +
-		"that base_url ({host}) is the app's edition, and that the app's version is published"},
-	classForbiddenIP: {"DingTalk does not allow Vault's IP address for app {app}", "add Vault's egress IP " +
-		"to the app's allow-list in DingTalk's console"},
+		"that " +
+		"the app's version is published, and that base_url ({host}) is the app's edition{edition}"},
+	classForbiddenIP: {"DingTalk does not allow Vault's IP address for app {app}", "add Vault's egress IP to the app's " +
+		"allow-list in DingTalk's console, and those of the clients: DingTalk checks the list where the token is used"},
 	classRejectedRequest: {"DingTalk rejected the request for a token of app {app}", "look the request id up " +
 		"in DingTalk's console"},
-	classThrottled: {"DingTalk throttles the requests for a token of app {app}", ""},
+	classThrottled: {"DingTalk throttles the requests for a token of app {app}", "check whether another program " +
+		"fetches tokens with the same app_key"},
 	classBanned: {"DingTalk has banned Vault's egress IP, which app {app} shares with all other apps at {host}", "find " +
 		"what makes more than 10,000 calls in 20 seconds from this IP"},
-	classUnavailable: {"DingTalk could not serve the request for a token of app {app}", ""},
-	classUnreachable: {"could not get a token for app {app} from {host}", ""},
+	classUnavailable: {"DingTalk could not serve the request for a token of app {app}", "if it lasts, look " +
+		"the request id up in DingTalk's console, and check{corp} any proxy on the way"},
+	classUnreachable: {"could not get a token for app {app} from {host}", "check DNS, firewall and proxy " +
+		"from Vault's active node"},
 	classRedirect: {"{host} answered the request for a token of app {app} with a redirect, which is " +
 		"never followed", wrongHost},
 	classMalformed: {"{host} answered the request for a token of app {app} with something that is not " +
@@ -144,8 +147,18 @@ const wrongHost = "check base_url and any proxy on the way"
 
 // describe tells the person on call what happened to the app, what DingTalk said and what to do
 // next.
-func (f *fetchError) describe(app, baseURL string) string {
-	names := strings.NewReplacer("{app}", strconv.Quote(app), "{host}", baseURL)
+func (f *fetchError) describe(app string, c *appConfig) string {
+	edition, corp := "", ""
+	switch c.BaseURL {
+	case defaultBaseURL:
+		edition = "; for an app of the China edition set base_url=" + chinaBaseURL
+	case chinaBaseURL:
+		edition = "; for an app of the international edition set base_url=" + defaultBaseURL
+	}
+	if c.CorpID != "" { // one that does not exist is answered with a 500
+		corp = " corp_id and"
+	}
+	names := strings.NewReplacer("{app}", strconv.Quote(app), "{host}", c.BaseURL, "{edition}", edition, "{corp}", corp)
 	d := descriptions[f.class]
 	return joinNonEmpty("; ", joinNonEmpty(": ", names.Replace(d.what), f.said()), names.Replace(d.hint))
 }
@@ -177,7 +190,19 @@ func joinNonEmpty(separator string, parts ...string) string {
 type credentials struct {
 	BaseURL   string
 	AppKey    string
+	CorpID    string // of the organization; "" asks by the call for internal apps
 	AppSecret sensitive
+}
+
+// request is the path and the body of the call for a token. DingTalk has one for internal apps, and
+// a unified one that names the organization.
+func (c credentials) request() (path string, body map[string]string) {
+	if c.CorpID == "" {
+		return "/v1.0/oauth2/accessToken", map[string]string{"appKey": c.AppKey, "appSecret": c.AppSecret.reveal()}
+	}
+	return "/v1.0/oauth2/" + c.CorpID + "/token", map[string]string{
+		"client_id": c.AppKey, "client_secret": c.AppSecret.reveal(), "grant_type": "client_credentials",
+	}
 }
 
 // client calls DingTalk's token operation.
@@ -240,7 +265,7 @@ func (c *client) fetch(ctx context.Context, creds credentials, known ...*token) 
 	}
 	var failure *fetchError
 	for calls := 0; ; {
-		if cooldown := c.cooldowns.inForce(creds.BaseURL, creds.AppKey, time.Now()); cooldown != nil {
+		if cooldown := c.cooldowns.inForce(creds, time.Now()); cooldown != nil {
 			return nil, calls, cooldown
 		}
 		calls++
@@ -254,7 +279,7 @@ func (c *client) fetch(ctx context.Context, creds credentials, known ...*token) 
 		pause := jitter(time.Duration(2*calls-1) * 100 * time.Millisecond) // about 100 ms, then about 300
 		if !err.repeatable() || calls == maxAttempts || sleep(ctx, pause) != nil {
 			failure.attempts = calls
-			c.cooldowns.start(creds.BaseURL, creds.AppKey, failure, time.Now())
+			c.cooldowns.start(creds, failure, time.Now())
 			return nil, calls, failure
 		}
 	}
@@ -293,8 +318,9 @@ func (c *client) call(ctx context.Context, creds credentials, secrets []sensitiv
 	var body bytes.Buffer
 	encoder := json.NewEncoder(&body)
 	encoder.SetEscapeHTML(false) // a secret is sent in as few spellings as can be
-	_ = encoder.Encode(map[string]string{"appKey": creds.AppKey, "appSecret": creds.AppSecret.reveal()})
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, creds.BaseURL+tokenPath, &body)
+	path, fields := creds.request()
+	_ = encoder.Encode(fields)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, creds.BaseURL+path, &body)
 	if err != nil {
 		return nil, &fetchError{class: classUnreachable, cause: "base_url is not usable"}
 	}
@@ -365,15 +391,17 @@ type grant struct {
 // wireResponse is what the engine looks at. Case does not count in names, which covers the gateway's
 // (Code, requestId). Raw, since a field of an unexpected type must not hide the others.
 type wireResponse struct {
-	AccessToken json.RawMessage `json:"accessToken"`
-	ExpireIn    json.RawMessage `json:"expireIn"`
-	Code        json.RawMessage `json:"code"`
-	Message     json.RawMessage `json:"message"`
-	RequestID   json.RawMessage `json:"requestid"`
-	ErrCode     json.RawMessage `json:"errcode"`
-	ErrMsg      json.RawMessage `json:"errmsg"`
-	Status      json.RawMessage `json:"status"`
-	Punish      json.RawMessage `json:"punish"`
+	AccessToken   json.RawMessage `json:"accessToken"`
+	ExpireIn      json.RawMessage `json:"expireIn"`
+	UnifiedToken  json.RawMessage `json:"access_token"`
+	UnifiedExpiry json.RawMessage `json:"expires_in"`
+	Code          json.RawMessage `json:"code"`
+	Message       json.RawMessage `json:"message"`
+	RequestID     json.RawMessage `json:"requestid"`
+	ErrCode       json.RawMessage `json:"errcode"`
+	ErrMsg        json.RawMessage `json:"errmsg"`
+	Status        json.RawMessage `json:"status"`
+	Punish        json.RawMessage `json:"punish"`
 }
 
 // readResponse tells a grant from every kind of failure. A 403 means three different things, so the
@@ -381,6 +409,9 @@ type wireResponse struct {
 func readResponse(status int, header http.Header, body []byte, secrets ...sensitive) (grant, *fetchError) {
 	var wire wireResponse
 	isJSON := len(body) <= maxResponse && json.Unmarshal(body, &wire) == nil
+	if wire.AccessToken == nil && wire.ExpireIn == nil { // the unified call has other names
+		wire.AccessToken, wire.ExpireIn = wire.UnifiedToken, wire.UnifiedExpiry
+	}
 	var accessToken string
 	if json.Unmarshal(wire.AccessToken, &accessToken) != nil {
 		accessToken = ""
@@ -563,25 +594,25 @@ func innermost(err error) error {
 }
 
 // cooldowns are what DingTalk has asked for that outlasts one app's generation: a ban of Vault's
-// egress IP for every app of the host, a Retry-After for every app with that key there.
+// egress IP for every app of the host, a Retry-After for every app with that key and organization there.
 type cooldowns struct {
 	mu  sync.Mutex
 	all map[cooldownKey]*fetchError
 }
 
 // cooldownKey has no appKey where it stands for all apps of the host.
-type cooldownKey struct{ baseURL, appKey string }
+type cooldownKey struct{ baseURL, appKey, corpID string }
 
 // start notes what DingTalk asks for with a failure, if it does, and puts its end into the failure.
 // A shorter cooldown never replaces a longer one. Those that are over are removed.
-func (c *cooldowns) start(baseURL, appKey string, f *fetchError, now time.Time) {
-	key := cooldownKey{baseURL: baseURL}
+func (c *cooldowns) start(creds credentials, f *fetchError, now time.Time) {
+	key := cooldownKey{baseURL: creds.BaseURL}
 	switch {
 	case f.class == classBanned:
 		f.cooldown = now.Add(banDuration)
 	case f.retryAfter > 0:
 		f.cooldown = now.Add(f.retryAfter)
-		key.appKey = appKey
+		key.appKey, key.corpID = creds.AppKey, creds.CorpID
 	default:
 		return
 	}
@@ -589,7 +620,7 @@ func (c *cooldowns) start(baseURL, appKey string, f *fetchError, now time.Time) 
 	defer c.mu.Unlock()
 	maps.DeleteFunc(c.all, func(_ cooldownKey, old *fetchError) bool { return !old.cooldown.After(now) })
 	old := c.all[key]
-	if old != nil && old.cooldown.After(f.cooldown) || old == nil && c.full(baseURL) {
+	if old != nil && old.cooldown.After(f.cooldown) || old == nil && c.full(key.baseURL) {
 		return
 	}
 	if c.all == nil {
@@ -612,13 +643,13 @@ func (c *cooldowns) full(baseURL string) bool {
 // isDingTalk reports whether a base_url is one of DingTalk's two.
 func isDingTalk(baseURL string) bool { return baseURL == defaultBaseURL || baseURL == chinaBaseURL }
 
-// inForce says whether a call to this host with this key may be made now: it returns what stands
+// inForce says whether a call with these credentials may be made now: it returns what stands
 // against one longest, or nil. Every call is preceded by it.
-func (c *cooldowns) inForce(baseURL, appKey string, now time.Time) *fetchError {
+func (c *cooldowns) inForce(creds credentials, now time.Time) *fetchError {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var last *fetchError
-	for _, key := range [...]cooldownKey{{baseURL: baseURL}, {baseURL, appKey}} {
+	for _, key := range [...]cooldownKey{{baseURL: creds.BaseURL}, {creds.BaseURL, creds.AppKey, creds.CorpID}} {
 		f := c.all[key]
 		if f != nil && f.cooldown.After(now) && (last == nil || f.cooldown.After(last.cooldown)) {
 			last = f

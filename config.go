@@ -29,11 +29,15 @@ import (
 const (
 	fieldAppKey           = "app_key"
 	fieldAppSecret        = "app_secret"
+	fieldCorpID           = "corp_id"
 	fieldBaseURL          = "base_url"
 	fieldRefreshBefore    = "refresh_before"
 	fieldRequestTimeout   = "request_timeout"
 	fieldLeased           = "leased"
 	fieldVerifyConnection = "verify_connection"
+
+	// fieldAppSecretSetAt is of a read only.
+	fieldAppSecretSetAt = "app_secret_set_at"
 )
 
 const (
@@ -47,6 +51,7 @@ const (
 
 	maxNameLength       = 128
 	maxCredentialLength = 512
+	maxCorpIDLength     = 64
 
 	configPrefix = "config/"
 
@@ -56,13 +61,17 @@ const (
 
 // appConfig is an app as an operator configured it.
 type appConfig struct {
-	// Generation stands for one set of credentials: it changes with app_key, app_secret and
-	// base_url. It is random, since a counter would start over when an app is deleted and made
+	// Generation stands for one set of credentials: it changes with app_key, app_secret, corp_id
+	// and base_url. It is random, since a counter would start over when an app is deleted and made
 	// again.
 	Generation string
 	AppKey     string
 	AppSecret  sensitive
+	CorpID     string // "" for none
 	BaseURL    string // canonical: one host has one spelling
+
+	// AppSecretSetAt is when AppSecret got its value, in RFC 3339; "" in what 0.1.0 stored.
+	AppSecretSetAt string
 
 	RefreshBefore  time.Duration
 	RequestTimeout time.Duration
@@ -77,7 +86,7 @@ func (c *appConfig) withoutSecret() *appConfig {
 }
 
 func (c *appConfig) credentials() credentials {
-	return credentials{BaseURL: c.BaseURL, AppKey: c.AppKey, AppSecret: c.AppSecret}
+	return credentials{BaseURL: c.BaseURL, AppKey: c.AppKey, CorpID: c.CorpID, AppSecret: c.AppSecret}
 }
 
 // equal reports whether two configurations, either of which may be nil for none, are the same.
@@ -92,6 +101,7 @@ func (c *appConfig) equal(other *appConfig) bool {
 type configChange struct {
 	appKey         *string
 	appSecret      *sensitive
+	corpID         *string
 	baseURL        *string
 	refreshBefore  *time.Duration
 	requestTimeout *time.Duration
@@ -116,10 +126,11 @@ func parseChange(raw map[string]any) (*configChange, error) {
 	p := &parser{raw: raw}
 	c := &configChange{}
 	// A secret that is not a string must be refused before anything can repeat it.
-	if secret := p.credential(fieldAppSecret, "\n", "\r"); secret != nil {
+	if secret := p.credential(fieldAppSecret, maxCredentialLength, "\n", "\r"); secret != nil {
 		c.appSecret = &sensitive{text: secret}
 	}
-	c.appKey = p.credential(fieldAppKey)
+	c.appKey = p.credential(fieldAppKey, maxCredentialLength)
+	c.corpID = p.corpID(fieldCorpID)
 	if base := p.string(fieldBaseURL); base != nil {
 		canonical, err := parseBaseURL(*base)
 		c.baseURL, p.err = &canonical, cmp.Or(p.err, err)
@@ -172,8 +183,8 @@ func kindOf(v any) string {
 	}
 }
 
-// credential reads app_key or app_secret, of which each of the endings is cut once.
-func (p *parser) credential(field string, endings ...string) *string {
+// credential reads a key, a secret or a token, of which each of the endings is cut once.
+func (p *parser) credential(field string, longest int, endings ...string) *string {
 	given := p.string(field)
 	if given == nil {
 		return nil
@@ -182,17 +193,28 @@ func (p *parser) credential(field string, endings ...string) *string {
 	for _, ending := range endings {
 		value = strings.TrimSuffix(value, ending)
 	}
-	const allowed = "allowed are 1 to 512 printable ASCII characters without spaces"
+	allowed := fmt.Sprintf("allowed are 1 to %d printable ASCII characters without spaces", longest)
 	bad := strings.IndexFunc(value, func(r rune) bool { return r <= ' ' || r > '~' })
 	switch {
 	case value == "":
 		p.refuse(field, "empty; %s", allowed)
-	case len(value) > maxCredentialLength:
+	case len(value) > longest:
 		p.refuse(field, "%d bytes long; %s", len(value), allowed)
 	case bad >= 0:
 		p.refuse(field, "the byte at position %d is a space, a control character or not ASCII; %s", bad+1, allowed)
 	}
 	return &value
+}
+
+// corpID reads the id of an organization, or "" for none.
+func (p *parser) corpID(field string) *string {
+	given := p.string(field)
+	if given != nil && (len(*given) > maxCorpIDLength || strings.ContainsFunc(*given, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9')
+	})) {
+		p.refuse(field, "%s given; allowed are 1 to 64 letters and digits, or nothing to take it away", p.shown(*given))
+	}
+	return given
 }
 
 // longestDuration is the longest that there is in whole seconds: 292 years.
@@ -353,11 +375,16 @@ func (c *configChange) apply(name string, present *appConfig) (next *appConfig, 
 	}
 	set(&next.AppKey, c.appKey)
 	set(&next.AppSecret, c.appSecret)
+	set(&next.CorpID, c.corpID)
 	set(&next.BaseURL, c.baseURL)
 	set(&next.RefreshBefore, c.refreshBefore)
 	set(&next.RequestTimeout, c.requestTimeout)
 	set(&next.Leased, c.leased)
 
+	sameSecret := present != nil && next.AppSecret.reveal() == present.AppSecret.reveal()
+	if !sameSecret {
+		next.AppSecretSetAt = timestamp(time.Now())
+	}
 	if present != nil {
 		moved := next.BaseURL != present.BaseURL || next.AppKey != present.AppKey
 		if moved && c.appSecret == nil {
@@ -366,7 +393,7 @@ func (c *configChange) apply(name string, present *appConfig) (next *appConfig, 
 			return nil, false, badInput("app %q: changing %s or %s requires %s in the same request",
 				name, fieldBaseURL, fieldAppKey, fieldAppSecret)
 		}
-		if !moved && next.AppSecret.reveal() == present.AppSecret.reveal() {
+		if !moved && sameSecret && next.CorpID == present.CorpID {
 			return next, false, nil
 		}
 	}
@@ -388,6 +415,8 @@ type configRecord struct {
 	Generation     string `json:"generation"`
 	AppKey         string `json:"app_key"`
 	AppSecret      string `json:"app_secret"`
+	AppSecretSetAt string `json:"app_secret_set_at,omitempty"`
+	CorpID         string `json:"corp_id,omitempty"`
 	BaseURL        string `json:"base_url"`
 	RefreshBefore  int64  `json:"refresh_before"`
 	RequestTimeout int64  `json:"request_timeout"`
@@ -414,6 +443,8 @@ func readConfig(ctx context.Context, s logical.Storage, name string) (*appConfig
 		Generation:     r.Generation,
 		AppKey:         r.AppKey,
 		AppSecret:      newSensitive(r.AppSecret),
+		AppSecretSetAt: r.AppSecretSetAt,
+		CorpID:         r.CorpID,
 		BaseURL:        r.BaseURL,
 		RefreshBefore:  time.Duration(r.RefreshBefore) * time.Second,
 		RequestTimeout: time.Duration(r.RequestTimeout) * time.Second,
@@ -427,6 +458,8 @@ func writeConfig(ctx context.Context, s logical.Storage, name string, c *appConf
 		Generation:     c.Generation,
 		AppKey:         c.AppKey,
 		AppSecret:      c.AppSecret.reveal(),
+		AppSecretSetAt: c.AppSecretSetAt,
+		CorpID:         c.CorpID,
 		BaseURL:        c.BaseURL,
 		RefreshBefore:  int64(c.RefreshBefore / time.Second),
 		RequestTimeout: int64(c.RequestTimeout / time.Second),

@@ -21,6 +21,8 @@ func (b *backend) pathConfig() *framework.Path {
 	fields := configSchema()
 	configured := map[string]*framework.FieldSchema{
 		fieldAppKey:         field(framework.TypeString, true, fields[fieldAppKey].Description),
+		fieldCorpID:         field(framework.TypeString, true, fields[fieldCorpID].Description),
+		fieldAppSecretSetAt: field(framework.TypeTime, false, "When the stored secret last got another value, if known."),
 		fieldBaseURL:        field(framework.TypeString, true, fields[fieldBaseURL].Description),
 		fieldRefreshBefore:  field(framework.TypeInt64, true, fields[fieldRefreshBefore].Description+" In seconds."),
 		fieldRequestTimeout: field(framework.TypeInt64, true, fields[fieldRequestTimeout].Description+" In seconds."),
@@ -65,6 +67,11 @@ create an app. Another value requires app_secret in the same request.`),
 Required to create an app, and to change app_key or base_url. Never
 returned. One line break at its end is cut. For an app whose base_url is
 not one of DingTalk's two hosts, name base_url too.`),
+		fieldCorpID: parameter(framework.TypeString, "Corp ID", nil,
+			`The corpId of an organization: tokens then come from DingTalk's unified
+call /v1.0/oauth2/{corpId}/token, which internal and third-party apps
+have in common. 1 to 64 letters and digits; an empty string takes it
+away. By default none.`),
 		fieldBaseURL: parameter(framework.TypeString, "Base URL", defaultBaseURL,
 			`The host of DingTalk's API, as https://host[:port]. Apps of the China
 edition need https://api.dingtalk.com. By default, when an app is
@@ -82,8 +89,9 @@ default, when an app is created, 10s.`),
 Vault no write to its storage. By default, when an app is created, true.`),
 		fieldVerifyConnection: parameter(framework.TypeBool, "Verify connection", nil,
 			`Whether to fetch a token with the resulting credentials before anything
-is stored. By default true where app_key, app_secret or base_url gets
-another value, otherwise false. Counts for this request alone.`),
+is stored. By default true where app_key, app_secret, corp_id or
+base_url gets another value, otherwise false. Counts for this request
+alone.`),
 	}
 	fields[fieldAppSecret].DisplayAttrs.Sensitive = true
 	return fields
@@ -220,13 +228,18 @@ func (b *backend) readConfig(ctx context.Context, req *logical.Request, name str
 	if err != nil || config == nil {
 		return nil, err // to Vault, neither response nor error is a 404
 	}
-	return &logical.Response{Data: map[string]any{
+	data := map[string]any{
 		fieldAppKey:         config.AppKey,
+		fieldCorpID:         config.CorpID,
 		fieldBaseURL:        config.BaseURL,
 		fieldRefreshBefore:  int64(config.RefreshBefore / time.Second),
 		fieldRequestTimeout: int64(config.RequestTimeout / time.Second),
 		fieldLeased:         config.Leased,
-	}}, nil
+	}
+	if config.AppSecretSetAt != "" {
+		data[fieldAppSecretSetAt] = config.AppSecretSetAt
+	}
+	return &logical.Response{Data: data}, nil
 }
 
 func (b *backend) deleteConfig(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {

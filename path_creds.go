@@ -116,7 +116,7 @@ func (b *backend) readCreds(ctx context.Context, req *logical.Request, name stri
 			map[string]any{"access_token": t.Value.reveal()},
 			map[string]any{internalApp: name, internalDigest: t.digest},
 		)
-		resp.Secret.TTL, resp.Secret.MaxTTL = remaining, remaining
+		resp.Secret.TTL, resp.Secret.MaxTTL = b.leaseTTL(remaining), remaining
 	} else {
 		resp = &logical.Response{Data: map[string]any{
 			"access_token":        t.Value.reveal(),
@@ -203,14 +203,14 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		return ended(req, name, fmt.Sprintf("app %q has another token", name), now), nil
 	}
 	a.touch(now, true)
-	resp := renewed(req.Secret, t.remaining(now), now)
+	resp := renewed(req.Secret, b.leaseTTL(t.remaining(now)), t.remaining(now), now)
 	warn(resp, t, now, warning, 0)
 	return resp, nil
 }
 
 // ended ends a lease, and tells its holder to read again.
 func ended(req *logical.Request, name, why string, now time.Time) *logical.Response {
-	resp := renewed(req.Secret, endedLease, now)
+	resp := renewed(req.Secret, endedLease, endedLease, now)
 	// Vault does its sum a moment later. If the clock's second has turned by then, MaxTTL leaves
 	// nothing, which Vault answers with an error. More of it makes no lease longer, unless the
 	// client asked for an increment.
@@ -221,11 +221,20 @@ func ended(req *logical.Request, name, why string, now time.Time) *logical.Respo
 	return resp
 }
 
-// renewed gives the lease so much time from now. Vault takes a client's increment over the TTL,
+// leaseTTL is what a lease gets of a token's remaining TTL: as the mount's default_lease_ttl says
+// how soon holders come back, they learn of a replaced token within that time.
+func (b *backend) leaseTTL(remaining time.Duration) time.Duration {
+	if most := b.System().DefaultLeaseTTL(); most > 0 {
+		return min(remaining, most)
+	}
+	return remaining
+}
+
+// renewed gives the lease so much time from now, and at most. Vault takes a client's increment over the TTL,
 // bounded by MaxTTL from the time of issue, and reckons in whole seconds of the clock: so does
 // this, otherwise half of the renewals would warn of a cut TTL.
-func renewed(secret *logical.Secret, ttl time.Duration, now time.Time) *logical.Response {
-	secret.TTL, secret.MaxTTL = ttl, ttl
+func renewed(secret *logical.Secret, ttl, most time.Duration, now time.Time) *logical.Response {
+	secret.TTL, secret.MaxTTL = ttl, most
 	if !secret.IssueTime.IsZero() {
 		secret.MaxTTL += now.Truncate(time.Second).Sub(secret.IssueTime.Truncate(time.Second))
 	}

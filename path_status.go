@@ -18,6 +18,8 @@ import (
 const (
 	statusPrefix  = "status/"
 	refreshPrefix = "refresh/"
+
+	fieldRejectedToken = "rejected_token"
 )
 
 func (b *backend) pathStatus() *framework.Path {
@@ -31,7 +33,12 @@ func (b *backend) pathStatus() *framework.Path {
 }
 
 func (b *backend) pathRefresh() *framework.Path {
-	p := path(refreshPrefix, "token", map[string]*framework.FieldSchema{})
+	rejected := parameter(framework.TypeString, "Rejected token", nil,
+		`A token that DingTalk refused. A token is fetched only if this is the
+current one; otherwise another caller has been faster, and the response
+is the present state.`)
+	rejected.DisplayAttrs.Sensitive = true
+	p := path(refreshPrefix, "token", map[string]*framework.FieldSchema{fieldRejectedToken: rejected})
 	p.HelpSynopsis, p.HelpDescription = "Fetch an app's token now.", refreshHelp
 	refresh := operation(forApp(b.updateRefresh), "refresh", "Fetch an app's token now, whatever the cache says.",
 		responses(statusSchema(), fetchFailures))
@@ -53,22 +60,43 @@ func statusSchema() map[string]*framework.FieldSchema {
 		"upstream_failures": field(framework.TypeInt64, true, "How many of these calls failed."),
 		"last_error":        field(framework.TypeString, false, "Why the last fetch failed; left out once one works."),
 		"last_error_at":     field(framework.TypeTime, false, "When the last fetch failed."),
-		"next_attempt_at":   field(framework.TypeTime, false, "Until when no reader's fetch is attempted, after a failure."),
+		"last_error_class": field(framework.TypeString, false, "The kind of failure, as in the log, such as "+
+			"unreachable or rejected_credentials."),
+		"last_error_code":       field(framework.TypeString, false, "DingTalk's code for it."),
+		"last_error_request_id": field(framework.TypeString, false, "DingTalk's request id of it."),
+		"failing_since":         field(framework.TypeTime, false, "When the first of the fetches failed that have failed since."),
+		"consecutive_failures":  field(framework.TypeInt64, false, "How many fetches have failed since one worked."),
+		"next_attempt_at":       field(framework.TypeTime, false, "Until when no reader's fetch is attempted, after a failure."),
 	}
 }
 
 func (b *backend) readStatus(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
-	a, err := b.apps.app(ctx, req.Storage, name)
-	if err != nil {
-		return nil, err
+	a := b.apps.inMemory(name)
+	if a == nil {
+		var err error
+		if a, err = b.apps.load(ctx, req.Storage, name); err != nil { // for this response alone: it is no use of the app
+			return nil, err
+		}
 	}
-	now := time.Now()
-	a.touch(now, false)
-	return a.status(now), nil
+	return a.status(time.Now()), nil
+}
+
+// parseRejectedToken returns the token's digest; "" where none is given.
+func parseRejectedToken(raw map[string]any) (digest string, err error) {
+	p := &parser{raw: raw}
+	given := p.credential(fieldRejectedToken, maxTokenLength, "\n", "\r")
+	if given == nil {
+		return "", p.err
+	}
+	return digestOf(sensitive{text: given}), p.err
 }
 
 func (b *backend) updateRefresh(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
-	a, _, warning, err := b.apps.get(ctx, req.Storage, name, want{force: true})
+	rejected, err := parseRejectedToken(req.Data)
+	if err != nil {
+		return nil, err
+	}
+	a, _, warning, err := b.apps.get(ctx, req.Storage, name, want{force: true, rejected: rejected})
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +124,16 @@ func (a *app) status(now time.Time) *logical.Response {
 	if last := a.lastFailure; last != nil {
 		data["last_error"] = a.tokenError(last.err, next).Error()
 		data["last_error_at"] = timestamp(last.at)
+		data["last_error_class"] = string(last.err.class)
+		data["failing_since"] = timestamp(last.since)
+		data["consecutive_failures"] = int64(last.inARow)
+		for field, text := range map[string]string{
+			"last_error_code": last.err.code, "last_error_request_id": last.err.requestID,
+		} {
+			if text != "" {
+				data[field] = text
+			}
+		}
 	}
 	if !next.IsZero() {
 		data["next_attempt_at"] = timestamp(next)
@@ -119,6 +157,14 @@ Fetches an app's token now, whatever the cache says, and responds like status/:
 Use it after you fixed what made fetches fail. It ignores the back-off, but
 honors bans, DingTalk's own Retry-After and a minimum interval of 10 seconds.
 When it is too soon, the response is the present state with a warning.
+
+A client whose token DingTalk refused passes it as rejected_token, on standard
+input:
+
+    vault write dingtalk/refresh/myapp rejected_token=-
+
+A token is then fetched only if the refused one is the current one, so that many
+clients that notice one after the other cost one call.
 
 DingTalk gives the same token again while it lives and extends it, so a refresh
 does not replace a token that has leaked.

@@ -146,24 +146,30 @@ func (r *registry) app(ctx context.Context, s logical.Storage, name string) (*ap
 			return a, nil
 		}
 		seen := r.changes(name)
-		config, err := readConfig(ctx, s, name)
+		a, err := r.load(ctx, s, name)
 		if err != nil {
 			return nil, err
 		}
-		if config == nil {
-			return nil, &unknownAppError{app: name}
-		}
-		a := r.newApp(name, config)
-		t, err := a.readToken(ctx, s)
-		if err != nil {
-			return nil, err
-		}
-		a.token.Store(t)
 		if r.install(a, seen) {
 			return a, nil
 		}
 	}
 	return nil, fmt.Errorf("app %q: loading it from storage: %w", name, ctx.Err())
+}
+
+// load makes the app that storage has, which nobody else knows yet. Its errors are app's.
+func (r *registry) load(ctx context.Context, s logical.Storage, name string) (*app, error) {
+	config, err := readConfig(ctx, s, name)
+	if err != nil {
+		return nil, err
+	}
+	if config == nil {
+		return nil, &unknownAppError{app: name}
+	}
+	a := r.newApp(name, config)
+	t, err := a.readToken(ctx, s)
+	a.token.Store(t)
+	return a, err
 }
 
 // newApp makes the object of a configuration, which nobody else knows yet.
@@ -284,7 +290,7 @@ func (r *registry) verify(ctx context.Context, name string, next *appConfig) (t 
 	r.log.Debug("verifying credentials failed", "app", name, "class", string(failure.class),
 		"code", failure.code, "request_id", failure.requestID, "cause", failure.cause)
 	return nil, calls, &tokenError{
-		fetchError: failure, app: name, baseURL: next.BaseURL, nextAttempt: failure.cooldown,
+		fetchError: failure, app: name, config: next.withoutSecret(), nextAttempt: failure.cooldown,
 	}
 }
 
@@ -308,7 +314,7 @@ func (r *registry) configure(
 	}
 	a := r.newApp(name, next)
 	if old != nil {
-		a.failing = old.retire()
+		a.warned = old.retire()
 	}
 	if verified != nil {
 		a.count(calls, nil)
