@@ -69,9 +69,7 @@ func TestToken_remaining_TTL_is_what_the_stricter_clock_says(t *testing.T) {
 }
 
 func TestCreds_a_fresh_token_costs_nothing_and_the_first_reader_of_a_due_one_waits_alone(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		old := m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, old string) {
 		m.storage.fail(nil)
 		for range 10 {
 			require.Equal(t, old, m.token(theApp))
@@ -97,9 +95,7 @@ func TestCreds_a_fresh_token_costs_nothing_and_the_first_reader_of_a_due_one_wai
 }
 
 func TestCreds_a_due_token_is_served_with_a_warning_when_DingTalk_is_down_and_never_once_expired(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		tok := m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, tok string) {
 		expires := time.Now().Add(2 * time.Hour)
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultUnavailableEmpty})
 		time.Sleep(7000 * time.Second)
@@ -116,7 +112,7 @@ func TestCreds_a_due_token_is_served_with_a_warning_when_DingTalk_is_down_and_ne
 		}
 		time.Sleep(time.Until(expires) - 2*time.Second + time.Nanosecond)
 		for range 100 {
-			require.Equal(t, http.StatusBadGateway, m.read(theApp).status)
+			m.read(theApp).gets(t, http.StatusBadGateway)
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, "expired", m.state(theApp)["state"])
@@ -137,18 +133,16 @@ func TestCreds_a_slow_app_delays_no_other(t *testing.T) {
 		m.configure("other", nil)
 		m.token("other")
 		require.Zero(t, time.Since(began))
-		require.Equal(t, http.StatusBadGateway, (<-done).status)
+		(<-done).gets(t, http.StatusBadGateway)
 	})
 }
 
 func TestCreds_min_ttl_of_up_to_three_quarters_refreshes_a_token_with_less_once_in_ten_seconds(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		m.upstream.SetTokenLifetime(40 * time.Second)
 		read := func(minTTL any, calls int, ttl time.Duration, warning string) {
 			t.Helper()
-			got := m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": minTTL})
-			require.NoError(t, got.err)
+			got := m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": minTTL}).works(t)
 			require.Equal(t, calls, m.calls())
 			require.Equal(t, ttl, got.Secret.TTL)
 			require.Equal(t, warning != "", len(got.Warnings) == 1, got.Warnings)
@@ -174,13 +168,12 @@ func TestCreds_min_ttl_of_up_to_three_quarters_refreshes_a_token_with_less_once_
 }
 
 func TestBackOff_grows_and_ends_with_success(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		nextAttempt := func() time.Time { return m.engine.apps.inMemory(theApp).lastFailure.nextAttempt }
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultTruncated})
 		for i, wait := range []int{5, 10, 20, 40, 60, 60, 60} {
 			got := m.read(theApp)
-			require.Equal(t, http.StatusBadGateway, got.status)
+			got.gets(t, http.StatusBadGateway)
 			require.Equal(t, i+1, m.calls())
 			left := time.Until(nextAttempt()).Seconds()
 			require.GreaterOrEqual(t, left, float64(wait), "never less: the retries of Vault's client come before")
@@ -210,13 +203,12 @@ func TestBackOff_is_a_minute_after_a_rejection_which_is_logged_once_until_fetche
 		simulator.FaultPermissionDenied, simulator.FaultIPNotAllowed,
 	} {
 		t.Run(kind, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
+			withApp(t, func(t *testing.T, m *mount) {
 				m.upstream.SetFault(theKey, simulator.Fault{Kind: kind, Code: "a.code"})
 				for i := range 3 {
-					require.Equal(t, http.StatusBadRequest, m.read(theApp).status)
+					m.read(theApp).gets(t, http.StatusBadRequest)
 					time.Sleep(time.Minute - time.Millisecond)
-					require.Equal(t, http.StatusBadRequest, m.read(theApp).status)
+					m.read(theApp).gets(t, http.StatusBadRequest)
 					require.Equal(t, i+1, m.calls())
 					time.Sleep(time.Millisecond)
 				}
@@ -264,9 +256,7 @@ func TestFlight_ends_with_request_timeout_whatever_the_transport_does(t *testing
 				m.configure(theApp, map[string]any{"request_timeout": 3})
 				for range 2 {
 					began := time.Now()
-					got := m.read(theApp)
-					require.Equal(t, http.StatusBadGateway, got.status)
-					require.Contains(t, got.err.Error(), "no whole response within 3s")
+					m.read(theApp).gets(t, http.StatusBadGateway, "no whole response within 3s")
 					require.Equal(t, 3*time.Second, time.Since(began))
 					require.EqualValues(t, 1, m.state(theApp)["upstream_failures"])
 					time.Sleep(time.Minute)
@@ -275,7 +265,7 @@ func TestFlight_ends_with_request_timeout_whatever_the_transport_does(t *testing
 				require.EqualValues(t, 2, deaf.calls.Load(), "it fetches again")
 
 				began := time.Now()
-				got := m.do(logical.UpdateOperation, "config/myapp", map[string]any{
+				got := m.write(theApp, map[string]any{
 					"app_secret": "another", "base_url": theURL, "request_timeout": 4,
 				})
 				require.Equal(t, http.StatusBadGateway, got.status, "a verification")
@@ -287,7 +277,7 @@ func TestFlight_ends_with_request_timeout_whatever_the_transport_does(t *testing
 				began = time.Now()
 				m.engine.Cleanup(t.Context())
 				require.LessOrEqual(t, time.Since(began), closeTimeout)
-				require.Equal(t, http.StatusServiceUnavailable, (<-reading).status)
+				(<-reading).gets(t, http.StatusServiceUnavailable)
 			})
 		})
 	}
@@ -305,8 +295,7 @@ func TestCaller_that_goes_away_leaves_no_trace_and_fails_nobody_else(t *testing.
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
+			withApp(t, func(t *testing.T, m *mount) {
 				m.upstream.SetApp("another", theSecret)
 				before := m.stored("config/myapp")
 				m.upstream.SetFault(simulator.AnyApp, simulator.Fault{Delay: 3 * time.Second})
@@ -334,13 +323,10 @@ func TestCaller_that_goes_away_leaves_no_trace_and_fails_nobody_else(t *testing.
 }
 
 func TestFlight_that_panics_fails_its_waiters_and_nobody_else(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		m.state(theApp)
 		m.storage.on(func(string, string) error { panic("storage went mad over " + theSecret) })
-		got := m.read(theApp)
-		require.Equal(t, http.StatusInternalServerError, got.status)
-		require.Contains(t, got.err.Error(), "myapp")
+		m.read(theApp).gets(t, http.StatusInternalServerError, "myapp")
 		require.NotContains(t, m.log.String(), theSecret)
 		m.storage.fail(nil)
 		time.Sleep(6 * time.Second)
@@ -349,9 +335,7 @@ func TestFlight_that_panics_fails_its_waiters_and_nobody_else(t *testing.T) {
 }
 
 func TestFlight_with_failing_storage_is_a_failure_like_any_other(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, _ string) {
 		m.storage.on(func(string, string) error { return errors.New("no quorum") })
 		time.Sleep(6890 * time.Second) // the background's is the first that fails
 		m.tick()
@@ -365,9 +349,7 @@ func TestFlight_with_failing_storage_is_a_failure_like_any_other(t *testing.T) {
 		require.Contains(t, got.Warnings[0], "no quorum")
 		time.Sleep(100 * time.Second)
 		got = m.read(theApp)
-		require.Equal(t, http.StatusInternalServerError, got.status)
-		require.Contains(t, got.err.Error(), "no quorum")
-		require.Contains(t, got.err.Error(), "next attempt")
+		got.gets(t, http.StatusInternalServerError, "no quorum", "next attempt")
 		require.Equal(t, got.err, m.read(theApp).err, "remembered")
 		require.Equal(t, 1, m.calls())
 		m.storage.fail(nil)
@@ -389,12 +371,10 @@ func (l slowLog) Warn(string, ...any)  { time.Sleep(time.Minute) }
 func TestLog_that_is_slow_holds_up_nobody_who_does_not_wait_for_the_fetch(t *testing.T) {
 	for _, kind := range []string{"", simulator.FaultRejectedCredentials} {
 		t.Run("fault "+kind, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
-				m.token(theApp)
+			withToken(t, func(t *testing.T, m *mount, _ string) {
 				m.engine.apps.log = slowLog{m.engine.apps.log}
 				m.upstream.SetFault(theKey, simulator.Fault{Kind: kind})
-				go m.do(logical.UpdateOperation, "refresh/myapp", nil)
+				go m.refresh(theApp)
 				synctest.Wait()
 				require.Equal(t, 2, m.calls())
 				began := time.Now()

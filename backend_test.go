@@ -98,8 +98,7 @@ func TestBackend_a_standby_forwards_every_operation_and_a_secondary_config_write
 }
 
 func TestBackend_a_secondary_fetches_and_stores_its_own_tokens(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		m.system.ReplicationStateVal = consts.ReplicationPerformanceSecondary
 		m.start()
 		tok := m.token(theApp)
@@ -142,8 +141,7 @@ func TestBackend_asks_for_the_replication_state_once_a_second(t *testing.T) {
 }
 
 func TestBackend_the_end_is_prompt_and_may_come_twice(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		before := m.snapshot()
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
 		read := func() answer { return m.read(theApp) }
@@ -151,8 +149,8 @@ func TestBackend_the_end_is_prompt_and_may_come_twice(t *testing.T) {
 		began, reading, verifying := time.Now(), begin(read), begin(verify)
 		m.engine.Cleanup(t.Context())
 		m.engine.Cleanup(t.Context())
-		require.Equal(t, http.StatusServiceUnavailable, (<-reading).status)
-		require.Equal(t, http.StatusServiceUnavailable, (<-verifying).status)
+		(<-reading).gets(t, http.StatusServiceUnavailable)
+		(<-verifying).gets(t, http.StatusServiceUnavailable)
 		require.Less(t, time.Since(began), 100*time.Millisecond)
 		require.Equal(t, http.StatusServiceUnavailable, read().status, "nothing starts after the end")
 		require.Equal(t, before, m.snapshot())
@@ -164,9 +162,7 @@ func TestBackend_errors_name_paths_with_the_mount(t *testing.T) {
 	for path, op := range map[string]logical.Operation{
 		"creds/nope": logical.ReadOperation, "status/nope": logical.ReadOperation, "refresh/nope": logical.UpdateOperation,
 	} {
-		got := m.send(t.Context(), &logical.Request{Operation: op, Path: path, MountPoint: "team/dingtalk/"})
-		require.Equal(t, http.StatusBadRequest, got.status)
-		require.Contains(t, got.err.Error(), " team/dingtalk/config/nope ")
+		m.send(t.Context(), &logical.Request{Operation: op, Path: path, MountPoint: "team/dingtalk/"}).gets(t, http.StatusBadRequest, " team/dingtalk/config/nope ")
 	}
 }
 
@@ -186,10 +182,8 @@ func TestBackend_every_callback_in_every_replication_state(t *testing.T) {
 		"DR secondary":           {state: consts.ReplicationDRSecondary, renews: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
-				got := m.read(theApp)
-				require.NoError(t, got.err)
+			withApp(t, func(t *testing.T, m *mount) {
+				got := m.read(theApp).works(t)
 				secret := *got.Secret
 				secret.IssueTime = time.Now()
 				m.system.ReplicationStateVal, m.system.TaintedVal = c.state, c.tainted

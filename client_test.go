@@ -3,28 +3,21 @@
 package dingtalk
 
 // This file tests the way to DingTalk: what each response means, what is shown of it, when a call
-// is repeated, and what goes wrong on the network. Calls go through pipes, in virtual time; TLS and
-// proxies are real, on loopback.
+// is repeated, and what goes wrong on the network. Calls go through pipes, in virtual time; with
+// real TLS and a real proxy they are tested in test/e2e.
 
 import (
 	"bytes"
-	"cmp"
 	"compress/gzip"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
 	"log"
 	"maps"
-	"math/big"
 	"net"
 	"net/http"
-	"net/http/httptest"
-	"net/url"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -250,23 +243,14 @@ func (c *countedConn) Close() error {
 // newUpstream serves a handler.
 func newUpstream(t *testing.T, handler http.Handler) *upstream {
 	t.Helper()
-	u, h, served := &upstream{}, newHost(nil), make(chan struct{})
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	u, hosts, transport := &upstream{}, &network{hosts: map[string]*host{}}, newTransport()
+	hosts.serve(t, "127.0.0.1:80", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		kept := r.Clone(context.WithoutCancel(r.Context()))
 		kept.Body, r.Body = io.NopCloser(bytes.NewReader(body)), io.NopCloser(bytes.NewReader(body))
 		u.requests = append(u.requests, kept)
 		handler.ServeHTTP(w, r)
-	})}
-	go func() {
-		defer close(served)
-		_ = server.Serve(h)
-	}()
-	t.Cleanup(func() {
-		_ = server.Close()
-		<-served
-	})
-	hosts, transport := &network{hosts: map[string]*host{"127.0.0.1:80": h}}, newTransport()
+	})})
 	transport.Proxy = nil
 	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := hosts.dial(ctx, network, address)
@@ -511,8 +495,7 @@ func TestClient_a_panic_in_the_transport_is_that_fetchs_alone(t *testing.T) {
 		m.configure("other", nil)
 		m.configure(theApp, map[string]any{"app_key": "mad"})
 		got := m.read(theApp)
-		require.Equal(t, http.StatusInternalServerError, got.status)
-		require.ErrorContains(t, got.err, `internal error while fetching a token of app "myapp"`)
+		got.gets(t, http.StatusInternalServerError, `internal error while fetching a token of app "myapp"`)
 		require.Contains(t, m.log.String(), "class=internal")
 		require.Contains(t, m.log.String(), "client_test.go", "the stack")
 		require.NotContains(t, m.log.String()+got.err.Error(), "went mad", "not the panic's value")
@@ -523,22 +506,43 @@ func TestClient_a_panic_in_the_transport_is_that_fetchs_alone(t *testing.T) {
 	})
 }
 
-func TestClient_says_in_a_few_words_what_the_network_did(t *testing.T) {
+func TestClient_says_in_a_few_words_what_the_network_did_and_tries_what_may_pass_again(t *testing.T) {
 	dial := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
+	cert := func(err error) error { return &tls.CertificateVerificationError{Err: err} }
+	proxy := func(status int) error {
+		words := http.Header{"Words": {goodToken}}
+		return newTransport().OnProxyConnectResponse(t.Context(), nil, nil, &http.Response{
+			StatusCode: status, Status: goodToken, Header: words,
+		})
+	}
+	require.NoError(t, proxy(200))
 	dns := &net.DNSError{Err: "no such host", Name: "api.invalid", Server: "192.0.2.53:53", IsNotFound: true}
+	const untrusted = "its certificate is not trusted: "
 	for _, c := range []struct {
 		err   error
 		cause string
+		calls int
 	}{
-		{dial(dns), `the name "api.invalid" cannot be resolved`},
-		{dial(&net.DNSError{Name: theSecret + ".invalid"}), "the name \"" + withheld + "\" cannot be resolved"},
-		{dial(os.NewSyscallError("connect", syscall.ECONNREFUSED)), "connection refused"},
-		{dial(os.NewSyscallError("connect", syscall.EHOSTUNREACH)), "dial: no route to host"},
-		{dial(os.ErrDeadlineExceeded), "timed out"},
-		{&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, "connection reset"},
-		{&net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EPIPE)}, "connection reset"},
-		{io.EOF, "the connection ended before the response did"},
-		{dial(fmt.Errorf("with %s inside", theSecret)), "the HTTP exchange failed, or what came is not HTTP"},
+		{dial(dns), `the name "api.invalid" cannot be resolved`, 3},
+		{dial(&net.DNSError{Name: theSecret + ".invalid"}), "the name \"" + withheld + "\" cannot be resolved", 3},
+		{dial(os.NewSyscallError("connect", syscall.ECONNREFUSED)), "connection refused", 3},
+		{dial(os.NewSyscallError("connect", syscall.EHOSTUNREACH)), "dial: no route to host", 3},
+		{dial(os.ErrDeadlineExceeded), "timed out", 3},
+		{&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, "connection reset", 3},
+		{&net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EPIPE)}, "connection reset", 3},
+		{io.EOF, "the connection ended before the response did", 3},
+		{io.ErrUnexpectedEOF, "the connection ended before the response did", 3},
+		{dial(fmt.Errorf("with %s inside", theSecret)), "the HTTP exchange failed, or what came is not HTTP", 3},
+		{cert(x509.UnknownAuthorityError{}), untrusted + "x509: certificate signed by unknown authority", 1},
+		{cert(fmt.Errorf("x509: valid for %s.example", theSecret)), untrusted + withheld, 1},
+		{tls.RecordHeaderError{Msg: goodToken}, "it does not speak TLS", 1},
+		{http.ErrSchemeMismatch, "it does not speak TLS", 1},
+		{
+			&net.OpError{Op: "remote error", Err: tls.AlertError(70)},
+			"the TLS handshake failed: tls: protocol version not supported", 1,
+		},
+		{proxy(403), "the proxy refused to connect with HTTP status 403", 3},
+		{proxy(502), "the proxy refused to connect with HTTP status 502", 3},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			_, calls, err := newClient(transportFunc(func(*http.Request) (*http.Response, error) {
@@ -547,7 +551,7 @@ func TestClient_says_in_a_few_words_what_the_network_did(t *testing.T) {
 			requireTellsNothing(t, err)
 			require.Equal(t, classUnreachable, err.class)
 			require.Equal(t, c.cause, err.cause)
-			require.Equal(t, 3, calls)
+			require.Equal(t, c.calls, calls)
 		})
 	}
 	synctest.Test(t, func(t *testing.T) {
@@ -557,159 +561,12 @@ func TestClient_says_in_a_few_words_what_the_network_did(t *testing.T) {
 	})
 }
 
-// fetchFrom fetches through the transport, from a real address.
-func fetchFrom(t *testing.T, transport *http.Transport, baseURL string) (*token, *fetchError) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	creds := theCredentials
-	creds.BaseURL = baseURL
-	tok, _, err := newClient(transport, hclog.NewNullLogger()).fetch(ctx, creds)
-	if err != nil {
-		requireTellsNothing(t, err)
-		require.Equal(t, classUnreachable, err.class)
-	}
-	return tok, err
-}
-
-// newTLSServer serves a good response over TLS, by default with the certificate of httptest: for
-// 127.0.0.1 and example.com, by an authority of its own, which the transport trusts. HTTP/2 is
-// offered, and hellos is what each client that connects takes.
-func newTLSServer(t *testing.T, conf *tls.Config) (
-	server *httptest.Server, transport *http.Transport, hellos chan *tls.ClientHelloInfo,
-) {
-	t.Helper()
-	hellos = make(chan *tls.ClientHelloInfo, 10)
-	conf.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		hellos <- hello
-		return nil, nil //nolint:nilnil // the configuration stays
-	}
-	server = httptest.NewUnstartedServer(response(200, nil, goodBody))
-	server.TLS, server.EnableHTTP2 = conf, true
-	server.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes fail on purpose
-	server.StartTLS()
-	t.Cleanup(server.Close)
-	transport = newTransport()
-	require.NotNil(t, transport.Proxy, "the environment's")
-	transport.TLSClientConfig.RootCAs = x509.NewCertPool()
-	transport.TLSClientConfig.RootCAs.AddCert(server.Certificate())
-	return server, transport, hellos
-}
-
-// certificateFor is a certificate for a name, signed with its own key.
-func certificateFor(t *testing.T, name string) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), DNSNames: []string{name}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	require.NoError(t, err)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
-
-func TestClient_speaks_HTTP_1_1_over_TLS_1_2_and_up_with_who_has_a_trusted_certificate(t *testing.T) {
-	const untrusted = "its certificate is not trusted: "
-	secretName := &tls.Config{Certificates: []tls.Certificate{certificateFor(t, theSecret+".example")}}
-	tooOld := &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
-	plain := httptest.NewServer(http.NotFoundHandler())
-	defer plain.Close()
-	for name, c := range map[string]struct {
-		server  *tls.Config // nil is the usual one
-		baseURL string      // in place of the server's; PORT is its port
-		client  func(conf *tls.Config)
-		causes  []string // none is a good response
-	}{
-		"trusted": {},
-		"an unknown authority": {
-			client: func(c *tls.Config) { c.RootCAs = nil }, causes: []string{untrusted, "unknown authority"},
-		},
-		"another name": {baseURL: "https://localhost:PORT", causes: []string{untrusted, "not localhost"}},
-		"expired": {client: func(c *tls.Config) {
-			c.Time = func() time.Time { return time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) }
-		}, causes: []string{untrusted, "expired"}},
-		"the secret for a name": {
-			server: secretName, baseURL: "https://localhost:PORT", causes: []string{untrusted + withheld},
-		},
-		"TLS 1.1": {server: tooOld, causes: []string{"the TLS handshake failed: "}},
-		"no TLS": {
-			baseURL: strings.Replace(plain.URL, "http:", "https:", 1), causes: []string{"it does not speak TLS"},
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			server, transport, hellos := newTLSServer(t, cmp.Or(c.server, &tls.Config{}))
-			baseURL := server.URL
-			if c.baseURL != "" {
-				baseURL = strings.Replace(c.baseURL, "PORT", baseURL[strings.LastIndex(baseURL, ":")+1:], 1)
-			}
-			if c.client != nil {
-				c.client(transport.TLSClientConfig)
-			}
-			tok, err := fetchFrom(t, transport, baseURL)
-			for len(hellos) > 0 {
-				require.NotContains(t, (<-hellos).SupportedProtos, "h2")
-			}
-			if c.causes == nil {
-				require.Nil(t, err)
-				require.Equal(t, goodToken, tok.Value.reveal())
-				return
-			}
-			require.NotNil(t, err, "no request is sent")
-			for _, cause := range c.causes {
-				require.Contains(t, err.cause, cause)
-			}
-			require.Equal(t, 1, err.attempts, "at once")
-		})
-	}
-}
-
-func TestClient_goes_through_a_proxy_without_showing_it_the_secret_and_shows_nothing_of_a_proxys_refusal(t *testing.T) {
-	server, transport, _ := newTLSServer(t, &tls.Config{})
-	var asked []string
-	refusal := 0
-	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked = append(asked, r.Method+" "+r.Host)
-		if refusal != 0 {
-			w.Header().Set("Words", goodToken)
-			http.Error(w, goodToken, refusal)
-			return
-		}
-		up, err := (&net.Dialer{}).DialContext(r.Context(), "tcp", server.Listener.Addr().String())
-		if err != nil {
-			http.Error(w, "", http.StatusBadGateway)
-			return
-		}
-		defer up.Close()
-		down, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			return
-		}
-		defer down.Close()
-		_, _ = io.WriteString(down, "HTTP/1.1 200 Connection established\r\n\r\n")
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			_, _ = io.Copy(down, up)
-		}()
-		_, _ = io.Copy(up, down)
-		_ = up.Close()
-		<-ended
-	}))
-	defer proxy.Close()
-	at, perr := url.Parse(proxy.URL)
-	require.NoError(t, perr)
-	at.User = url.UserPassword("proxyuser", "proxypassword")
-	transport.Proxy = http.ProxyURL(at)
-	tok, err := fetchFrom(t, transport, "https://example.com")
-	require.Nil(t, err)
-	require.Equal(t, goodToken, tok.Value.reveal())
-	require.Equal(t, []string{"CONNECT example.com:443"}, asked)
-	for _, refusal = range []int{403, 407, 502} {
-		_, err = fetchFrom(t, transport, "https://example.com")
-		require.Equal(t, fmt.Sprintf("the proxy refused to connect with HTTP status %d", refusal), err.cause)
-	}
+func TestClient_speaks_HTTP_1_1_over_TLS_1_2_and_up_through_the_proxy_of_the_environment(t *testing.T) {
+	transport := newTransport()
+	require.EqualValues(t, tls.VersionTLS12, transport.TLSClientConfig.MinVersion)
+	require.False(t, transport.TLSClientConfig.InsecureSkipVerify)
+	require.Equal(t, "{HTTP1}", transport.Protocols.String())
+	require.NotNil(t, transport.Proxy)
 }
 
 func TestClient_every_class_says_whose_app_it_is_and_what_to_do(t *testing.T) {
@@ -727,30 +584,26 @@ func TestClient_every_class_says_whose_app_it_is_and_what_to_do(t *testing.T) {
 }
 
 func TestBan_pauses_every_app_of_the_host_for_five_minutes(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
+	withApp(t, func(t *testing.T, m *mount) {
 		m.upstream.SetApp("otherkey", "othersecret")
 		m.network.host(t, "localhost:80").SetApp("otherkey", "othersecret")
 		other := func(baseURL string) map[string]any {
 			return map[string]any{"app_key": "otherkey", "app_secret": "othersecret", "base_url": baseURL}
 		}
-		m.configure(theApp, nil)
 		m.configure("other", other(theURL))
 		m.configure("elsewhere", other("http://localhost"))
 		m.configure("spelt", other("HTTP://127.0.0.1:080/"))
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultBanned, Status: http.StatusServiceUnavailable})
-		end := time.Now().Add(5 * time.Minute)
+		end := timestamp(time.Now().Add(5 * time.Minute))
 
 		for _, app := range []string{theApp, "other", "spelt"} {
-			got := m.read(app)
-			require.Equal(t, http.StatusBadGateway, got.status)
-			require.Contains(t, got.err.Error(), "banned")
-			require.Contains(t, got.err.Error(), timestamp(end))
+			m.read(app).gets(t, http.StatusBadGateway, "banned", end)
 			require.Equal(t, 1, m.upstream.Requests(simulator.AnyApp), "a ban is not tried again")
-			require.Len(t, m.do(logical.UpdateOperation, "refresh/"+app, nil).Warnings, 1)
-			require.Equal(t, timestamp(end), m.state(app)["next_attempt_at"])
+			m.refresh(app).warns(t)
+			require.Equal(t, end, m.state(app)["next_attempt_at"])
 			m.upstream.ClearFaults()
 		}
-		require.Equal(t, http.StatusBadGateway, m.do(logical.UpdateOperation, "config/new", other(theURL)).status)
+		m.write("new", other(theURL)).gets(t, http.StatusBadGateway, end)
 		require.Zero(t, m.upstream.Requests("otherkey"))
 		m.token("elsewhere")
 
@@ -762,51 +615,46 @@ func TestBan_pauses_every_app_of_the_host_for_five_minutes(t *testing.T) {
 
 func TestRetry_After_of_up_to_ten_minutes_stops_every_call_with_its_key_whatever_app_or_generation(t *testing.T) {
 	refresh := func(name string) func(m *mount) answer {
-		return func(m *mount) answer { return m.do(logical.UpdateOperation, "refresh/"+name, nil) }
+		return func(m *mount) answer { return m.refresh(name) }
 	}
 	write := func(name string) func(m *mount) answer { // with a verification
-		return func(m *mount) answer {
-			return m.do(logical.UpdateOperation, "config/"+name, map[string]any{
-				"app_key": theKey, "app_secret": "another", "base_url": theURL,
-			})
-		}
+		return func(m *mount) answer { return m.write(name, theFields(anotherSecret)) }
 	}
-	for name, again := range map[string]func(m *mount) answer{
+	cases := map[string]func(m *mount) answer{
 		"a read":                func(m *mount) answer { return m.read(theApp) },
 		"a refresh":             refresh(theApp),
 		"a write":               write(theApp),
+		"a verification alone":  func(m *mount) answer { return m.write(theApp, verified) },
 		"another app's read":    func(m *mount) answer { return m.read("twin") },
 		"another app's refresh": refresh("twin"),
 		"another app's write":   write("twin"),
 		"a new app":             write("third"),
 		"the app's next generation": func(m *mount) answer {
-			m.configure(theApp, map[string]any{"app_secret": "another"})
+			m.configure(theApp, anotherSecret)
 			return m.read(theApp)
 		},
 		"the app, after an invalidation": func(m *mount) answer {
 			m.engine.InvalidateKey(m.t.Context(), "config/myapp")
 			return m.read(theApp)
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
+	}
+	for name, first := range map[string]func(m *mount) answer{"read": cases["a read"], "write": write("third")} {
+		t.Run("after a "+name, func(t *testing.T) {
+			forEach(t, cases, func(t *testing.T, m *mount, again func(m *mount) answer) {
+				const until = "2000-01-01T00:10:00Z"
 				m.configure(theApp, nil)
-				m.configure("twin", map[string]any{"leased": false})
+				m.configure("twin", unleased)
 				m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "90000"})
-				got := m.read(theApp)
-				require.Equal(t, http.StatusBadGateway, got.status)
-				require.Contains(t, got.err.Error(), "2000-01-01T00:10:00Z")
+				first(m).gets(t, http.StatusBadGateway, until)
 				m.upstream.ClearFault(theKey)
 
 				time.Sleep(599 * time.Second)
-				got = again(m)
-				if got.err == nil {
-					require.Contains(t, fmt.Sprint(got.Warnings), "2000-01-01T00:10:00Z")
-					require.Equal(t, "absent", got.Data["state"])
+				if got := again(m); got.err == nil { // a refresh
+					require.Equal(t, "absent", got.warns(t, until).Data["state"])
 				} else {
-					require.Equal(t, http.StatusBadGateway, got.status)
-					require.Contains(t, got.err.Error(), "2000-01-01T00:10:00Z")
+					got.gets(t, http.StatusBadGateway, until)
 				}
+				require.NotContains(t, m.snapshot(), "config/third")
 				require.Equal(t, 1, m.calls())
 				time.Sleep(time.Second)
 				again(m)

@@ -28,43 +28,6 @@ const (
 	secondSecret = "second-secret-GT-lsu-taDAxxxsTs"
 )
 
-// write sends an update, which Vault makes a create where the app does not exist.
-func (m *mount) write(name string, data map[string]any) answer {
-	return m.do(logical.UpdateOperation, "config/"+name, data)
-}
-
-func (m *mount) patch(name string, data map[string]any) answer {
-	return m.do(logical.PatchOperation, "config/"+name, data)
-}
-
-func (m *mount) config(name string) answer {
-	return m.do(logical.ReadOperation, "config/"+name, nil)
-}
-
-// delete deletes theApp.
-func (m *mount) delete() {
-	m.t.Helper()
-	require.Equal(m.t, http.StatusNoContent, m.do(logical.DeleteOperation, "config/myapp", nil).status)
-}
-
-// changed is a write to theApp that must work.
-func (m *mount) changed(data map[string]any) {
-	m.t.Helper()
-	got := m.write(theApp, data)
-	require.Equal(m.t, http.StatusNoContent, got.status, got)
-}
-
-// theFields are what creates an app that works, with changes; a nil change leaves the field out.
-func theFields(changes map[string]any) map[string]any {
-	fields := map[string]any{"app_key": theKey, "app_secret": theSecret, "base_url": theURL}
-	for k, v := range changes {
-		if fields[k] = v; v == nil {
-			delete(fields, k)
-		}
-	}
-	return fields
-}
-
 // secondFields are another app of DingTalk's, which takes so long to respond.
 func (m *mount) secondFields(delay time.Duration) map[string]any {
 	m.upstream.SetApp(secondKey, secondSecret)
@@ -72,28 +35,6 @@ func (m *mount) secondFields(delay time.Duration) map[string]any {
 		m.upstream.SetFault(secondKey, simulator.Fault{Delay: delay})
 	}
 	return theFields(map[string]any{"app_key": secondKey, "app_secret": secondSecret})
-}
-
-// begin sends a request, and returns when it waits for something.
-func begin(request func() answer) <-chan answer {
-	got := make(chan answer, 1)
-	go func() { got <- request() }()
-	synctest.Wait()
-	return got
-}
-
-// snapshot is every byte in storage.
-func (m *mount) snapshot() map[string]string {
-	m.t.Helper()
-	all := map[string]string{}
-	keys, err := logical.CollectKeys(m.t.Context(), m.storage)
-	require.NoError(m.t, err)
-	for _, k := range keys {
-		e, err := m.storage.Get(m.t.Context(), k)
-		require.NoError(m.t, err)
-		all[k] = string(e.Value)
-	}
-	return all
 }
 
 func TestConfig_is_read_back_without_the_secret_and_a_write_changes_only_what_it_names(t *testing.T) {
@@ -130,15 +71,10 @@ func TestConfig_of_an_unknown_app_is_created_by_a_write_that_has_key_and_secret(
 		for _, fields := range []map[string]any{
 			{}, theFields(map[string]any{"app_key": nil}), theFields(map[string]any{"app_secret": nil}),
 		} {
-			got := m.write(theApp, fields)
-			require.Equal(t, http.StatusBadRequest, got.status)
-			require.ErrorContains(t, got.err, `app "myapp" does not exist yet`)
-			require.ErrorContains(t, got.err, "app_key and app_secret are required")
+			m.write(theApp, fields).gets(t, http.StatusBadRequest, `app "myapp" does not exist yet`, "app_key and app_secret are required")
 		}
-		got := m.patch(theApp, theFields(nil))
-		require.Equal(t, http.StatusNotFound, got.status)
-		require.ErrorContains(t, got.err, theApp, "an empty response would print as success")
-		require.Equal(t, http.StatusNotFound, m.config(theApp).status)
+		m.patch(theApp, theFields(nil)).gets(t, http.StatusNotFound, theApp)
+		m.config(theApp).gets(t, http.StatusNotFound)
 		m.delete()
 		require.Empty(t, m.snapshot())
 		require.Zero(t, m.calls())
@@ -173,17 +109,13 @@ func TestConfig_an_invalid_field_is_a_400_that_names_it_and_what_is_allowed_and_
 		{"leased", "maybe", "true and false"},
 		{"verify_connection", json.Number("2"), "true and false"},
 	} {
-		inVirtualTime(t, func(t *testing.T, m *mount) {
-			m.configure(theApp, nil)
-			tok := m.token(theApp)
+		withToken(t, func(t *testing.T, m *mount, tok string) {
 			before, calls := m.snapshot(), m.calls()
 			for _, given := range []any{c.given, nil} {
 				fields := theFields(map[string]any{"refresh_before": 60})
 				fields[c.field] = given
 				for _, got := range []answer{m.write(theApp, fields), m.patch(theApp, fields), m.write("another", fields)} {
-					require.Equal(t, http.StatusBadRequest, got.status)
-					require.ErrorContains(t, got.err, c.field+": ")
-					require.ErrorContains(t, got.err, map[bool]string{true: "null", false: c.allowed}[given == nil])
+					got.gets(t, http.StatusBadRequest, c.field+": ", map[bool]string{true: "null", false: c.allowed}[given == nil])
 					require.NotRegexp(t, "two words|hunter2", got.err.Error())
 				}
 			}
@@ -237,8 +169,7 @@ func TestConfig_a_secret_that_is_not_a_string_is_refused_before_anything_repeats
 }
 
 func TestConfig_a_secret_in_a_wrong_place_is_not_repeated(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		for _, given := range []any{[]any{theSecret, "b"}, map[string]any{"x": theSecret}} {
 			got := m.do(logical.ReadOperation, "config/myapp", map[string]any{"app_key": given, "leased": given})
 			require.NoError(t, got.err, "a query is not looked at")
@@ -271,8 +202,8 @@ func TestConfig_names_have_128_characters_at_most_and_no_two_dots_in_a_row(t *te
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		longest := strings.Repeat("x", 128)
 		for _, name := range []string{longest, "b", "a.b-c_9"} {
-			require.Equal(t, http.StatusNoContent, m.write(name, theFields(nil)).status)
-			require.Equal(t, http.StatusOK, m.config(name).status)
+			m.write(name, theFields(nil)).gets(t, http.StatusNoContent)
+			m.config(name).gets(t, http.StatusOK)
 			m.token(name)
 		}
 		list := m.do(logical.ListOperation, "config/", nil)
@@ -286,7 +217,7 @@ func TestConfig_names_have_128_characters_at_most_and_no_two_dots_in_a_row(t *te
 				"delete":  m.do(logical.DeleteOperation, "config/"+name, nil),
 				"creds":   m.read(name),
 				"status":  m.do(logical.ReadOperation, "status/"+name, nil),
-				"refresh": m.do(logical.UpdateOperation, "refresh/"+name, nil),
+				"refresh": m.refresh(name),
 			} {
 				require.Equal(t, http.StatusBadRequest, got.status, what)
 				require.ErrorContains(t, got.err, why, what)
@@ -448,7 +379,7 @@ func TestConfig_a_verification_has_the_request_timeout_that_is_to_be_stored(t *t
 			m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
 			time.Sleep(time.Minute)
 			began := time.Now()
-			require.Equal(t, http.StatusBadGateway, m.write(theApp, fields).status)
+			m.write(theApp, fields).gets(t, http.StatusBadGateway)
 			require.Equal(t, time.Duration(seconds)*time.Second, time.Since(began))
 		}
 		took(3, theFields(map[string]any{"request_timeout": 3}))
@@ -459,7 +390,7 @@ func TestConfig_a_verification_has_the_request_timeout_that_is_to_be_stored(t *t
 		time.Sleep(time.Minute)
 		reading := begin(func() answer { return m.read(theApp) }) // whose fetch has one second
 		m.changed(tune)
-		require.Equal(t, http.StatusBadGateway, (<-reading).status)
+		(<-reading).gets(t, http.StatusBadGateway)
 		require.EqualValues(t, 10, m.config(theApp).Data["request_timeout"])
 		took(10, map[string]any{"request_timeout": 3, "verify_connection": true}) // nor less than the one in force
 	})
@@ -496,9 +427,7 @@ func TestConfig_a_verification_waits_out_a_ban_and_a_Retry_After_but_no_back_off
 					if c.until != "" {
 						for range 2 { // Vault's client repeats a 502 after one and after three seconds
 							before := m.snapshot()
-							got := m.write(theApp, fields)
-							require.Equal(t, http.StatusBadGateway, got.status, got)
-							require.ErrorContains(t, got.err, c.until)
+							m.write(theApp, fields).gets(t, http.StatusBadGateway, c.until)
 							require.Equal(t, before, m.snapshot())
 							time.Sleep(2 * time.Second)
 						}
@@ -532,7 +461,7 @@ func TestConfig_verifying_unchanged_credentials_is_a_refresh_and_as_rare(t *test
 
 		time.Sleep(10 * time.Second)
 		m.upstream.RemoveApp(theKey)
-		require.Equal(t, http.StatusBadRequest, m.do(logical.UpdateOperation, "refresh/myapp", nil).status)
+		m.refresh(theApp).gets(t, http.StatusBadRequest)
 		require.Equal(t, 3, m.calls())
 		before := m.snapshot()
 		got = m.write(theApp, map[string]any{"verify_connection": true, "leased": true})
@@ -540,7 +469,7 @@ func TestConfig_verifying_unchanged_credentials_is_a_refresh_and_as_rare(t *test
 		require.ErrorContains(t, got.err, "nothing was stored")
 		require.ErrorContains(t, got.err, "invalidClientIdOrSecret")
 		require.Equal(t, before, m.snapshot())
-		got = m.do(logical.UpdateOperation, "refresh/myapp", nil)
+		got = m.refresh(theApp)
 		require.Equal(t, http.StatusOK, got.status)
 		require.Len(t, got.Warnings, 1)
 		require.Contains(t, got.Warnings[0], "invalidClientIdOrSecret")
@@ -551,9 +480,9 @@ func TestConfig_verifying_unchanged_credentials_is_a_refresh_and_as_rare(t *test
 func TestConfig_tuning_keeps_the_back_off_and_a_new_generation_drops_it(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, map[string]any{"app_secret": "wrong"})
-		require.Equal(t, http.StatusBadRequest, m.read(theApp).status)
+		m.read(theApp).gets(t, http.StatusBadRequest)
 		m.changed(map[string]any{"leased": false})
-		require.Equal(t, http.StatusBadRequest, m.read(theApp).status)
+		m.read(theApp).gets(t, http.StatusBadRequest)
 		require.Equal(t, 1, m.calls())
 		m.configure(theApp, nil)
 		require.NotContains(t, m.state(theApp), "last_error")
@@ -579,8 +508,7 @@ func TestConfig_a_fetch_of_the_old_generation_is_neither_awaited_nor_served_nor_
 	for _, fault := range []simulator.Fault{{Kind: simulator.FaultHang, Times: 1}, {Delay: 3 * time.Second, Times: 1}} {
 		for _, verify := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, verify_connection=%t", fault.Kind, verify), func(t *testing.T) {
-				inVirtualTime(t, func(t *testing.T, m *mount) {
-					m.configure(theApp, nil)
+				withApp(t, func(t *testing.T, m *mount) {
 					m.upstream.SetFault(theKey, fault)
 					var waiting []<-chan answer
 					for range 10 {
@@ -607,8 +535,7 @@ func TestConfig_a_fetch_of_the_old_generation_is_neither_awaited_nor_served_nor_
 func TestConfig_a_write_and_a_fetch_store_one_after_the_other_and_the_writes_generation_stays(t *testing.T) {
 	for _, slow := range []string{"put token/myapp", "put config/myapp"} {
 		t.Run(slow, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
+			withApp(t, func(t *testing.T, m *mount) {
 				m.upstream.SetFault(theKey, simulator.Fault{Delay: time.Second})
 				m.storage.on(func(op, key string) error {
 					if op+" "+key == slow {
@@ -636,15 +563,12 @@ func TestConfig_a_change_during_a_verification_wins(t *testing.T) {
 		"delete and create": after((*mount).delete, configured),
 	} {
 		t.Run(name, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
+			withApp(t, func(t *testing.T, m *mount) {
 				verifying := begin(func() answer { return m.write(theApp, m.secondFields(3*time.Second)) })
 				change(m)
 				left := m.snapshot()
 				got := <-verifying
-				require.Equal(t, http.StatusBadRequest, got.status, got)
-				require.ErrorContains(t, got.err, "nothing was stored")
-				require.ErrorContains(t, got.err, "changed")
+				got.gets(t, http.StatusBadRequest, "nothing was stored", "changed")
 				require.Equal(t, left, m.snapshot())
 			})
 		})
@@ -662,9 +586,7 @@ func TestConfig_of_two_creates_at_once_one_wins(t *testing.T) {
 }
 
 func TestConfig_a_verification_holds_up_no_reader(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		tok := m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, tok string) {
 		verifying := begin(func() answer { return m.write(theApp, m.secondFields(3*time.Second)) })
 		began := time.Now()
 		require.Equal(t, tok, m.token(theApp))
@@ -694,8 +616,7 @@ func TestConfig_delete_removes_config_and_token_also_in_the_middle_of_a_fetch(t 
 		before := m.snapshot()
 		requireGone := func(got answer) {
 			t.Helper()
-			require.Equal(t, http.StatusBadRequest, got.status)
-			require.ErrorContains(t, got.err, "config/myapp")
+			got.gets(t, http.StatusBadRequest, "config/myapp")
 		}
 		for _, fetching := range []bool{false, true} {
 			m.configure(theApp, nil)
@@ -712,8 +633,8 @@ func TestConfig_delete_removes_config_and_token_also_in_the_middle_of_a_fetch(t 
 			require.Equal(t, before, m.snapshot())
 			requireGone(m.read(theApp))
 			requireGone(m.do(logical.ReadOperation, "status/myapp", nil))
-			requireGone(m.do(logical.UpdateOperation, "refresh/myapp", nil))
-			require.Equal(t, http.StatusNotFound, m.config(theApp).status)
+			requireGone(m.refresh(theApp))
+			m.config(theApp).gets(t, http.StatusNotFound)
 		}
 		m.token("other")
 	})
@@ -721,13 +642,12 @@ func TestConfig_delete_removes_config_and_token_also_in_the_middle_of_a_fetch(t 
 
 func TestConfig_an_app_made_again_with_the_same_values_starts_without_a_token(t *testing.T) {
 	for _, leftOver := range []bool{false, true} {
-		inVirtualTime(t, func(t *testing.T, m *mount) {
-			m.configure(theApp, nil)
+		withApp(t, func(t *testing.T, m *mount) {
 			m.upstream.RotateTokens(theKey, true)
 			old, stored := m.token(theApp), m.snapshot()["token/myapp"]
 			m.delete()
 			if leftOver {
-				putRaw(t, m.storage, "token/myapp", stored)
+				m.putRaw("token/myapp", stored)
 			}
 			m.configure(theApp, nil)
 			require.Equal(t, "absent", m.state(theApp)["state"])
@@ -741,7 +661,7 @@ func TestConfig_an_app_made_again_with_the_same_values_starts_without_a_token(t 
 
 func TestConfig_in_storage_that_cannot_be_read_can_be_deleted_and_made_again(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
-		putRaw(t, m.storage, "config/myapp", `{"version":99,"app_secret":"`+theSecret+`"}`)
+		m.putRaw("config/myapp", `{"version":99,"app_secret":"`+theSecret+`"}`)
 		for what, got := range map[string]answer{
 			"config": m.config(theApp), "creds": m.read(theApp),
 			"write": m.write(theApp, theFields(nil)), "patch": m.patch(theApp, theFields(nil)),
@@ -757,8 +677,7 @@ func TestConfig_in_storage_that_cannot_be_read_can_be_deleted_and_made_again(t *
 }
 
 func TestConfig_the_existence_check_and_a_read_wait_for_no_lock(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		unlock, err := m.engine.apps.lock(t.Context(), theApp)
 		require.NoError(t, err)
 		defer unlock()
@@ -767,6 +686,6 @@ func TestConfig_the_existence_check_and_a_read_wait_for_no_lock(t *testing.T) {
 		})
 		require.NoError(t, err)
 		require.True(t, exists)
-		require.Equal(t, http.StatusOK, m.config(theApp).status)
+		m.config(theApp).gets(t, http.StatusOK)
 	})
 }

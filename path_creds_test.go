@@ -80,9 +80,7 @@ func (l *lease) renewed(ttl time.Duration) {
 }
 
 func TestLease_lives_as_long_as_the_token_and_names_no_secret(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, _ string) {
 		time.Sleep(1000*time.Second + 500*time.Millisecond)
 		got := m.read(theApp)
 		require.Equal(t, map[string]any{"access_token": m.upstream.LastToken(theKey)}, got.Data)
@@ -98,8 +96,7 @@ func TestLease_lives_as_long_as_the_token_and_names_no_secret(t *testing.T) {
 }
 
 func TestRenew_in_the_first_half_costs_no_call_and_in_the_second_extends_the_token_for_all(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		leases := make([]*lease, 30)
 		for i := range leases {
 			leases[i] = m.issue()
@@ -128,8 +125,7 @@ func TestRenew_in_the_first_half_costs_no_call_and_in_the_second_extends_the_tok
 
 func TestRenew_never_outlives_the_token_and_without_an_increment_never_warns(t *testing.T) {
 	for increment, times := range map[time.Duration]int{0: 2000, 24 * time.Hour: 500} {
-		inVirtualTime(t, func(t *testing.T, m *mount) {
-			m.configure(theApp, nil)
+		withApp(t, func(t *testing.T, m *mount) {
 			time.Sleep(300 * time.Millisecond)
 			l := m.issue()
 			for i := range times {
@@ -151,8 +147,7 @@ func TestRenew_never_outlives_the_token_and_without_an_increment_never_warns(t *
 }
 
 func TestRenew_keeps_the_life_left_when_DingTalk_is_down(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		l := m.issue()
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultThrottledBusy})
 		time.Sleep(7000 * time.Second)
@@ -182,8 +177,7 @@ func TestRenew_of_a_lease_whose_token_is_no_longer_the_apps_ends_it_within_a_sec
 		"the app is gone":              {(*mount).delete, "no longer configured", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
+			withApp(t, func(t *testing.T, m *mount) {
 				l := m.issue()
 				c.change(m)
 				calls := m.calls()
@@ -228,8 +222,7 @@ func TestRenew_counts_as_a_read_for_the_background(t *testing.T) {
 }
 
 func TestRevoke_always_succeeds_and_ends_no_token(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		l := m.issue()
 		require.NoError(t, m.upstream.Close())
 		m.delete()
@@ -261,8 +254,7 @@ func TestCreds_wrapped_for_longer_than_the_token_lives_are_not(t *testing.T) {
 }
 
 func TestCreds_min_ttl_must_be_a_sensible_duration(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		for _, bad := range []any{
 			"", "-1s", "500ms", "soon", "3000000h", "36028797018963968", 1e30, true, nil, []any{"1s", "2s"},
 		} {
@@ -279,8 +271,7 @@ func TestUnleased_responses_say_when_to_read_again(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, map[string]any{"leased": false})
 		fetched := time.Now()
-		got := m.read(theApp)
-		require.NoError(t, got.err)
+		got := m.read(theApp).works(t)
 		require.Nil(t, got.Secret)
 		require.Equal(t, map[string]any{
 			"access_token":        m.upstream.LastToken(theKey),
@@ -306,7 +297,7 @@ func TestUnleased_ttl_ends_before_the_token_does_where_nothing_is_refreshed_ahea
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, map[string]any{"leased": false})
 		for before, ttl := range map[int]int64{0: 7198, 1: 7198, 3: 7197} {
-			require.NoError(t, m.do(logical.PatchOperation, "config/myapp", map[string]any{"refresh_before": before}).err)
+			m.patch(theApp, map[string]any{"refresh_before": before}).works(t)
 			require.Equal(t, ttl, m.read(theApp).Data["ttl"])
 		}
 	})
