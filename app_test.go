@@ -32,14 +32,14 @@ func TestToken_state_follows_the_remaining_TTL(t *testing.T) {
 		lifetime, refreshBefore, age time.Duration
 		want                         tokenState
 	}{
-		{7200 * time.Second, 200 * time.Second, 0, stateFresh},
-		{7200 * time.Second, 200 * time.Second, 6999 * time.Second, stateFresh},
-		{7200 * time.Second, 200 * time.Second, 7000 * time.Second, stateDue},
-		{7200 * time.Second, 200 * time.Second, 7198 * time.Second, stateDue},
-		{7200 * time.Second, 200 * time.Second, 7198*time.Second + 1, stateExpired},
-		{7200 * time.Second, 200 * time.Second, 9000 * time.Second, stateExpired},
-		{7200 * time.Second, 0, 7198 * time.Second, stateFresh},
-		{7200 * time.Second, 0, 7199 * time.Second, stateExpired},
+		{2 * time.Hour, 200 * time.Second, 0, stateFresh},
+		{2 * time.Hour, 200 * time.Second, 6999 * time.Second, stateFresh},
+		{2 * time.Hour, 200 * time.Second, 7000 * time.Second, stateDue},
+		{2 * time.Hour, 200 * time.Second, 7198 * time.Second, stateDue},
+		{2 * time.Hour, 200 * time.Second, 7198*time.Second + 1, stateExpired},
+		{2 * time.Hour, 200 * time.Second, 9000 * time.Second, stateExpired},
+		{2 * time.Hour, 0, 7198 * time.Second, stateFresh},
+		{2 * time.Hour, 0, 7199 * time.Second, stateExpired},
 		{20 * time.Second, time.Hour, 14 * time.Second, stateFresh}, // the window is a quarter: 5 s
 		{20 * time.Second, time.Hour, 15 * time.Second, stateDue},
 		{2 * time.Second, time.Hour, 0, stateFresh},
@@ -80,15 +80,12 @@ func TestCreds_a_fresh_token_costs_nothing_and_the_first_reader_of_a_due_one_wai
 		time.Sleep(7001 * time.Second)
 		m.upstream.RotateTokens(theKey, true)
 		m.upstream.SetFault(theKey, simulator.Fault{Delay: 3 * time.Second})
-		began := time.Now()
-		first := make(chan string)
-		go func() { first <- m.token(theApp) }()
-		synctest.Wait()
+		began, first := time.Now(), begin(func() answer { return m.read(theApp) })
 		for range 10 {
 			require.Equal(t, old, m.token(theApp))
 		}
 		require.Zero(t, time.Since(began), "the others do not wait")
-		require.NotEqual(t, old, <-first)
+		require.NotEqual(t, old, (<-first).works(t).Data["access_token"])
 		require.Equal(t, 3*time.Second, time.Since(began))
 		require.Equal(t, 2, m.calls())
 	})
@@ -100,12 +97,9 @@ func TestCreds_a_due_token_is_served_with_a_warning_when_DingTalk_is_down_and_ne
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultUnavailableEmpty})
 		time.Sleep(7000 * time.Second)
 		for time.Until(expires) >= 3*time.Second { // an attempt takes up to a second
-			got := m.read(theApp)
+			got := m.read(theApp).warns(t, "503")
 			left := time.Until(expires)
-			require.NoError(t, got.err, left)
 			require.Equal(t, tok, got.Data["access_token"])
-			require.Len(t, got.Warnings, 1, left)
-			require.Contains(t, got.Warnings[0], "503")
 			require.LessOrEqual(t, got.Secret.TTL, left)
 			require.GreaterOrEqual(t, got.Secret.TTL, 2*time.Second)
 			time.Sleep(time.Second)
@@ -120,20 +114,17 @@ func TestCreds_a_due_token_is_served_with_a_warning_when_DingTalk_is_down_and_ne
 }
 
 func TestCreds_a_slow_app_delays_no_other(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
+	withApp(t, func(t *testing.T, m *mount) {
 		m.upstream.SetApp("slowkey", "slowsecret")
-		m.configure(theApp, nil)
 		m.configure("slow", map[string]any{"app_key": "slowkey", "app_secret": "slowsecret"})
 		m.upstream.SetFault("slowkey", simulator.Fault{Kind: simulator.FaultHang})
-		done := make(chan answer)
-		go func() { done <- m.read("slow") }()
-		synctest.Wait()
+		slow := begin(func() answer { return m.read("slow") })
 		began := time.Now()
 		m.token(theApp)
 		m.configure("other", nil)
 		m.token("other")
 		require.Zero(t, time.Since(began))
-		(<-done).gets(t, http.StatusBadGateway)
+		(<-slow).gets(t, http.StatusBadGateway)
 	})
 }
 
@@ -198,31 +189,28 @@ func TestBackOff_grows_and_ends_with_success(t *testing.T) {
 }
 
 func TestBackOff_is_a_minute_after_a_rejection_which_is_logged_once_until_fetches_work_again(t *testing.T) {
-	for _, kind := range []string{
-		simulator.FaultRejectedCredentials, simulator.FaultMissingBody,
-		simulator.FaultPermissionDenied, simulator.FaultIPNotAllowed,
-	} {
-		t.Run(kind, func(t *testing.T) {
-			withApp(t, func(t *testing.T, m *mount) {
-				m.upstream.SetFault(theKey, simulator.Fault{Kind: kind, Code: "a.code"})
-				for i := range 3 {
-					m.read(theApp).gets(t, http.StatusBadRequest)
-					time.Sleep(time.Minute - time.Millisecond)
-					m.read(theApp).gets(t, http.StatusBadRequest)
-					require.Equal(t, i+1, m.calls())
-					time.Sleep(time.Millisecond)
-				}
-				m.upstream.ClearFaults()
-				tok := m.token(theApp)
-				m.token(theApp)
-				require.Equal(t, 1, strings.Count(m.log.String(), "[WARN]"))
-				require.Contains(t, m.log.String(), "a.code")
-				require.Equal(t, 1, strings.Count(m.log.String(), "[INFO]"))
-				require.NotContains(t, m.log.String(), theSecret)
-				require.NotContains(t, m.log.String(), tok)
-			})
-		})
-	}
+	forEach(t, map[string]string{
+		"the credentials": simulator.FaultRejectedCredentials, "the request": simulator.FaultMissingBody,
+		"the permission": simulator.FaultPermissionDenied, "the address": simulator.FaultIPNotAllowed,
+	}, func(t *testing.T, m *mount, kind string) {
+		m.configure(theApp, nil)
+		m.upstream.SetFault(theKey, simulator.Fault{Kind: kind, Code: "a.code"})
+		for i := range 3 {
+			m.read(theApp).gets(t, http.StatusBadRequest)
+			time.Sleep(time.Minute - time.Millisecond)
+			m.read(theApp).gets(t, http.StatusBadRequest)
+			require.Equal(t, i+1, m.calls())
+			time.Sleep(time.Millisecond)
+		}
+		m.upstream.ClearFaults()
+		tok := m.token(theApp)
+		m.token(theApp)
+		require.Equal(t, 1, strings.Count(m.log.String(), "[WARN]"))
+		require.Contains(t, m.log.String(), "a.code")
+		require.Equal(t, 1, strings.Count(m.log.String(), "[INFO]"))
+		require.NotContains(t, m.log.String(), theSecret)
+		require.NotContains(t, m.log.String(), tok)
+	})
 }
 
 // deafTransport sends no response and heeds no context until the test ends.
@@ -265,15 +253,11 @@ func TestFlight_ends_with_request_timeout_whatever_the_transport_does(t *testing
 				require.EqualValues(t, 2, deaf.calls.Load(), "it fetches again")
 
 				began := time.Now()
-				got := m.write(theApp, map[string]any{
-					"app_secret": "another", "base_url": theURL, "request_timeout": 4,
-				})
-				require.Equal(t, http.StatusBadGateway, got.status, "a verification")
+				m.write(theApp, map[string]any{"app_secret": "another", "base_url": theURL, "request_timeout": 4}).
+					gets(t, http.StatusBadGateway) // a verification
 				require.Equal(t, 4*time.Second, time.Since(began))
 
-				reading := make(chan answer, 1)
-				go func() { reading <- m.read(theApp) }()
-				synctest.Wait()
+				reading := begin(func() answer { return m.read(theApp) })
 				began = time.Now()
 				m.engine.Cleanup(t.Context())
 				require.LessOrEqual(t, time.Since(began), closeTimeout)
@@ -284,42 +268,37 @@ func TestFlight_ends_with_request_timeout_whatever_the_transport_does(t *testing
 }
 
 func TestCaller_that_goes_away_leaves_no_trace_and_fails_nobody_else(t *testing.T) {
-	for name, request := range map[string]logical.Request{
-		"read":    {Operation: logical.ReadOperation, Path: "creds/myapp"},
-		"refresh": {Operation: logical.UpdateOperation, Path: "refresh/myapp"},
-		"write": {Operation: logical.UpdateOperation, Path: "config/myapp", Data: map[string]any{
-			"app_secret": theSecret, "app_key": "another", "base_url": theURL,
-		}},
-		"verification": {Operation: logical.UpdateOperation, Path: "config/myapp", Data: map[string]any{
-			"verify_connection": true,
-		}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			withApp(t, func(t *testing.T, m *mount) {
-				m.upstream.SetApp("another", theSecret)
-				before := m.stored("config/myapp")
-				m.upstream.SetFault(simulator.AnyApp, simulator.Fault{Delay: 3 * time.Second})
-				ctx, hangUp := context.WithCancel(t.Context())
-				time.AfterFunc(200*time.Millisecond, hangUp)
-				began := time.Now()
-				other := make(chan string, 1)
-				time.AfterFunc(100*time.Millisecond, func() { other <- m.token(theApp) })
-				got := m.send(ctx, &request)
-				require.ErrorIs(t, got.err, context.Canceled)
-				require.Equal(t, 200*time.Millisecond, time.Since(began))
+	forEach(t, map[string]logical.Request{
+		"read":         {Operation: logical.ReadOperation, Path: "creds/myapp"},
+		"refresh":      {Operation: logical.UpdateOperation, Path: "refresh/myapp"},
+		"create":       {Operation: logical.UpdateOperation, Path: "config/new", Data: theFields(nil)},
+		"verification": {Operation: logical.UpdateOperation, Path: "config/myapp", Data: verified},
+		"write": {
+			Operation: logical.UpdateOperation, Path: "config/myapp", Data: theFields(map[string]any{"app_key": "another"}),
+		},
+	}, func(t *testing.T, m *mount, request logical.Request) {
+		m.configure(theApp, nil)
+		m.upstream.SetApp("another", theSecret)
+		config := m.stored("config/myapp")
+		m.upstream.SetFault(simulator.AnyApp, simulator.Fault{Delay: 3 * time.Second})
+		ctx, hangUp := context.WithCancel(t.Context())
+		time.AfterFunc(200*time.Millisecond, hangUp)
+		began := time.Now()
+		other := make(chan string, 1)
+		time.AfterFunc(100*time.Millisecond, func() { other <- m.token(theApp) })
+		require.ErrorIs(t, m.send(ctx, &request).err, context.Canceled)
+		require.Equal(t, 200*time.Millisecond, time.Since(began))
 
-				require.Equal(t, m.upstream.LastToken(theKey), <-other, "the fetch itself goes on for others")
-				require.Equal(t, 1, m.calls())
-				time.Sleep(5 * time.Second)
-				state := m.state(theApp)
-				require.NotContains(t, state, "last_error")
-				require.NotContains(t, state, "next_attempt_at")
-				require.Zero(t, state["upstream_failures"])
-				require.NotContains(t, m.log.String(), "failed")
-				require.Equal(t, before, m.stored("config/myapp"))
-			})
-		})
-	}
+		require.NotEmpty(t, <-other, "the fetch itself goes on for others")
+		time.Sleep(5 * time.Second)
+		state := m.state(theApp)
+		require.NotContains(t, state, "last_error")
+		require.NotContains(t, state, "next_attempt_at")
+		require.Equal(t, []any{uint64(1), uint64(0)}, []any{state["upstream_calls"], state["upstream_failures"]})
+		require.NotContains(t, m.log.String(), "failed")
+		require.Equal(t, config, m.stored("config/myapp"))
+		require.Nil(t, m.stored("config/new"))
+	})
 }
 
 func TestFlight_that_panics_fails_its_waiters_and_nobody_else(t *testing.T) {
@@ -344,11 +323,9 @@ func TestFlight_with_failing_storage_is_a_failure_like_any_other(t *testing.T) {
 		require.Contains(t, m.log.String(), "[WARN]  fetching a token failed: app=myapp class=storage")
 
 		time.Sleep(300 * time.Second)
-		got := m.read(theApp)
-		require.Len(t, got.Warnings, 1)
-		require.Contains(t, got.Warnings[0], "no quorum")
+		m.read(theApp).warns(t, "no quorum")
 		time.Sleep(100 * time.Second)
-		got = m.read(theApp)
+		got := m.read(theApp)
 		got.gets(t, http.StatusInternalServerError, "no quorum", "next attempt")
 		require.Equal(t, got.err, m.read(theApp).err, "remembered")
 		require.Equal(t, 1, m.calls())
@@ -369,20 +346,19 @@ func (l slowLog) Info(string, ...any)  { time.Sleep(time.Minute) }
 func (l slowLog) Warn(string, ...any)  { time.Sleep(time.Minute) }
 
 func TestLog_that_is_slow_holds_up_nobody_who_does_not_wait_for_the_fetch(t *testing.T) {
-	for _, kind := range []string{"", simulator.FaultRejectedCredentials} {
-		t.Run("fault "+kind, func(t *testing.T) {
-			withToken(t, func(t *testing.T, m *mount, _ string) {
-				m.engine.apps.log = slowLog{m.engine.apps.log}
-				m.upstream.SetFault(theKey, simulator.Fault{Kind: kind})
-				go m.refresh(theApp)
-				synctest.Wait()
-				require.Equal(t, 2, m.calls())
-				began := time.Now()
-				m.state(theApp)
-				m.token(theApp)
-				require.Zero(t, time.Since(began))
-				time.Sleep(time.Hour)
-			})
+	forEach(t, map[string]string{"that works": "", "that fails": simulator.FaultRejectedCredentials},
+		func(t *testing.T, m *mount, kind string) {
+			m.configure(theApp, nil)
+			m.token(theApp)
+			m.engine.apps.log = slowLog{m.engine.apps.log}
+			m.upstream.SetFault(theKey, simulator.Fault{Kind: kind})
+			go m.refresh(theApp)
+			synctest.Wait()
+			require.Equal(t, 2, m.calls())
+			began := time.Now()
+			m.state(theApp)
+			m.token(theApp)
+			require.Zero(t, time.Since(began))
+			time.Sleep(time.Hour)
 		})
-	}
 }
