@@ -8,8 +8,8 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/helper/consts"
@@ -28,17 +28,14 @@ func TestFactory_gives_a_secrets_engine_with_its_version(t *testing.T) {
 }
 
 func TestFactory_takes_nothing_from_its_context(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := newMount(t)
+	inVirtualTime(t, func(t *testing.T, m *mount) {
 		ctx, cancel := context.WithCancel(t.Context())
-		transport := newTransport()
-		transport.DialContext, transport.Proxy = m.network.dial, nil
-		b, err := newBackend(ctx, &logical.BackendConfig{System: m.system}, transport)
+		b, err := newBackend(ctx, &logical.BackendConfig{System: m.system}, m.transport)
 		require.NoError(t, err)
 		cancel()
+		defer b.Cleanup(t.Context())
 		m.engine.Cleanup(t.Context())
 		m.engine = b
-		defer b.Cleanup(t.Context())
 		m.configure(theApp, nil)
 		require.Equal(t, m.token(theApp), m.upstream.LastToken(theKey))
 	})
@@ -88,22 +85,8 @@ func TestBackend_a_standby_forwards_every_operation_and_a_secondary_config_write
 				require.Equal(t, forwarded, errors.Is(err, logical.ErrReadOnly), "%s %s", op, path)
 			}
 		}
-		_, err := m.engine.HandleRequest(t.Context(), &logical.Request{
-			Operation: logical.RenewOperation, Path: "creds/myapp", Storage: m.storage,
-			Secret: &logical.Secret{InternalData: map[string]any{"secret_type": "access_token", "app": theApp}},
-		})
-		require.Equal(t, standby, errors.Is(err, logical.ErrReadOnly), "a renewal")
 		require.Zero(t, m.upstream.Requests("*"))
 	}
-}
-
-func TestBackend_a_secondary_fetches_and_stores_its_own_tokens(t *testing.T) {
-	withApp(t, func(t *testing.T, m *mount) {
-		m.system.ReplicationStateVal = consts.ReplicationPerformanceSecondary
-		m.start()
-		tok := m.token(theApp)
-		require.Equal(t, tok, m.stored("token/myapp")["access_token"])
-	})
 }
 
 // countingSystem counts how often the replication state is asked for.
@@ -145,14 +128,14 @@ func TestBackend_the_end_is_prompt_and_may_come_twice(t *testing.T) {
 		before := m.snapshot()
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
 		read := func() answer { return m.read(theApp) }
-		verify := func() answer { return m.write("another", theFields(nil)) }
-		began, reading, verifying := time.Now(), begin(read), begin(verify)
+		began, reading := time.Now(), begin(read)
+		verifying := begin(func() answer { return m.write("another", theFields(nil)) })
 		m.engine.Cleanup(t.Context())
 		m.engine.Cleanup(t.Context())
 		(<-reading).gets(t, http.StatusServiceUnavailable)
 		(<-verifying).gets(t, http.StatusServiceUnavailable)
 		require.Less(t, time.Since(began), 100*time.Millisecond)
-		require.Equal(t, http.StatusServiceUnavailable, read().status, "nothing starts after the end")
+		read().gets(t, http.StatusServiceUnavailable) // nothing starts after the end
 		require.Equal(t, before, m.snapshot())
 	})
 }
@@ -168,62 +151,65 @@ func TestBackend_errors_name_paths_with_the_mount(t *testing.T) {
 
 func TestBackend_every_callback_in_every_replication_state(t *testing.T) {
 	const standby, secondary = consts.ReplicationPerformanceStandby, consts.ReplicationPerformanceSecondary
-	for name, c := range map[string]struct {
+	type test struct {
 		state   consts.ReplicationState
 		tainted bool
 		renews  bool // or Vault forwards it
 		passes  bool // the background works
-	}{
+	}
+	forEach(t, map[string]test{
 		"no replication":         {renews: true, passes: true},
 		"tainted mount":          {tainted: true, renews: true},
 		"performance standby":    {state: standby},
 		"performance secondary":  {state: secondary, renews: true, passes: true},
 		"standby of a secondary": {state: standby | secondary},
 		"DR secondary":           {state: consts.ReplicationDRSecondary, renews: true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			withApp(t, func(t *testing.T, m *mount) {
-				got := m.read(theApp).works(t)
-				secret := *got.Secret
-				secret.IssueTime = time.Now()
-				m.system.ReplicationStateVal, m.system.TaintedVal = c.state, c.tainted
-				time.Sleep(6890 * time.Second)
-				call := func(op logical.Operation) error {
-					_, err := m.engine.HandleRequest(t.Context(), &logical.Request{
-						Operation: op, Path: "creds/myapp", Storage: m.storage, Secret: &secret,
-					})
-					return err
-				}
-
-				m.storage.fail(nil)
-				m.tick()
-				require.Equal(t, c.passes, m.calls() == 2, "the background refreshes ahead")
-				require.Equal(t, c.passes, len(m.storage.calls()) > 0, "and sweeps")
-
-				secondHalf := map[bool]time.Duration{true: 4000 * time.Second, false: 100 * time.Second}
-				time.Sleep(secondHalf[c.passes])
-				calls := m.calls()
-				if err := call(logical.RenewOperation); c.renews {
-					require.NoError(t, err)
-					require.Equal(t, calls+1, m.calls())
-					require.Equal(t, 2*time.Hour, secret.TTL, "it extends the token")
-				} else {
-					require.Equal(t, logical.ErrReadOnly, err, "so that Vault forwards it: not wrapped, not coded")
-					require.Equal(t, calls, m.calls())
-				}
-				require.NoError(t, call(logical.RevokeOperation), "revoking always succeeds")
-				_, exists, err := m.engine.HandleExistenceCheck(t.Context(), &logical.Request{
-					Operation: logical.UpdateOperation, Path: "config/myapp", Storage: m.storage,
-				})
-				require.NoError(t, err)
-				require.True(t, exists)
-
-				m.engine.InvalidateKey(t.Context(), "config/myapp")
-				require.Nil(t, m.engine.apps.inMemory(theApp))
-				if !c.renews {
-					require.Equal(t, []string{"get config/myapp"}, m.storage.calls(), "a standby writes nothing")
-				}
+	}, func(t *testing.T, m *mount, c test) {
+		m.configure(theApp, nil)
+		secret := *m.read(theApp).works(t).Secret
+		secret.IssueTime = time.Now()
+		m.system.ReplicationStateVal, m.system.TaintedVal = c.state, c.tainted
+		time.Sleep(6890 * time.Second)
+		call := func(op logical.Operation) error {
+			_, err := m.engine.HandleRequest(t.Context(), &logical.Request{
+				Operation: op, Path: "creds/myapp", Storage: m.storage, Secret: &secret,
 			})
+			return err
+		}
+
+		m.storage.fail(nil)
+		m.tick()
+		require.Equal(t, c.passes, m.calls() == 2, "the background refreshes ahead")
+		require.Equal(t, c.passes, slices.Contains(m.storage.calls(), "list token/"), "and sweeps")
+		if c.passes {
+			require.Equal(t, m.upstream.LastToken(theKey), m.stored("token/myapp")["access_token"])
+		} else {
+			require.Empty(t, m.storage.calls())
+		}
+
+		secondHalf := map[bool]time.Duration{true: 4000 * time.Second, false: 100 * time.Second}
+		time.Sleep(secondHalf[c.passes])
+		calls := m.calls()
+		if err := call(logical.RenewOperation); c.renews {
+			require.NoError(t, err)
+			require.Equal(t, calls+1, m.calls())
+			require.Equal(t, 2*time.Hour, secret.TTL, "it extends the token")
+		} else {
+			require.Equal(t, logical.ErrReadOnly, err, "so that Vault forwards it: not wrapped, not coded")
+			require.Equal(t, calls, m.calls())
+		}
+		_, exists, err := m.engine.HandleExistenceCheck(t.Context(), &logical.Request{
+			Operation: logical.UpdateOperation, Path: "config/myapp", Storage: m.storage,
 		})
-	}
+		require.NoError(t, err)
+		require.True(t, exists)
+
+		m.engine.InvalidateKey(t.Context(), "config/myapp")
+		require.Nil(t, m.engine.apps.inMemory(theApp))
+		require.NoError(t, m.upstream.Close())
+		require.NoError(t, call(logical.RevokeOperation), "revoking always succeeds")
+		if !c.renews {
+			require.Equal(t, []string{"get config/myapp"}, m.storage.calls(), "a standby writes nothing")
+		}
+	})
 }

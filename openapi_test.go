@@ -7,8 +7,6 @@ package dingtalk
 // about each response that the schema describes.
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -174,14 +172,6 @@ var varieties = []struct {
 	{"refresh while the engine ends", configured, "update", "refresh/myapp", nil, 503, nil, ""},
 }
 
-func nothing(*mount) {}
-func down(m *mount)  { m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultReset}) }
-
-func banned(m *mount)             { m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultBanned}) }
-func configured(m *mount)         { m.configure(theApp, nil) }
-func configuredUnleased(m *mount) { m.configure(theApp, unleased) }
-func configuredWrongly(m *mount)  { m.configure(theApp, anotherSecret) }
-
 // after is one thing after the other.
 func after(steps ...func(m *mount)) func(m *mount) {
 	return func(m *mount) {
@@ -191,28 +181,34 @@ func after(steps ...func(m *mount)) func(m *mount) {
 	}
 }
 
-func read(m *mount)    { m.read(theApp) }
-func refresh(m *mount) { m.do("update", "refresh/myapp", nil) }
+// The steps that lead to a variety.
+func nothing(*mount) {}
 
-func end(m *mount) { m.engine.Cleanup(m.t.Context()) }
+func down(m *mount) { m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultReset}) }
+
+func banned(m *mount)             { m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultBanned}) }
+func configured(m *mount)         { m.configure(theApp, nil) }
+func configuredUnleased(m *mount) { m.configure(theApp, unleased) }
+func configuredWrongly(m *mount)  { m.configure(theApp, anotherSecret) }
+func read(m *mount)               { m.read(theApp) }
+func refresh(m *mount)            { m.refresh(theApp) }
+func end(m *mount)                { m.engine.Cleanup(m.t.Context()) }
 
 // wait lets virtual time pass.
 func wait(d time.Duration) func(*mount) { return func(*mount) { time.Sleep(d) } }
 
 var (
-	configuredThenDown = after(configured, down)
-	failed             = after(configured, down, read)
-	failedLongAgo      = after(failed, wait(time.Minute))
-
-	fetched           = after(configured, refresh)
-	refreshFailed     = after(fetched, wait(time.Minute), down, refresh)
-	refreshBanned     = after(fetched, wait(time.Minute), banned, refresh)
-	due               = after(fetched, wait(7000*time.Second))
-	dueThenDown       = after(due, down)
-	dueThenFailed     = after(dueThenDown, read)
-	expired           = after(due, wait(200*time.Second))
-	expiredThenFailed = after(expired, down, read)
-
+	configuredThenDown  = after(configured, down)
+	failed              = after(configuredThenDown, read)
+	failedLongAgo       = after(failed, wait(time.Minute))
+	fetched             = after(configured, refresh)
+	refreshFailed       = after(fetched, wait(time.Minute), down, refresh)
+	refreshBanned       = after(fetched, wait(time.Minute), banned, refresh)
+	due                 = after(fetched, wait(7000*time.Second))
+	dueThenDown         = after(due, down)
+	dueThenFailed       = after(dueThenDown, read)
+	expired             = after(due, wait(200*time.Second))
+	expiredThenFailed   = after(expired, down, read)
 	unleasedDueThenDown = after(configuredUnleased, read, wait(7000*time.Second), down)
 )
 
@@ -284,76 +280,4 @@ func TestOpenAPI_describes_every_response_and_none_that_never_comes(t *testing.T
 		})
 	}
 	require.Empty(t, slices.Sorted(maps.Keys(unseen)), "described, but never seen")
-}
-
-// document is the whole mount's OpenAPI document, as Vault asks for it.
-func document(t *testing.T) *framework.OASDocument {
-	t.Helper()
-	m := newMount(t)
-	m.system.PluginEnvironment = &logical.PluginEnvironment{}
-	resp, err := m.engine.HandleRequest(t.Context(), &logical.Request{Operation: logical.HelpOperation})
-	require.NoError(t, err)
-	doc, ok := resp.Data["openapi"].(*framework.OASDocument)
-	require.True(t, ok)
-	return doc
-}
-
-func TestOpenAPI_document_keeps_its_schemas_on_the_way_through_Vault(t *testing.T) {
-	doc := document(t)
-	encoded, err := json.Marshal(doc)
-	require.NoError(t, err)
-	decoder, decoded := json.NewDecoder(bytes.NewReader(encoded)), map[string]any{}
-	decoder.UseNumber()
-	require.NoError(t, decoder.Decode(&decoded))
-	// What Vault makes of the document of a plugin that is a process of its own. It loses
-	// references.
-	merged, err := framework.NewOASDocumentFromMap(decoded)
-	require.NoError(t, err)
-
-	require.Len(t, merged.Paths, 5)
-	checked := 0
-	for path, item := range merged.Paths {
-		for method, op := range map[string]*framework.OASOperation{"get": item.Get, "post": item.Post, "patch": item.Patch} {
-			if op == nil {
-				continue
-			}
-			var contents []framework.OASContent
-			if op.RequestBody != nil {
-				contents = append(contents, op.RequestBody.Content)
-			}
-			for _, response := range op.Responses {
-				contents = append(contents, response.Content)
-			}
-			for _, content := range contents {
-				if len(content) > 0 {
-					checked++
-					require.NotEmpty(t, content["application/json"].Schema.Properties, "%s %s", method, path)
-				}
-			}
-		}
-	}
-	require.Equal(t, 7, checked, "two requests and five responses have fields")
-}
-
-func TestOpenAPI_defaults_are_those_of_the_engine(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.changed(map[string]any{"app_key": theKey, "app_secret": theSecret, "verify_connection": false})
-		fields, stored := m.engine.Route("config/myapp").Fields, m.config(theApp).Data
-		compared := 0
-		for name, field := range fields {
-			if field.Default == nil {
-				continue
-			}
-			compared++
-			want := stored[name]
-			if seconds, ok := want.(int64); ok {
-				want = int(seconds)
-			}
-			require.Equal(t, want, field.DefaultOrZero(), name)
-		}
-		require.Equal(t, 4, compared)
-		minTTL, err := parseMinTTL(nil)
-		require.NoError(t, err)
-		require.Equal(t, int(minTTL/time.Second), m.engine.Route("creds/myapp").Fields["min_ttl"].DefaultOrZero())
-	})
 }
