@@ -145,7 +145,8 @@ func TestBackend_errors_name_paths_with_the_mount(t *testing.T) {
 	for path, op := range map[string]logical.Operation{
 		"creds/nope": logical.ReadOperation, "status/nope": logical.ReadOperation, "refresh/nope": logical.UpdateOperation,
 	} {
-		m.send(t.Context(), &logical.Request{Operation: op, Path: path, MountPoint: "team/dingtalk/"}).gets(t, http.StatusBadRequest, " team/dingtalk/config/nope ")
+		m.send(t.Context(), &logical.Request{Operation: op, Path: path, MountPoint: "team/dingtalk/"}).
+			gets(t, http.StatusBadRequest, " team/dingtalk/config/nope ")
 	}
 }
 
