@@ -36,28 +36,13 @@ func (m *mount) secondFields(delay time.Duration) map[string]any {
 	return theFields(map[string]any{"app_key": secondKey, "app_secret": secondSecret})
 }
 
-func TestConfig_is_read_back_without_the_secret_and_a_write_changes_only_what_it_names(t *testing.T) {
+func TestConfig_is_read_back_without_the_secret(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.changed(map[string]any{"app_key": theKey, "app_secret": theSecret, "verify_connection": false})
-		want := map[string]any{
+		require.Equal(t, map[string]any{
 			"app_key": theKey, "base_url": "https://api.dingtalk.io",
 			"refresh_before": int64(200), "request_timeout": int64(10), "leased": true,
-		}
-		require.Equal(t, want, m.config(theApp).Data)
-		for field, c := range map[string]struct{ given, want any }{
-			"refresh_before":  {"90s", int64(90)},
-			"request_timeout": {json.Number("7"), int64(7)},
-			"leased":          {"false", false},
-		} {
-			for _, write := range []func(string, map[string]any) answer{m.patch, m.write} {
-				m.changed(map[string]any{"refresh_before": 200, "request_timeout": 10, "leased": true})
-				write(theApp, map[string]any{field: c.given}).gets(t, http.StatusNoContent)
-				changed := maps.Clone(want)
-				changed[field] = c.want
-				require.Equal(t, changed, m.config(theApp).Data)
-				require.Equal(t, theSecret, m.stored("config/myapp")["app_secret"])
-			}
-		}
+		}, m.config(theApp).Data)
 	})
 }
 
@@ -66,7 +51,8 @@ func TestConfig_of_an_unknown_app_is_created_by_a_write_that_has_key_and_secret(
 		for _, fields := range []map[string]any{
 			{}, theFields(map[string]any{"app_key": nil}), theFields(map[string]any{"app_secret": nil}),
 		} {
-			m.write(theApp, fields).gets(t, http.StatusBadRequest, `app "myapp" does not exist yet`, "app_key and app_secret are required")
+			m.write(theApp, fields).
+				gets(t, http.StatusBadRequest, `app "myapp" does not exist yet`, "app_key and app_secret are required")
 		}
 		m.patch(theApp, theFields(nil)).gets(t, http.StatusNotFound, theApp)
 		m.config(theApp).gets(t, http.StatusNotFound)
@@ -207,66 +193,69 @@ func TestConfig_names_have_128_characters_at_most_and_no_two_dots_in_a_row(t *te
 			}
 		}
 		for _, name := range []string{"a/b", "-a", "a-", ".a", "a b", "a%2fb", "钉钉", "a\n"} {
-			require.Equal(t, http.StatusNotFound, m.write(name, theFields(nil)).status, name)
-			require.Equal(t, http.StatusNotFound, m.config(name).status, name)
+			m.write(name, theFields(nil)).gets(t, http.StatusNotFound)
+			m.config(name).gets(t, http.StatusNotFound)
 		}
 		require.Equal(t, before, m.snapshot())
 	})
 }
 
-func TestConfig_another_key_secret_or_host_starts_a_generation_which_is_verified_by_default(t *testing.T) {
+func TestConfig_a_write_changes_what_it_names_and_another_key_secret_or_host_is_verified_and_starts_a_generation(
+	t *testing.T,
+) {
+	type fields = map[string]any
 	type test struct {
-		fields map[string]any
+		fields fields
 		calls  int
 		starts bool
 	}
-	forEach(t, map[string]test{
-		"another secret":                    {map[string]any{"app_secret": secondSecret, "base_url": theURL}, 1, true},
-		"another key":                       {theFields(map[string]any{"app_key": secondKey, "app_secret": secondSecret}), 1, true},
-		"another host":                      {map[string]any{"base_url": "http://127.0.0.2", "app_secret": theSecret}, 1, true},
-		"another port":                      {map[string]any{"base_url": "http://127.0.0.1:81", "app_secret": theSecret}, 1, true},
-		"not verified":                      {theFields(map[string]any{"app_secret": secondSecret, "verify_connection": false}), 0, true},
-		"the same values":                   {theFields(nil), 0, false},
-		"the same values, verified":         {theFields(verified), 1, false},
-		"the same secret with a line break": {theFields(map[string]any{"app_secret": theSecret + "\n"}), 0, false},
-		"the same host written otherwise":   {map[string]any{"base_url": "HTTP://127.0.0.1:80/"}, 0, false},
-		"tuning":                            {map[string]any{"leased": false, "refresh_before": int64(60), "request_timeout": int64(7)}, 0, false},
-		"tuning, verified":                  {map[string]any{"leased": false, "verify_connection": true}, 1, false},
-		"nothing":                           {map[string]any{}, 0, false},
-		"nothing but the verification":      {map[string]any{"verify_connection": "true"}, 1, false},
-	}, func(t *testing.T, m *mount, c test) {
-		m.changed(theFields(nil))
-		require.Equal(t, 1, m.calls(), "a create is verified")
-		tok, before := m.token(theApp), m.stored("config/myapp")
-		if c.fields["app_secret"] == secondSecret {
-			m.upstream.SetApp(secondKey, secondSecret)
-			m.upstream.SetApp(theKey, secondSecret)
-		}
-		calls := func() (all int) {
-			for _, address := range []string{"127.0.0.1:80", "127.0.0.2:80", "127.0.0.1:81"} {
-				all += m.network.host(t, address).Requests("*")
+	for _, op := range []logical.Operation{"update", "patch"} {
+		forEach(t, map[string]test{
+			"another secret":            {fields{"app_secret": secondSecret, "base_url": theURL}, 1, true},
+			"another key":               {theFields(fields{"app_key": secondKey, "app_secret": secondSecret}), 1, true},
+			"another host":              {fields{"base_url": "http://127.0.0.2", "app_secret": theSecret}, 1, true},
+			"another port":              {fields{"base_url": "http://127.0.0.1:81", "app_secret": theSecret}, 1, true},
+			"not verified":              {theFields(fields{"app_secret": secondSecret, "verify_connection": false}), 0, true},
+			"the same values":           {theFields(nil), 0, false},
+			"the same values, verified": {theFields(verified), 1, false},
+			"the same and a line break": {theFields(fields{"app_secret": theSecret + "\n"}), 0, false},
+			"the same host, otherwise":  {fields{"base_url": "HTTP://127.0.0.1:80/"}, 0, false},
+			"one setting":               {fields{"refresh_before": int64(90)}, 0, false},
+			"another setting":           {fields{"request_timeout": int64(7)}, 0, false},
+			"a third setting, verified": {fields{"leased": false, "verify_connection": true}, 1, false},
+			"nothing":                   {fields{}, 0, false},
+			"just the verification":     {fields{"verify_connection": "true"}, 1, false},
+		}, func(t *testing.T, m *mount, c test) {
+			m.changed(theFields(nil))
+			require.Equal(t, 1, m.calls(), "a create is verified")
+			tok, before, want := m.token(theApp), m.stored("config/myapp"), m.config(theApp).Data
+			if c.fields["app_secret"] == secondSecret {
+				m.upstream.SetApp(secondKey, secondSecret)
+				m.upstream.SetApp(theKey, secondSecret)
 			}
-			return all
-		}
-		m.network.host(t, "127.0.0.2:80").SetApp(theKey, theSecret)
-		m.network.host(t, "127.0.0.1:81").SetApp(theKey, theSecret)
-		m.changed(c.fields)
-		require.Equal(t, 1+c.calls, calls())
-		require.Equal(t, c.starts, m.stored("config/myapp")["generation"] != before["generation"])
-		for field, got := range m.config(theApp).Data {
-			if want, given := c.fields[field]; given && field != "base_url" {
-				require.Equal(t, want, got)
+			otherHost, otherPort := m.network.host(t, "127.0.0.2:80"), m.network.host(t, "127.0.0.1:81")
+			otherHost.SetApp(theKey, theSecret)
+			otherPort.SetApp(theKey, theSecret)
+			m.do(op, "config/myapp", maps.Clone(c.fields)).gets(t, http.StatusNoContent)
+			calls := func() int { return m.upstream.Requests("*") + otherHost.Requests("*") + otherPort.Requests("*") }
+			require.Equal(t, 1+c.calls, calls())
+			require.Equal(t, c.starts, m.stored("config/myapp")["generation"] != before["generation"])
+			for field, given := range c.fields {
+				if _, shown := want[field]; shown && given != "HTTP://127.0.0.1:80/" {
+					want[field] = given
+				}
 			}
-		}
-		if !c.starts {
-			require.Equal(t, tok, m.stored("token/myapp")["access_token"])
-			require.Equal(t, tok, m.token(theApp))
-			require.Equal(t, 1+c.calls, calls(), "the token is kept")
-		} else if c.calls == 0 {
-			require.Nil(t, m.stored("token/myapp"))
-			require.Equal(t, "absent", m.state(theApp)["state"])
-		}
-	})
+			require.Equal(t, want, m.config(theApp).Data)
+			if !c.starts {
+				require.Equal(t, tok, m.stored("token/myapp")["access_token"])
+				require.Equal(t, tok, m.token(theApp))
+				require.Equal(t, 1+c.calls, calls(), "the token is kept")
+			} else if c.calls == 0 {
+				require.Nil(t, m.stored("token/myapp"))
+				require.Equal(t, "absent", m.state(theApp)["state"])
+			}
+		})
+	}
 }
 
 func TestConfig_a_verified_token_is_the_generations_first(t *testing.T) {
@@ -391,16 +380,13 @@ func TestConfig_a_verification_waits_for_the_end_of_no_back_off(t *testing.T) {
 }
 
 func TestConfig_verifying_unchanged_credentials_is_a_refresh_and_as_rare(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		verify := map[string]any{"verify_connection": true, "leased": false}
-		m.configure(theApp, nil)
-		m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, _ string) {
 		time.Sleep(time.Hour)
-		m.changed(map[string]any{"verify_connection": true})
+		m.changed(verified)
 		require.Equal(t, 2, m.calls())
 		require.EqualValues(t, 7200, m.state(theApp)["ttl"])
 
-		m.write(theApp, verify).warns(t, "less than 10 seconds ago")
+		m.write(theApp, map[string]any{"verify_connection": true, "leased": false}).warns(t, "less than 10 seconds ago")
 		require.Equal(t, 2, m.calls())
 		require.Equal(t, false, m.config(theApp).Data["leased"])
 
