@@ -8,7 +8,6 @@ package dingtalk
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -235,36 +234,33 @@ func (d *deafTransport) Read([]byte) (int, error) {
 }
 
 func TestFlight_ends_with_request_timeout_whatever_the_transport_does(t *testing.T) {
-	for _, body := range []bool{false, true} {
-		t.Run(fmt.Sprintf("in the body %t", body), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				deaf := &deafTransport{end: make(chan struct{}), body: body}
-				t.Cleanup(func() { close(deaf.end) })
-				m := mountOver(t, &logical.InmemStorage{}, deaf)
-				m.configure(theApp, map[string]any{"request_timeout": 3})
-				for range 2 {
-					began := time.Now()
-					m.read(theApp).gets(t, http.StatusBadGateway, "no whole response within 3s")
-					require.Equal(t, 3*time.Second, time.Since(began))
-					require.EqualValues(t, 1, m.state(theApp)["upstream_failures"])
-					time.Sleep(time.Minute)
-					m.engine.apps.forget(theApp)
-				}
-				require.EqualValues(t, 2, deaf.calls.Load(), "it fetches again")
+	forEach(t, map[string]bool{"before the head": false, "in the body": true}, func(t *testing.T, m *mount, body bool) {
+		deaf := &deafTransport{end: make(chan struct{}), body: body}
+		t.Cleanup(func() { close(deaf.end) })
+		m.transport = deaf
+		m.start()
+		m.configure(theApp, map[string]any{"request_timeout": 3})
+		for range 2 {
+			began := time.Now()
+			m.read(theApp).gets(t, http.StatusBadGateway, "no whole response within 3s")
+			require.Equal(t, 3*time.Second, time.Since(began))
+			require.EqualValues(t, 1, m.state(theApp)["upstream_failures"])
+			time.Sleep(time.Minute)
+			m.engine.apps.forget(theApp)
+		}
+		require.EqualValues(t, 2, deaf.calls.Load(), "it fetches again")
 
-				began := time.Now()
-				m.write(theApp, map[string]any{"app_secret": "another", "base_url": theURL, "request_timeout": 4}).
-					gets(t, http.StatusBadGateway) // a verification
-				require.Equal(t, 4*time.Second, time.Since(began))
+		began := time.Now()
+		m.write(theApp, map[string]any{"app_secret": "another", "base_url": theURL, "request_timeout": 4}).
+			gets(t, http.StatusBadGateway) // a verification
+		require.Equal(t, 4*time.Second, time.Since(began))
 
-				reading := begin(func() answer { return m.read(theApp) })
-				began = time.Now()
-				m.engine.Cleanup(t.Context())
-				require.LessOrEqual(t, time.Since(began), closeTimeout)
-				(<-reading).gets(t, http.StatusServiceUnavailable)
-			})
-		})
-	}
+		reading := begin(func() answer { return m.read(theApp) })
+		began = time.Now()
+		m.engine.Cleanup(t.Context())
+		require.LessOrEqual(t, time.Since(began), closeTimeout)
+		(<-reading).gets(t, http.StatusServiceUnavailable)
+	})
 }
 
 func TestCaller_that_goes_away_leaves_no_trace_and_fails_nobody_else(t *testing.T) {

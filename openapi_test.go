@@ -7,6 +7,7 @@ package dingtalk
 // about each response that the schema describes.
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -280,4 +281,15 @@ func TestOpenAPI_describes_every_response_and_none_that_never_comes(t *testing.T
 		})
 	}
 	require.Empty(t, slices.Sorted(maps.Keys(unseen)), "described, but never seen")
+}
+
+func TestOpenAPI_document_refers_to_no_schema_which_Vault_would_lose(t *testing.T) {
+	m := newMount(t)
+	m.system.PluginEnvironment = &logical.PluginEnvironment{}
+	resp, err := m.engine.HandleRequest(t.Context(), &logical.Request{Operation: logical.HelpOperation})
+	require.NoError(t, err)
+	paths, err := json.Marshal(resp.Data["openapi"].(*framework.OASDocument).Paths)
+	require.NoError(t, err)
+	require.NotContains(t, string(paths), `"$ref"`)
+	require.Equal(t, 7, strings.Count(string(paths), `"properties":{`), "two requests and five responses have fields")
 }

@@ -17,11 +17,7 @@ import (
 
 func TestStatus_says_what_applies_and_holds_no_secret(t *testing.T) {
 	withApp(t, func(t *testing.T, m *mount) {
-		want := map[string]any{"state": "absent", "upstream_calls": uint64(0), "upstream_failures": uint64(0)}
-		require.Equal(t, want, m.state(theApp))
-
-		fetched := time.Now()
-		tok := m.token(theApp)
+		fetched, tok := time.Now(), m.token(theApp)
 		require.Equal(t, map[string]any{
 			"state": "fresh", "fetched_at": timestamp(fetched), "expires_at": timestamp(fetched.Add(2 * time.Hour)),
 			"ttl": int64(7200), "upstream_calls": uint64(1), "upstream_failures": uint64(0),
@@ -35,8 +31,7 @@ func TestStatus_says_what_applies_and_holds_no_secret(t *testing.T) {
 		require.Equal(t, uint64(4), got["upstream_calls"], "three attempts")
 		require.Equal(t, uint64(3), got["upstream_failures"])
 		require.Contains(t, got["last_error"], "unknownError")
-		require.Contains(t, got, "last_error_at")
-		require.Contains(t, got, "next_attempt_at")
+		require.Equal(t, timestamp(time.Now()), got["last_error_at"])
 		require.NotContains(t, fmt.Sprint(got), theSecret)
 		require.NotContains(t, fmt.Sprint(got), tok)
 	})

@@ -157,6 +157,7 @@ func TestInvalidate_during_a_load_does_not_bring_the_old_state_back(t *testing.T
 
 func TestWrite_of_what_storage_holds_already_makes_memory_agree(t *testing.T) {
 	withToken(t, func(t *testing.T, m *mount, _ string) {
+		// A write that was said to have failed takes effect.
 		m.rewrite("config/myapp", func(entry map[string]any) { entry["leased"] = false })
 		require.NotNil(t, m.read(theApp).Secret)
 		m.patch(theApp, map[string]any{"leased": false}).works(t)
