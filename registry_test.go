@@ -276,7 +276,6 @@ func faultScenarios() []faultScenario {
 	generation := map[string]any{"app_key": newKey, "app_secret": secretOf[newKey], "base_url": theURL}
 	unverified := maps.Clone(generation)
 	unverified["verify_connection"] = false
-	verify, unleased := map[string]any{"verify_connection": true}, map[string]any{"leased": false}
 	due, expired, half := wait(7050*time.Second), wait(7200*time.Second), wait(time.Hour+time.Minute)
 
 	return []faultScenario{
@@ -289,7 +288,7 @@ func faultScenarios() []faultScenario {
 		{"tune", 3, nothing, update, map[string]any{"leased": false, "refresh_before": 100}, ""},
 		{"patch", 3, nothing, "patch config/myapp", unleased, ""},
 		{"patch to a new generation", 4, nothing, "patch config/myapp", generation, newKey},
-		{"verify without a change", 4, nothing, update, verify, ""},
+		{"verify without a change", 4, nothing, update, verified, ""},
 		{"delete", 2, nothing, "delete config/myapp", nil, "-"},
 		{"read the config", 1, nothing, "read config/myapp", nil, ""},
 		{"list", 1, nothing, "list config/", nil, ""},
@@ -312,7 +311,7 @@ func faultScenarios() []faultScenario {
 	}
 }
 
-func TestStorage_that_fails_at_any_call_leaves_nothing_that_serves_wrongly(t *testing.T) {
+func TestStorage_that_fails_or_is_slow_at_any_call_leaves_nothing_that_serves_wrongly(t *testing.T) {
 	for _, s := range faultScenarios() {
 		t.Run(s.name, func(t *testing.T) {
 			var calls []string
@@ -327,18 +326,12 @@ func TestStorage_that_fails_at_any_call_leaves_nothing_that_serves_wrongly(t *te
 			require.GreaterOrEqual(t, len(calls), s.calls)
 			require.Equal(t, s.calls == 0, len(calls) == 0)
 			for n, call := range calls {
-				for how, fault := range map[string]func(end func()) storageFault{
-					"fails":                        func(func()) storageFault { return storageFault{err: errStorage} },
-					"takes effect, but fails":      func(func()) storageFault { return storageFault{err: errStorage, after: true} },
-					"fails, as all after it":       nil,
-					"meets the end of the request": func(end func()) storageFault { end(); return storageFault{} },
-					"is the last before the end":   func(end func()) storageFault { return storageFault{last: end} },
-				} {
+				for how, trouble := range storageTroubles {
 					t.Run(fmt.Sprintf("call %d, %s, %s", n+1, call, how), func(t *testing.T) {
 						synctest.Test(t, func(t *testing.T) {
 							f := newFaultRun(t)
 							s.prepare(f.mount)
-							f.failAt(n, call, fault, &s)
+							f.failAt(n, call, trouble, &s)
 						})
 					})
 				}
@@ -347,19 +340,40 @@ func TestStorage_that_fails_at_any_call_leaves_nothing_that_serves_wrongly(t *te
 	}
 }
 
+// storageTrouble is what a call to storage does, which may end the request.
+type storageTrouble func(end func()) storageFault
+
+var storageTroubles = map[string]storageTrouble{
+	"fails":                         func(func()) storageFault { return storageFault{err: errStorage} },
+	"takes effect, but fails":       func(func()) storageFault { return storageFault{err: errStorage, after: true} },
+	"fails, as all after it":        nil,
+	"meets the end of the request":  func(end func()) storageFault { end(); return storageFault{} },
+	"is the last before the end":    func(end func()) storageFault { return storageFault{last: end} },
+	"takes 2 s, and the caller one": takes(2 * time.Second),
+	"takes 8 s, and the caller one": takes(8 * time.Second),
+	"takes 40 s, the caller one":    takes(40 * time.Second),
+}
+
+func takes(d time.Duration) storageTrouble {
+	return func(end func()) storageFault {
+		time.AfterFunc(time.Second, end)
+		return storageFault{late: d}
+	}
+}
+
 // failAt runs the scenario with the nth call to storage going wrong, and checks all that must hold
 // whatever the response is.
-func (f *faultRun) failAt(n int, at string, fault func(end func()) storageFault, s *faultScenario) {
+func (f *faultRun) failAt(n int, at string, trouble storageTrouble, s *faultScenario) {
 	f.t.Helper()
 	ctx, end := context.WithCancel(f.t.Context())
 	defer end()
 	before, upstreamCalls := f.keyStored(), f.upstream.Requests(simulator.AnyApp)
 	f.storage.fail(func(call int, _, _ string) storageFault {
 		switch {
-		case fault == nil && call >= n:
+		case trouble == nil && call >= n:
 			return storageFault{err: errStorage}
-		case fault != nil && call == n:
-			return fault(end)
+		case trouble != nil && call == n:
+			return trouble(end)
 		default:
 			return storageFault{}
 		}
@@ -382,7 +396,7 @@ func (f *faultRun) failAt(n int, at string, fault func(end func()) storageFault,
 			f.requireRight(theApp, value)
 		}
 	} else {
-		if fault != nil && ctx.Err() == nil {
+		if trouble != nil && ctx.Err() == nil {
 			require.NotEqual(f.t, "put token/"+theApp, at, "a token that cannot be stored is served all the same")
 		}
 		require.Regexp(f.t, `myapp|listing the apps in storage|context canceled`, got.err.Error(), "it names the app")
@@ -390,6 +404,12 @@ func (f *faultRun) failAt(n int, at string, fault func(end func()) storageFault,
 		if s.key != "" {
 			require.Contains(f.t, []string{before, wanted}, now)
 		}
+	}
+	if ctx.Err() != nil { // a reader in between must not bring the old state back for good
+		reading, stop := context.WithTimeout(f.t.Context(), time.Second)
+		f.send(reading, &logical.Request{Operation: logical.ReadOperation, Path: "creds/myapp"})
+		stop()
+		time.Sleep(time.Minute)
 	}
 	// Then storage is well again: at once, all is right or says what it lacks.
 	f.storage.fail(nil)
@@ -481,43 +501,4 @@ func (f *faultRun) servesRight() {
 		}
 	}
 	f.requireNoLock()
-}
-
-// A reader of the app in between must not bring the old state back for good, whatever the request
-// whose caller left was, and repeating it must heal what may be wrong.
-func TestStorage_that_takes_effect_after_the_caller_left_leaves_memory_right(t *testing.T) {
-	for _, s := range faultScenarios() {
-		if s.calls == 0 {
-			continue
-		}
-		for _, late := range []time.Duration{2 * time.Second, 8 * time.Second, 40 * time.Second} {
-			for _, slow := range []string{"put config/", "delete config/", "put token/", "delete token/"} {
-				t.Run(fmt.Sprintf("%s, %s %s late", s.name, slow, late), func(t *testing.T) {
-					synctest.Test(t, func(t *testing.T) {
-						f := newFaultRun(t)
-						s.prepare(f.mount)
-						f.storage.fail(func(_ int, op, key string) storageFault {
-							if strings.HasPrefix(op+" "+key, slow) {
-								return storageFault{late: late}
-							}
-							return storageFault{}
-						})
-						ctx, leave := context.WithTimeout(t.Context(), time.Second)
-						defer leave()
-						s.run(ctx, f)
-						reading, stop := context.WithTimeout(t.Context(), time.Second)
-						f.send(reading, &logical.Request{Operation: logical.ReadOperation, Path: "creds/myapp"}) // may load it
-						stop()
-						time.Sleep(2 * time.Minute)
-						f.storage.fail(nil)
-						f.servesRight()
-
-						s.run(t.Context(), f)
-						time.Sleep(longestFirstBackOff)
-						f.sound(s.key, false)
-					})
-				})
-			}
-		}
-	}
 }

@@ -236,13 +236,13 @@ var mutants = []mutant{
 		rule: "A config write goes to its end", file: "registry.go",
 		from:     "warning, err := change(r.life.ctx)",
 		to:       "warning, err := change(ctx)",
-		caughtBy: "TestStorage_that_takes_effect_after_the_caller_left_leaves_memory_right",
+		caughtBy: "TestStorage_that_fails_or_is_slow_at_any_call_leaves_nothing_that_serves_wrongly",
 	},
 	{
 		rule: "A put that fails drops the app from memory", file: "registry.go",
 		from:     "\t\tr.forget(name) // the write may have taken effect: storage has the word\n\t\treturn \"\", err",
 		to:       "\t\treturn \"\", err",
-		caughtBy: "TestStorage_that_fails_at_any_call_leaves_nothing_that_serves_wrongly",
+		caughtBy: "TestStorage_that_fails_or_is_slow_at_any_call_leaves_nothing_that_serves_wrongly",
 	},
 	{
 		rule: "A change of credentials starts a generation", file: "config.go",
