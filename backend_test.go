@@ -15,8 +15,6 @@ import (
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
-
-	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
 func TestFactory_gives_a_secrets_engine_with_its_version(t *testing.T) {
@@ -81,23 +79,6 @@ func TestBackend_asks_for_the_replication_state_once_a_second(t *testing.T) {
 		require.NoError(t, list(), "as it was")
 		time.Sleep(time.Millisecond)
 		require.ErrorIs(t, list(), logical.ErrReadOnly)
-	})
-}
-
-func TestBackend_the_end_is_prompt_and_may_come_twice(t *testing.T) {
-	withApp(t, func(t *testing.T, m *mount) {
-		before := m.snapshot()
-		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
-		read := func() answer { return m.read(theApp) }
-		began, reading := time.Now(), begin(read)
-		verifying := begin(func() answer { return m.write("another", theFields(nil)) })
-		m.engine.Cleanup(t.Context())
-		m.engine.Cleanup(t.Context())
-		(<-reading).gets(t, http.StatusServiceUnavailable)
-		(<-verifying).gets(t, http.StatusServiceUnavailable)
-		require.Less(t, time.Since(began), 100*time.Millisecond)
-		read().gets(t, http.StatusServiceUnavailable) // nothing starts after the end
-		require.Equal(t, before, m.snapshot())
 	})
 }
 

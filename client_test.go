@@ -19,8 +19,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -210,92 +208,45 @@ func requireTellsNothing(t *testing.T, err *fetchError) {
 	}
 }
 
-// upstream is a client with DingTalk behind pipes, and what passes between the two.
-type upstream struct {
-	*client
-
-	dingTalk          *simulator.Server
-	requests          []*http.Request
-	bodies            []string
-	conns, open, read atomic.Int64 // connections, those that are not closed, and bytes of all
-}
-
-// countedConn is the client's end of a connection.
-type countedConn struct {
-	net.Conn
-
-	u    *upstream
-	once sync.Once
-}
-
-func (c *countedConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	c.u.read.Add(int64(n))
-	return n, err
-}
-
-func (c *countedConn) Close() error {
-	c.once.Do(func() { c.u.open.Add(-1) })
-	return c.Conn.Close()
-}
-
-func newUpstream(t *testing.T) *upstream {
-	t.Helper()
-	u := &upstream{dingTalk: simulator.New(simulator.Options{Apps: map[string]string{theKey: theSecret}})}
-	t.Cleanup(func() { _ = u.dingTalk.Close() })
-	hosts, transport := &network{hosts: map[string]*host{}}, newTransport()
-	hosts.serve(t, "127.0.0.1:80", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		u.requests, u.bodies = append(u.requests, r.Clone(context.WithoutCancel(r.Context()))), append(u.bodies, string(body))
-		u.dingTalk.ServeHTTP(w, r)
-	})})
-	transport.Proxy = nil
-	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := hosts.dial(ctx, network, address)
-		u.conns.Add(1)
-		u.open.Add(1)
-		return &countedConn{Conn: conn, u: u}, err
-	}
-	u.client = newClient(transport, hclog.NewNullLogger())
-	return u
-}
-
 var theCredentials = credentials{BaseURL: theURL, AppKey: theKey, AppSecret: newSensitive(theSecret)}
 
-// fetch fetches within the usual request_timeout, and wants each call to be one whole request on a
+// fetch fetches within the usual request_timeout, and wants each call to be one request on a
 // connection of its own, of which none is left.
-func (u *upstream) fetch(t *testing.T, creds credentials, known ...sensitive) (*token, int, *fetchError) {
-	t.Helper()
-	before := len(u.requests)
-	ctx, cancel := context.WithTimeout(t.Context(), defaultRequestTimeout)
+func (m *mount) fetch(creds credentials) (*token, int, *fetchError) {
+	m.t.Helper()
+	requests, conns := m.calls(), m.network.conns.Load()
+	ctx, cancel := context.WithTimeout(m.t.Context(), defaultRequestTimeout)
 	defer cancel()
-	tok, calls, err := u.client.fetch(ctx, creds, known...)
+	client := newClient(m.transport, hclog.NewNullLogger())
+	tok, calls, err := client.fetch(ctx, creds, newSensitive(m.upstream.LastToken(theKey)))
 	if err != nil {
-		requireTellsNothing(t, err)
-		require.Equal(t, calls, err.attempts)
+		requireTellsNothing(m.t, err)
+		require.Equal(m.t, calls, err.attempts)
 	}
 	synctest.Wait()
-	require.Len(t, u.requests, before+calls)
-	require.EqualValues(t, before+calls, u.conns.Load())
-	require.Zero(t, u.open.Load(), "no connection is kept")
-	for _, body := range u.bodies[before:] {
-		require.JSONEq(t, fmt.Sprintf(`{"appKey":%q,"appSecret":%q}`, creds.AppKey, creds.AppSecret.reveal()), body)
-	}
+	require.Equal(m.t, requests+calls, m.calls())
+	require.EqualValues(m.t, conns+int64(calls), m.network.conns.Load())
+	require.Zero(m.t, m.network.open.Load(), "no connection is kept")
 	return tok, calls, err
 }
 
 func TestClient_the_call_is_as_documented(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		u := newUpstream(t)
-		for i, secret := range []string{theSecret, `q"uo\te<&>`, theSecret} {
-			u.dingTalk.SetApp(theKey, secret)
-			tok, calls, err := u.fetch(t, credentials{theURL, theKey, newSensitive(secret)})
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		var r *http.Request
+		var body []byte
+		m.network.serve(t, "127.0.0.3:80", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			r = req
+			body, _ = io.ReadAll(r.Body)
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			m.upstream.ServeHTTP(w, r)
+		})})
+		for secret, sent := range map[string]string{theSecret: theSecret, `q"uo\te<&>`: `q\"uo\\te<&>`} {
+			m.upstream.SetApp(theKey, secret)
+			tok, calls, err := m.fetch(credentials{"http://127.0.0.3", theKey, newSensitive(secret)})
 			require.Nil(t, err)
 			require.Equal(t, 1, calls)
-			require.Equal(t, u.dingTalk.LastToken(theKey), tok.Value.reveal())
+			require.Equal(t, m.upstream.LastToken(theKey), tok.Value.reveal())
 
-			r := u.requests[i]
 			require.Equal(t, "POST /v1.0/oauth2/accessToken HTTP/1.1", r.Method+" "+r.URL.String()+" "+r.Proto)
 			require.True(t, r.Close, "Connection: close")
 			r.Header.Del("Connection") // which the server may have taken out
@@ -304,23 +255,23 @@ func TestClient_the_call_is_as_documented(t *testing.T) {
 				"Content-Type": {"application/json"}, "Accept": {"application/json"},
 				"User-Agent": {"vault-plugin-secrets-dingtalk/" + strings.TrimPrefix(Version, "v")},
 			}, r.Header, "no Authorization, and no Accept-Encoding")
+			require.Equal(t, `{"appKey":"dingtestkey","appSecret":"`+sent+`"}`, strings.TrimSpace(string(body)))
 		}
-		require.Contains(t, u.bodies[1], `q\"uo\\te<&>`, "no more than JSON has to is escaped")
 	})
 }
 
 func TestClient_a_tokens_life_begins_when_the_call_is_sent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		u, sent := newUpstream(t), time.Now()
-		u.dingTalk.SetFault(theKey, simulator.Fault{Delay: 3 * time.Second})
-		tok, _, err := u.fetch(t, theCredentials)
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		sent := time.Now()
+		m.upstream.SetFault(theKey, simulator.Fault{Delay: 3 * time.Second})
+		tok, _, err := m.fetch(theCredentials)
 		require.Nil(t, err)
 		require.Equal(t, sent, tok.fetchedAt)
 		require.Equal(t, sent.Add(7200*time.Second), tok.expiresAt)
 		require.Equal(t, 7200*time.Second, tok.lifetime)
 
-		u.dingTalk.SetFault(theKey, simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "4", Delay: 3 * time.Second})
-		_, _, err = u.fetch(t, theCredentials)
+		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "4", Delay: 3 * time.Second})
+		_, _, err = m.fetch(theCredentials)
 		require.Equal(t, classMalformed, err.class, "it had expired when it arrived")
 		require.Contains(t, err.cause, "expireIn 4")
 		require.Equal(t, 1, err.attempts)
@@ -339,13 +290,14 @@ func TestClient_a_host_that_fails_or_attacks_gets_three_attempts_little_memory_a
 	const tooLong = "longer than 65536 bytes"
 	type fault = simulator.Fault
 	raw := func(response string) fault { return fault{Kind: simulator.FaultRaw, Raw: response} }
-	for name, c := range map[string]struct {
+	type test struct {
 		fault    fault
 		class    errorClass // empty is a good response
 		says     string
 		took     time.Duration
 		attempts int
-	}{
+	}
+	forEach(t, map[string]test{
 		"503":                  {fault{Kind: simulator.FaultUnavailableEmpty}, classUnavailable, "503", time.Second, 3},
 		"reset":                {fault{Kind: simulator.FaultReset}, classUnreachable, "connection", time.Second, 3},
 		"reset twice":          {fault{Kind: simulator.FaultReset, Times: 2}, "", "", time.Second, 3},
@@ -390,26 +342,22 @@ func TestClient_a_host_that_fails_or_attacks_gets_three_attempts_little_memory_a
 			raw("+" + goodToken + " " + theSecret + "\r\n\r\n"), classUnreachable, "exchange failed", time.Second, 3,
 		},
 		"surplus": {fault{Kind: simulator.FaultSurplus}, "", "", 0, 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				u, began := newUpstream(t), time.Now()
-				u.dingTalk.SetFault(theKey, c.fault)
-				tok, attempts, err := u.fetch(t, theCredentials, newSensitive(u.dingTalk.LastToken(theKey)))
-				require.LessOrEqual(t, time.Since(began), c.took)
-				require.LessOrEqual(t, int(u.read.Load()), little*c.attempts)
-				require.Equal(t, c.attempts, attempts)
-				if c.class == "" {
-					require.Nil(t, err)
-					require.Equal(t, u.dingTalk.LastToken(theKey), tok.Value.reveal())
-					return
-				}
-				require.NotNil(t, err)
-				require.Equal(t, c.class, err.class, err)
-				require.Contains(t, err.describe(theApp, theURL), c.says)
-			})
-		})
-	}
+	}, func(t *testing.T, m *mount, c test) {
+		m.upstream.SetFault(theKey, c.fault)
+		began := time.Now()
+		tok, attempts, err := m.fetch(theCredentials)
+		require.LessOrEqual(t, time.Since(began), c.took)
+		require.LessOrEqual(t, int(m.network.read.Load()), little*c.attempts)
+		require.Equal(t, c.attempts, attempts)
+		if c.class == "" {
+			require.Nil(t, err)
+			require.Equal(t, m.upstream.LastToken(theKey), tok.Value.reveal())
+			return
+		}
+		require.NotNil(t, err)
+		require.Equal(t, c.class, err.class, err)
+		require.Contains(t, err.describe(theApp, theURL), c.says)
+	})
 	require.Empty(t, logged.String())
 }
 

@@ -18,6 +18,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -47,6 +48,27 @@ func TestMain(m *testing.M) {
 type network struct {
 	mu    sync.Mutex
 	hosts map[string]*host // by address
+
+	conns, open, read atomic.Int64 // connections, those that are not closed, and bytes that came over all
+}
+
+// countedConn is the engine's end of a connection.
+type countedConn struct {
+	net.Conn
+
+	n    *network
+	once sync.Once
+}
+
+func (c *countedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.n.read.Add(int64(n))
+	return n, err
+}
+
+func (c *countedConn) Close() error {
+	c.once.Do(func() { c.n.open.Add(-1) })
+	return c.Conn.Close()
 }
 
 // host is a listener whose connections are pipes.
@@ -124,7 +146,9 @@ func (n *network) dial(ctx context.Context, _, address string) (net.Conn, error)
 	near, far := net.Pipe()
 	select {
 	case h.incoming <- far:
-		return near, nil
+		n.conns.Add(1)
+		n.open.Add(1)
+		return &countedConn{Conn: near, n: n}, nil
 	case <-h.closed:
 		return nil, os.NewSyscallError("connect", syscall.ECONNREFUSED)
 	case <-ctx.Done():

@@ -126,7 +126,7 @@ var varieties = []struct {
 	{"update with a warning", configured, "update", "config/myapp", aWrongField, 200, nil, ""},
 	{"update that DingTalk rejects", configured, "update", "config/myapp", anotherSecret, 400, nil, ""},
 	{"update while DingTalk is down", configuredThenDown, "update", "config/myapp", anotherSecret, 502, nil, ""},
-	{"update while the engine ends", configured, "update", "config/myapp", verified, 503, nil, ""},
+	{"update while the engine ends", configured, "update", "config/myapp", anotherSecret, 503, nil, ""},
 
 	{"patch", configured, "patch", "config/myapp", sameAsBefore, 204, nil, ""},
 	{"patch with a warning", configured, "patch", "config/myapp", aWrongField, 200, nil, ""},
@@ -213,12 +213,19 @@ var (
 	unleasedDueThenDown = after(configuredUnleased, read, wait(7000*time.Second), down)
 )
 
-// whileEnding sends a request and unloads the engine while that waits for DingTalk.
+// whileEnding sends a request and unloads the engine, twice, while that waits for DingTalk: it ends
+// at once and changes nothing, and nothing starts from then on.
 func (m *mount) whileEnding(op logical.Operation, path string, data map[string]any) answer {
+	before, began := m.snapshot(), time.Now()
 	m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
 	waiting := begin(func() answer { return m.do(op, path, data) })
 	end(m)
-	return <-waiting
+	end(m)
+	got := <-waiting
+	m.read(theApp).gets(m.t, http.StatusServiceUnavailable)
+	require.Less(m.t, time.Since(began), 100*time.Millisecond)
+	require.Equal(m.t, before, m.snapshot())
+	return got
 }
 
 // answerLine names a response of an operation. In OpenAPI, create and update are one.

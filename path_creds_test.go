@@ -247,6 +247,12 @@ func TestUnleased_responses_say_when_to_read_again(t *testing.T) {
 			"last_vault_rotation": timestamp(fetched),
 		}, got.Data)
 
+		for before, ttl := range map[int]int64{0: 7198, 1: 7198, 3: 7197} { // it ends before the token does
+			m.patch(theApp, map[string]any{"refresh_before": before}).works(t)
+			require.Equal(t, ttl, m.read(theApp).Data["ttl"])
+		}
+		m.patch(theApp, map[string]any{"refresh_before": 200}).works(t)
+
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultIPNotAllowed})
 		time.Sleep(7100 * time.Second)
 		require.EqualValues(t, 60, m.read(theApp).Data["ttl"], "until the next attempt")
@@ -256,16 +262,6 @@ func TestUnleased_responses_say_when_to_read_again(t *testing.T) {
 		require.EqualValues(t, 23, m.read(theApp).Data["ttl"], "25 s less 2, since the next attempt is later")
 		time.Sleep(23 * time.Second)
 		require.EqualValues(t, 1, m.read(theApp).Data["ttl"], "at least 1")
-	})
-}
-
-func TestUnleased_ttl_ends_before_the_token_does_where_nothing_is_refreshed_ahead(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, unleased)
-		for before, ttl := range map[int]int64{0: 7198, 1: 7198, 3: 7197} {
-			m.patch(theApp, map[string]any{"refresh_before": before}).works(t)
-			require.Equal(t, ttl, m.read(theApp).Data["ttl"])
-		}
 	})
 }
 
