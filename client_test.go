@@ -225,7 +225,7 @@ func (m *mount) fetch(creds credentials) (*token, int, *fetchError) {
 	}
 	synctest.Wait()
 	require.Equal(m.t, requests+calls, m.calls())
-	require.EqualValues(m.t, conns+int64(calls), m.network.conns.Load())
+	require.Equal(m.t, conns+int64(calls), m.network.conns.Load())
 	require.Zero(m.t, m.network.open.Load(), "no connection is kept")
 	return tok, calls, err
 }
@@ -234,12 +234,13 @@ func TestClient_the_call_is_as_documented(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		var r *http.Request
 		var body []byte
-		m.network.serve(t, "127.0.0.3:80", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		handler := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 			r = req
 			body, _ = io.ReadAll(r.Body)
 			r.Body = io.NopCloser(bytes.NewReader(body))
 			m.upstream.ServeHTTP(w, r)
-		})})
+		})
+		m.network.serve(t, "127.0.0.3:80", &http.Server{Handler: handler})
 		for secret, sent := range map[string]string{theSecret: theSecret, `q"uo\te<&>`: `q\"uo\\te<&>`} {
 			m.upstream.SetApp(theKey, secret)
 			tok, calls, err := m.fetch(credentials{"http://127.0.0.3", theKey, newSensitive(secret)})
@@ -278,7 +279,7 @@ func TestClient_a_tokens_life_begins_when_the_call_is_sent(t *testing.T) {
 	})
 }
 
-func TestClient_a_host_that_fails_or_attacks_gets_three_attempts_little_memory_and_no_more_time_than_there_is(t *testing.T) {
+func TestClient_a_bad_host_gets_three_attempts_at_most_little_memory_and_no_more_time_than_there_is(t *testing.T) {
 	var logged safeBuffer // by net/http, which has a logger of its own nowhere
 	defer log.SetOutput(log.Writer())
 	log.SetOutput(&logged)

@@ -399,7 +399,8 @@ func TestStored_records_that_cannot_be_read_are_a_config_error_and_no_token_and_
 		"empty":     func(string) string { return "" },
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, tok, log, err := readStored(t, spoil(golden(t, 1, "config", "default")), spoil(golden(t, 1, "token", "default")), present)
+			config, stored := golden(t, 1, "config", "default"), golden(t, 1, "token", "default")
+			c, tok, log, err := readStored(t, spoil(config), spoil(stored), present)
 			require.Nil(t, c)
 			require.ErrorContains(t, err, "configuration in storage: the entry ")
 			if name == "a later version" {

@@ -308,13 +308,13 @@ var mutants = []mutant{
 		rule: "A response is read to 64 KiB", file: "client.go",
 		from:     "io.LimitReader(resp.Body, maxResponse+1)",
 		to:       "io.LimitReader(resp.Body, 64*maxResponse)",
-		caughtBy: "TestClient_a_host_that_fails_or_attacks_gets_three_attempts_little_memory_and_no_more_time_than_there_is",
+		caughtBy: "TestClient_a_bad_host_gets_three_attempts_at_most_little_memory_and_no_more_time_than_there_is",
 	},
 	{
 		rule: "5xx is tried three times", file: "client.go",
 		from:     "maxAttempts = 3",
 		to:       "maxAttempts = 2",
-		caughtBy: "TestClient_a_host_that_fails_or_attacks_gets_three_attempts_little_memory_and_no_more_time_than_there_is",
+		caughtBy: "TestClient_a_bad_host_gets_three_attempts_at_most_little_memory_and_no_more_time_than_there_is",
 	},
 	{
 		rule: "Throttling is not tried again", file: "client.go",
@@ -326,7 +326,7 @@ var mutants = []mutant{
 		rule: "The first cause is told", file: "client.go",
 		from:     "if failure == nil || !err.repeatable() {",
 		to:       "if true {",
-		caughtBy: "TestClient_a_host_that_fails_or_attacks_gets_three_attempts_little_memory_and_no_more_time_than_there_is",
+		caughtBy: "TestClient_a_bad_host_gets_three_attempts_at_most_little_memory_and_no_more_time_than_there_is",
 	},
 	{
 		rule: "A text that repeats a secret is withheld", file: "redact.go",
