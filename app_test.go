@@ -8,6 +8,7 @@ package dingtalk
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -298,13 +299,35 @@ func TestCaller_that_goes_away_leaves_no_trace_and_fails_nobody_else(t *testing.
 }
 
 func TestFlight_that_panics_fails_its_waiters_and_nobody_else(t *testing.T) {
-	withApp(t, func(t *testing.T, m *mount) {
+	forEach(t, map[string]bool{"in storage": true, "in the transport": false}, func(t *testing.T, m *mount, inStorage bool) {
+		sane, mad := m.transport, false
+		goMad := func() {
+			if mad {
+				panic("went mad over " + theSecret)
+			}
+		}
+		m.transport = transportFunc(func(r *http.Request) (*http.Response, error) {
+			goMad()
+			return sane.RoundTrip(r)
+		})
+		m.start()
+		m.upstream.SetApp("otherkey", "othersecret")
+		m.configure("other", map[string]any{"app_key": "otherkey", "app_secret": "othersecret"})
+		m.token("other")
+		m.configure(theApp, nil)
 		m.state(theApp)
-		m.storage.on(func(string, string) error { panic("storage went mad over " + theSecret) })
-		m.read(theApp).gets(t, http.StatusInternalServerError, "myapp")
-		require.NotContains(t, m.log.String(), theSecret)
-		m.storage.fail(nil)
-		time.Sleep(6 * time.Second)
+		mad = true
+		if inStorage {
+			m.storage.on(func(string, string) error { goMad(); return nil })
+		}
+		m.read(theApp).gets(t, http.StatusInternalServerError, `internal error while fetching a token of app "myapp"`)
+		require.Contains(t, m.log.String(), "class=internal")
+		require.Contains(t, m.log.String(), "app_test.go", "the stack")
+		require.NotContains(t, m.log.String()+fmt.Sprint(m.read(theApp)), "went mad", "not the panic's value")
+		m.token("other")
+
+		mad = false
+		time.Sleep(longestFirstBackOff)
 		m.token(theApp)
 	})
 }

@@ -8,6 +8,7 @@ package dingtalk
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -462,17 +463,10 @@ func (m *mount) send(ctx context.Context, req *logical.Request) (got answer) {
 	if err != nil {
 		logical.AdjustErrorStatusCode(&status, err)
 	}
-	switch {
-	case status != 0:
-	case resp == nil:
+	if status == 0 && resp == nil {
 		status = http.StatusNoContent
-	default:
-		status = http.StatusOK
 	}
-	if rerr == nil {
-		rerr = err
-	}
-	return answer{Response: resp, status: status, err: rerr}
+	return answer{Response: resp, status: cmp.Or(status, http.StatusOK), err: cmp.Or(rerr, err)}
 }
 
 // configure writes an app, by default one with the simulator's credentials that is not verified.
