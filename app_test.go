@@ -299,7 +299,7 @@ func TestCaller_that_goes_away_leaves_no_trace_and_fails_nobody_else(t *testing.
 }
 
 func TestFlight_that_panics_fails_its_waiters_and_nobody_else(t *testing.T) {
-	forEach(t, map[string]bool{"in storage": true, "in the transport": false}, func(t *testing.T, m *mount, inStorage bool) {
+	forEach(t, map[string]bool{"storage": true, "the transport": false}, func(t *testing.T, m *mount, inStorage bool) {
 		sane, mad := m.transport, false
 		goMad := func() {
 			if mad {

@@ -107,6 +107,7 @@ func TestClient_tells_every_failure_from_the_others(t *testing.T) {
 				require.Equal(t, class, err.class, "%d %.100s: %s", status, body, err)
 				require.Equal(t, class == classUnavailable, err.repeatable())
 				require.Equal(t, rejected, err.rejected())
+				require.Equal(t, map[bool]int{true: 400, false: 502}[rejected], err.status())
 			}
 		}
 	}
