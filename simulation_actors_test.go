@@ -69,7 +69,7 @@ func (w *world) use() {
 			})
 		}
 		for n := range a.crowd.holders {
-			if a.leased {
+			if a.leasedFirst {
 				w.act("holder "+strconv.Itoa(n)+" of "+a.name, func(r *rand.Rand) { w.hold(a, r) })
 			}
 		}
@@ -337,10 +337,10 @@ func (w *world) operate(r *rand.Rand) {
 	for w.sleep(between(r, 5*time.Minute, 25*time.Minute)) {
 		a, c := w.someApp(r), cards.deal(r)
 		dice := rand.New(rand.NewPCG(r.Uint64(), r.Uint64()))
-		if w.claim(a) {
+		if a.writing.TryLock() {
 			w.count(c.name)
 			w.actors.Go(func() {
-				defer w.release(a)
+				defer a.writing.Unlock()
 				w.change(a, c, dice)
 			})
 		}
@@ -359,7 +359,7 @@ func (w *world) change(a *simulatedApp, c change, r *rand.Rand) {
 	data := map[string]any{}
 	if c.remake {
 		w.delete(a)
-		data[fieldLeased], data[fieldVerifyConnection] = a.leased, r.IntN(2) == 0
+		data[fieldLeased], data[fieldVerifyConnection] = a.leasedFirst, r.IntN(2) == 0
 		time.Sleep(between(r, 0, time.Minute))
 	}
 	if c.rotates() {
@@ -434,8 +434,8 @@ func (w *world) handOver(c handover, r *rand.Rand) {
 		time.Sleep(down)
 		w.active.Store(w.newInstance(behind))
 	case c.kill:
-		if a := w.someApp(r); c.amidWrite && w.claim(a) {
-			defer w.release(a)
+		if a := w.someApp(r); c.amidWrite && a.writing.TryLock() {
+			defer a.writing.Unlock()
 			g := w.rotate(a, true)
 			w.mu.Lock()
 			old.killAfter = g
@@ -458,21 +458,4 @@ func (w *world) handOver(c handover, r *rand.Rand) {
 			old.clean()
 		})
 	}
-}
-
-// claim takes the right to write an app's configuration, if nobody has it.
-func (w *world) claim(a *simulatedApp) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if a.claimed {
-		return false
-	}
-	a.claimed = true
-	return true
-}
-
-func (w *world) release(a *simulatedApp) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	a.claimed = false
 }

@@ -11,6 +11,7 @@ package dingtalk
 import (
 	"fmt"
 	"net/http"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -58,17 +59,10 @@ func (w *world) count(event string) {
 	w.events[event]++
 }
 
-// moment is what is in force for an app at a moment.
-type moment struct {
-	inForce, before *generation
-	tuning
-	limit time.Duration
-}
-
 func (w *world) moment(a *simulatedApp) moment {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return moment{a.inForce, a.before, a.tuning, a.limit}
+	return a.moment
 }
 
 // request is one request for an app, from its beginning to its response.
@@ -229,7 +223,7 @@ func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 		switch {
 		case u.longer > 0:
 			limit = d.lifetime * 3 / 4
-		case !a.leased && u.renewals == 0 && !passing:
+		case u.renewals == 0 && !passing:
 			limit = d.window(a.tuning) + time.Second
 		}
 		if left > limit && u.forcing == 0 {
@@ -267,7 +261,7 @@ func (w *world) read(a *simulatedApp, query map[string]any) answer {
 	all := q.checkToken(token)
 	leased := q.got.Secret != nil
 	switch {
-	case leased != q.at.leased && leased != a.tuning.leased:
+	case leased != q.at.leased && leased != a.leased:
 		w.violateLocked(a, "leased as configured", "it is not so, or it should not be")
 	case leased:
 		q.checkLease(all, 0, q.got.Secret.TTL, q.got.Secret.MaxTTL, time.Time{})
@@ -563,10 +557,12 @@ func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data
 	}
 	w.mu.Lock()
 	old := q.at.inForce
-	g, want, wrong := q.wanted(op, data)
+	g, after, wrong := q.wanted(op, data)
 	q.generations = []*generation{g}
-	verify := g != nil && valueIn(data, fieldVerifyConnection, g != old)
-	a.began, a.limit = q.begun, max(a.limit, want.timeout)
+	verify, given := data[fieldVerifyConnection].(bool)
+	verify = g != nil && (verify || !given && g != old)
+	seconds, _ := after[fieldRequestTimeout].(int64)
+	a.began, a.limit = q.begun, max(a.limit, time.Duration(seconds)*time.Second)
 	u := q.i.upkeepOf(a)
 	uses := &u.writes
 	if verify && g == old {
@@ -586,7 +582,8 @@ func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data
 	w.checkResponse(a, op, configPrefix+a.name, q.got)
 	a.before = nil
 	faulted := !a.faulted.Before(q.begun)
-	taken, left := a.inForce == g && a.tuning == want, a.inForce == old && a.tuning == q.at.tuning
+	taken := a.inForce == g && reflect.DeepEqual(a.config(), after)
+	left := a.inForce == old && a.tuning == q.at.tuning
 	if left || q.got.err == nil {
 		a.limit = a.timeout
 	}
@@ -614,35 +611,24 @@ func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data
 	return q.got
 }
 
-// wanted is what is to be in force after a write; wrong is the status if it must fail.
-func (q *request) wanted(op logical.Operation, data map[string]any) (g *generation, want tuning, wrong int) {
+// wanted is what is to be in force after a write, and what config/ then responds; wrong is the status
+// if it must fail.
+func (q *request) wanted(op logical.Operation, data map[string]any) (g *generation, after map[string]any, wrong int) {
 	if op == logical.DeleteOperation {
-		return nil, tuning{}, 0
+		return nil, nil, 0
 	}
-	old, want := q.at.inForce, q.at.tuning
-	if old == nil {
-		old, want = &generation{host: "https://api.dingtalk.io"}, tuning{true, 200 * time.Second, 10 * time.Second}
-	}
-	host, key := valueIn(data, fieldBaseURL, old.host), valueIn(data, fieldAppKey, old.key)
-	g = q.w.generations[host+" "+key+" "+valueIn(data, fieldAppSecret, old.secret)]
-	want.leased = valueIn(data, fieldLeased, want.leased)
-	want.refreshBefore = time.Duration(valueIn(data, fieldRefreshBefore, int(want.refreshBefore.Seconds()))) * time.Second
-	want.timeout = time.Duration(valueIn(data, fieldRequestTimeout, int(want.timeout.Seconds()))) * time.Second
+	after, ok := modelConfig(q.at.config(), data)
 	switch {
 	case op == logical.PatchOperation && q.at.inForce == nil:
-		wrong = http.StatusNotFound
-	case g == nil || (host != old.host || key != old.key) && data[fieldAppSecret] == nil:
-		wrong = http.StatusBadRequest
+		return nil, nil, http.StatusNotFound
+	case !ok:
+		return nil, nil, http.StatusBadRequest
 	}
-	return g, want, wrong
-}
-
-// valueIn is a field of a write, or what it is otherwise.
-func valueIn[T any](data map[string]any, field string, otherwise T) T {
-	if v, given := data[field].(T); given {
-		return v
+	secret, given := data[fieldAppSecret].(string)
+	if !given {
+		secret = q.at.inForce.secret
 	}
-	return otherwise
+	return q.w.generations[generationID(after[fieldBaseURL].(string), after[fieldAppKey].(string), secret)], after, 0
 }
 
 func (w *world) delete(a *simulatedApp) { w.write(a, logical.DeleteOperation, nil, nil) }

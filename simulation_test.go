@@ -81,7 +81,7 @@ func TestSimulation_nothing_is_lost_and_nothing_stale_in_a_month_of_faults(t *te
 			{name: "never", apps: 1},
 		})
 		for n, a := range w.apps {
-			a.leased = n%3 != 0
+			a.leasedFirst = n%3 != 0
 			a.asksForMore = n%5 == 2
 			if n%8 == 1 {
 				a.host = otherHost
@@ -122,7 +122,7 @@ func TestSimulation_without_faults_DingTalk_gets_the_fewest_calls(t *testing.T) 
 		idle := &crowd{name: "never", apps: 1}
 		w := newWorld(t, []*crowd{read, renewed, idle})
 		for _, a := range w.apps {
-			a.leased = a.crowd == renewed
+			a.leasedFirst = a.crowd == renewed
 			w.configure(a)
 		}
 		w.hosts[mainHost].SetFault(simulator.AnyApp, simulator.Fault{Delay: time.Second})

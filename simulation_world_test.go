@@ -108,29 +108,46 @@ type tuning struct {
 	refreshBefore, timeout time.Duration
 }
 
+// moment is what is in force for an app at a moment: inForce is what storage holds, nil for nothing;
+// before is what it held until a write that has not returned yet.
+type moment struct {
+	inForce, before *generation
+	tuning
+	limit time.Duration // request_timeout; the longer one while a write changes it
+}
+
+// config is what config/ has to respond; nil where the app is not configured.
+func (m moment) config() map[string]any {
+	if m.inForce == nil {
+		return nil
+	}
+	return map[string]any{
+		fieldAppKey: m.inForce.key, fieldBaseURL: m.inForce.host, fieldLeased: m.leased,
+		fieldRefreshBefore: int64(m.refreshBefore / time.Second), fieldRequestTimeout: int64(m.timeout / time.Second),
+	}
+}
+
 // simulatedApp is an app in Vault's configuration.
 type simulatedApp struct {
 	name, host  string
 	crowd       *crowd
-	leased      bool          // from the beginning
+	leasedFirst bool          // from the beginning
 	rotating    bool          // DingTalk gives it a new token at every call
 	asksForMore bool          // its readers use min_ttl
 	twin        *simulatedApp // has the same app key; nil for none
 
-	// Under world.mu. inForce is what storage holds, nil for nothing; before is what it held until a
-	// write that has not returned yet.
-	inForce, before *generation
-	id              string // of the generation, as stored
-	tuning
-	limit    time.Duration // request_timeout; the longer one while a write changes it
-	began    time.Time     // when the last write did
-	claimed  bool          // by somebody who writes its configuration
-	newest   *generation   // whose secret DingTalk accepts
-	served   time.Time     // when a token was first handed out
-	stored   *delivery     // which storage holds and an instance may use
-	unstored bool          // storage did not take the last token
-	faulted  time.Time     // when a call to its storage last went wrong
-	covered  time.Time     // until when the fewest calls possible give it a token
+	writing sync.Mutex // is of who writes its configuration
+
+	// Under world.mu.
+	moment
+	id       string      // of the generation, as stored
+	began    time.Time   // when the last write did
+	newest   *generation // whose secret DingTalk accepts
+	served   time.Time   // when a token was first handed out
+	stored   *delivery   // which storage holds and an instance may use
+	unstored bool        // storage did not take the last token
+	faulted  time.Time   // when a call to its storage last went wrong
+	covered  time.Time   // until when the fewest calls possible give it a token
 }
 
 // delivery is a token that reached an instance, with the life that it was told.
@@ -281,11 +298,17 @@ func (w *world) end() {
 
 // credentials makes credentials of an app, which DingTalk knows under one secret for the key.
 func (w *world) credentials(a *simulatedApp, host, key string, number int) *generation {
-	g := &generation{app: a, host: host, key: key, secret: fmt.Sprintf("secret-%d-of-%s", number, a.name), number: number}
-	w.generations[host+" "+key+" "+g.secret] = g
+	g := &generation{app: a, host: host, key: key, secret: a.secret(number), number: number}
+	w.generations[generationID(host, key, g.secret)] = g
 	w.hosts[host].SetApp(key, upstreamSecret(key))
 	w.hosts[host].RotateTokens(key, a.rotating)
 	return g
+}
+
+func generationID(host, key, secret string) string { return host + " " + key + " " + secret }
+
+func (a *simulatedApp) secret(number int) string {
+	return fmt.Sprintf("secret-%d-of-%s", number, a.name)
 }
 
 func upstreamSecret(key string) string { return "upstream-secret-of-" + key }
@@ -315,7 +338,7 @@ func (w *world) rotate(a *simulatedApp, newKey bool) *generation {
 func (w *world) configure(a *simulatedApp) {
 	w.t.Helper()
 	got := w.write(a, logical.UpdateOperation, w.rotate(a, true), map[string]any{
-		fieldLeased: a.leased, fieldVerifyConnection: false,
+		fieldLeased: a.leasedFirst, fieldVerifyConnection: false,
 	})
 	require.NoError(w.t, got.err)
 }
@@ -480,7 +503,7 @@ func (i *instance) Delete(ctx context.Context, key string) error {
 // before the write is of an earlier one.
 func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
 	old, id := a.inForce, a.id
-	a.before, a.inForce, a.id = old, i.w.generations[rec.BaseURL+" "+rec.AppKey+" "+rec.AppSecret], rec.Generation
+	a.before, a.inForce, a.id = old, i.w.generations[generationID(rec.BaseURL, rec.AppKey, rec.AppSecret)], rec.Generation
 	a.tuning = tuning{
 		leased:        rec.Leased,
 		refreshBefore: time.Duration(rec.RefreshBefore) * time.Second,
@@ -611,7 +634,7 @@ func (i *instance) calls(key, secret, host string) (g *generation, seen string, 
 	w, now := i.w, time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if g = w.generations[host+" "+key+" "+secret]; g == nil {
+	if g = w.generations[generationID(host, key, secret)]; g == nil {
 		w.violateLocked(nil, "own host", "the secret %s of %s was sent to %s", secret, key, host)
 		g = &generation{app: w.apps[0], host: host, key: key, secret: secret}
 	}
