@@ -42,21 +42,14 @@ func (w *world) violateLocked(a *simulatedApp, promise, format string, args ...a
 	text := fmt.Sprintf("seed %d, day %.5f, app %s, %s: %s", w.seed, day, name, promise, fmt.Sprintf(format, args...))
 	w.t.Error(text)
 	w.note("%s", text)
-	w.broken[promise]++
-	if w.stopped.Load() {
-		return
-	}
-	total := 0
-	for _, n := range w.broken {
-		total += n
-	}
-	w.stopped.Store(total >= tooMany)
+	w.broken++
+	w.stopped.Store(w.broken >= tooMany)
 }
 
-func (w *world) count(event string) {
+func (w *world) count(event string, times int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.events[event]++
+	w.events[event] += times
 }
 
 func (w *world) moment(a *simulatedApp) moment {
@@ -101,7 +94,7 @@ func (u *upkeep) uses(req *logical.Request) *int {
 func (w *world) send(a *simulatedApp, req *logical.Request) *request {
 	q := &request{w: w, app: a, i: w.active.Load(), begun: time.Now()}
 	if q.i == nil {
-		w.count("request while Vault was down")
+		w.count("request while Vault was down", 1)
 		return nil
 	}
 	q.at = w.moment(a)
@@ -117,9 +110,9 @@ func (w *world) send(a *simulatedApp, req *logical.Request) *request {
 	q.got = q.i.send(w.t.Context(), req)
 	q.now = time.Now()
 	time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
-	w.checkWait(a, q.i, q.begun, q.now.Sub(q.begun), q.at)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	q.checkWait()
 	w.checkResponse(a, op, req.Path, q.got)
 	if uses != nil {
 		*uses--
@@ -165,23 +158,20 @@ func (w *world) checkResponse(a *simulatedApp, op logical.Operation, path string
 		}
 	}
 	w.note("%s %s: %d %s", op, path, got.status, shown)
-	if shown != "" {
-		w.checkShown(a, shown)
-	}
+	w.checkShown(a, shown)
 }
 
 // checkWait checks that nobody waited for longer than request_timeout and a second.
-func (w *world) checkWait(a *simulatedApp, i *instance, begun time.Time, took time.Duration, at moment) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	limit := max(at.limit, a.limit)
-	if took > limit+time.Second && !i.killed {
-		w.violateLocked(a, "bounded wait", "waited for %s, with a request_timeout of %s", took, limit)
+func (q *request) checkWait() {
+	a, c, took := q.app, q.app.crowd, q.now.Sub(q.begun)
+	limit := max(q.at.limit, a.limit)
+	if took > limit+time.Second && !q.i.killed {
+		q.w.violateLocked(a, "bounded wait", "waited for %s, with a request_timeout of %s", took, limit)
 	}
-	if took > 100*time.Millisecond && !a.served.IsZero() && begun.After(a.served) { // more than storage takes
-		a.crowd.waits++
+	if took > 100*time.Millisecond && !a.served.IsZero() && q.begun.After(a.served) { // more than storage takes
+		c.waits++
 	}
-	if c := a.crowd; took > c.longest {
+	if took > c.longest {
 		c.longest, c.limit = took, limit
 	}
 }

@@ -83,7 +83,8 @@ type world struct {
 	granted     map[string]granted
 	ended       map[string]bool // tokens that DingTalk ended before their time
 
-	reasons, events, unknowable, broken map[string]int
+	reasons, events, unknowable map[string]int
+	broken                      int // promises
 }
 
 // granted is a token that DingTalk gave out: to which app key, and until when at the longest, since
@@ -253,7 +254,7 @@ func newWorld(t *testing.T, crowds []*crowd) *world {
 		generations: map[string]*generation{},
 		granted:     map[string]granted{},
 		ended:       map[string]bool{},
-		reasons:     map[string]int{}, events: map[string]int{}, unknowable: map[string]int{}, broken: map[string]int{},
+		reasons:     map[string]int{}, events: map[string]int{}, unknowable: map[string]int{},
 	}
 	for w.seed == 0 {
 		w.seed = rand.Uint64() >> 32
