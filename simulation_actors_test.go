@@ -258,7 +258,8 @@ func (w *world) endTokens(a *simulatedApp, key string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for token, t := range w.granted {
-		w.ended[token] = w.ended[token] || t.key == key
+		t.ended = t.ended || t.key == key
+		w.granted[token] = t
 	}
 	w.hosts[a.host].ExpireTokens(key)
 }

@@ -73,7 +73,7 @@ type request struct {
 	generations []*generation
 }
 
-// uses is the counter of such requests in the air; nil for those that are no use of the app.
+// uses is the counter of such requests in the air.
 func (u *upkeep) uses(req *logical.Request) *int {
 	switch {
 	case req.Operation == logical.RenewOperation:
@@ -81,7 +81,7 @@ func (u *upkeep) uses(req *logical.Request) *int {
 	case strings.HasPrefix(req.Path, refreshPrefix):
 		return &u.forcing
 	case !strings.HasPrefix(req.Path, credsPrefix) || req.Operation != logical.ReadOperation:
-		return nil
+		return &u.others
 	case len(req.Data) > 0:
 		return &u.longer
 	default:
@@ -89,36 +89,49 @@ func (u *upkeep) uses(req *logical.Request) *int {
 	}
 }
 
-// send sends a request to the active instance; nil is that Vault is down, or went down before it
-// responded.
-func (w *world) send(a *simulatedApp, req *logical.Request) *request {
-	q := &request{w: w, app: a, i: w.active.Load(), begun: time.Now()}
+// request begins one to the active instance; nil is that Vault is down.
+func (w *world) request(a *simulatedApp) *request {
+	q := &request{w: w, app: a, i: w.active.Load(), begun: time.Now(), at: w.moment(a)}
 	if q.i == nil {
 		w.count("request while Vault was down", 1)
 		return nil
 	}
-	q.at = w.moment(a)
-	w.mu.Lock()
-	u := q.i.upkeepOf(a)
-	uses, since := u.uses(req), u.since
-	if uses != nil {
-		*uses++
-		u.used = q.begun
-	}
-	w.mu.Unlock()
+	return q
+}
+
+// exchange sends the request and notes what it got. It is called with w.mu held, and gives it back
+// meanwhile.
+func (q *request) exchange(uses *int, req *logical.Request) {
 	op := req.Operation
-	q.got = q.i.send(w.t.Context(), req)
+	*uses++
+	q.w.mu.Unlock()
+	q.got = q.i.send(q.w.t.Context(), req)
 	q.now = time.Now()
 	time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
+	q.w.mu.Lock()
+	*uses--
+	q.w.checkResponse(q.app, op, req.Path, q.got)
+}
+
+// send sends a request that writes no configuration; nil is that Vault is down, or went down before
+// it responded.
+func (w *world) send(a *simulatedApp, req *logical.Request) *request {
+	q := w.request(a)
+	if q == nil {
+		return nil
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	u := q.i.upkeepOf(a)
+	uses, since := u.uses(req), u.since
+	if uses != &u.others {
+		u.used = q.begun
+	}
+	q.exchange(uses, req)
 	q.checkWait()
-	w.checkResponse(a, op, req.Path, q.got)
-	if uses != nil {
-		*uses--
+	if uses != &u.others {
 		u.used = q.now
-		u.loaded = u.loaded || a.inForce != nil && since.Equal(u.since) &&
-			q.got.status < http.StatusInternalServerError
+		u.loaded = u.loaded || a.inForce != nil && since.Equal(u.since) && q.got.status < http.StatusInternalServerError
 	}
 	for _, g := range [...]*generation{q.at.before, q.at.inForce, a.before, a.inForce} {
 		if (g != nil || q.at.inForce == nil || a.inForce == nil) && !slices.Contains(q.generations, g) {
@@ -187,6 +200,15 @@ func (i *instance) held(g *generation, now time.Time) []*delivery {
 		}
 	}
 	return nil
+}
+
+// candidates are the deliveries of which the response may be: those held, or any where none has to
+// be.
+func (q *request) candidates(g *generation) []*delivery {
+	if held := q.i.held(g, q.now); held != nil {
+		return held
+	}
+	return q.i.known[g]
 }
 
 // checkCall checks that the app may be fetched a token now.
@@ -274,8 +296,7 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 	secret := l.secret
 	secret.Increment = l.increment
 	q := w.send(l.app, &logical.Request{
-		Operation: logical.RenewOperation, Path: credsPrefix + l.app.name,
-		Secret: &secret,
+		Operation: logical.RenewOperation, Path: credsPrefix + l.app.name, Secret: &secret,
 	})
 	if q == nil {
 		return 0, errShuttingDown
@@ -316,11 +337,7 @@ func (q *request) checkToken(token string) []*delivery {
 			continue
 		}
 		ours = ours || q.w.granted[token].key == g.key
-		known := q.i.held(g, q.now)
-		if known == nil {
-			known = q.i.known[g]
-		}
-		for _, d := range known {
+		for _, d := range q.candidates(g) {
 			if d.token == token {
 				all = append(all, d)
 			}
@@ -342,7 +359,7 @@ func (q *request) checkToken(token string) []*delivery {
 		q.w.violateLocked(q.app, "own token", "handed out a token of %q", q.w.granted[token].key)
 	case !slices.ContainsFunc(all, func(d *delivery) bool { return d.remaining(q.now) >= leastLife }):
 		q.w.violateLocked(q.app, "no expired token", "handed out with %s left", last.ends().Sub(q.now))
-	case q.w.ended[token]:
+	case q.w.granted[token].ended:
 		q.w.unknowable["a token that DingTalk ended before its time"]++
 	case left > 0:
 	case -left <= last.skew:
@@ -501,12 +518,8 @@ func (w *world) look(a *simulatedApp, req *logical.Request) {
 		if g == nil {
 			continue
 		}
-		known := q.i.held(g, q.now)
-		if known == nil {
-			agrees = agrees || q.got.Data["state"] == string(stateAbsent)
-			known = q.i.known[g]
-		}
-		for _, d := range known {
+		agrees = agrees || q.got.Data["state"] == string(stateAbsent) && q.i.held(g, q.now) == nil
+		for _, d := range q.candidates(g) {
 			agrees = agrees || q.agrees(d, q.at.tuning) || q.agrees(d, q.app.tuning)
 		}
 	}
@@ -538,14 +551,15 @@ func (q *request) agrees(d *delivery, c tuning) bool {
 // write writes or deletes an app's configuration and checks that what it responded is what storage
 // holds. Without credentials, the data may name some of them.
 func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data map[string]any) answer {
-	q := &request{w: w, i: w.active.Load(), app: a, begun: time.Now(), at: w.moment(a)}
-	if q.i == nil {
+	q := w.request(a)
+	if q == nil {
 		return answer{status: http.StatusServiceUnavailable, err: errShuttingDown}
 	}
 	if g != nil {
 		data[fieldAppKey], data[fieldAppSecret], data[fieldBaseURL] = g.key, g.secret, g.host
 	}
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	old := q.at.inForce
 	g, after, wrong := q.wanted(op, data)
 	q.generations = []*generation{g}
@@ -558,18 +572,9 @@ func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data
 	if verify && g == old {
 		uses = &u.forcing
 	}
-	*uses++
-	w.mu.Unlock()
-	q.got = q.i.do(op, configPrefix+a.name, data)
-	q.now = time.Now()
-	time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
+	q.exchange(uses, &logical.Request{Operation: op, Path: configPrefix + a.name, Data: data})
 	stored, err := w.storage.Get(w.t.Context(), tokenPrefix+a.name)
 	require.NoError(w.t, err)
-
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	*uses--
-	w.checkResponse(a, op, configPrefix+a.name, q.got)
 	a.before = nil
 	faulted := !a.faulted.Before(q.begun)
 	taken := a.inForce == g && reflect.DeepEqual(a.config(), after)
@@ -627,8 +632,7 @@ func (w *world) delete(a *simulatedApp) { w.write(a, logical.DeleteOperation, ni
 func (w *world) revoke(l *leaseHeld) {
 	secret := l.secret
 	q := w.send(l.app, &logical.Request{
-		Operation: logical.RevokeOperation, Path: credsPrefix + l.app.name,
-		Secret: &secret,
+		Operation: logical.RevokeOperation, Path: credsPrefix + l.app.name, Secret: &secret,
 	})
 	if q != nil && (q.got.err != nil || q.now.After(q.begun)) {
 		w.violate(l.app, "revoking works", "after %s: %v", q.now.Sub(q.begun), q.got.err)

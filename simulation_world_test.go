@@ -81,7 +81,6 @@ type world struct {
 	history     []string                                 // what a small world did, log lines included
 	generations map[string]*generation                   // by host, key and secret
 	granted     map[string]granted
-	ended       map[string]bool // tokens that DingTalk ended before their time
 
 	reasons, events, unknowable map[string]int
 	broken                      int // promises
@@ -90,8 +89,9 @@ type world struct {
 // granted is a token that DingTalk gave out: to which app key, and until when at the longest, since
 // a repeat extends it.
 type granted struct {
-	key  string
-	ends time.Time
+	key   string
+	ends  time.Time
+	ended bool // by DingTalk, before its time
 }
 
 // generation is one set of credentials of an app. Apps that share a key each have a secret of their
@@ -203,7 +203,7 @@ type instance struct {
 
 // upkeep is what an instance does for an app, and what it must have in memory.
 type upkeep struct {
-	reads, longer, renewals, forcing, writes int // requests in the air; longer are reads with min_ttl
+	reads, longer, renewals, forcing, writes, others int // requests in the air; longer are reads with min_ttl
 
 	used time.Time
 	memory
@@ -253,7 +253,6 @@ func newWorld(t *testing.T, crowds []*crowd) *world {
 		byName:      map[string]*simulatedApp{},
 		generations: map[string]*generation{},
 		granted:     map[string]granted{},
-		ended:       map[string]bool{},
 		reasons:     map[string]int{}, events: map[string]int{}, unknowable: map[string]int{},
 	}
 	for w.seed == 0 {
@@ -436,17 +435,7 @@ func (i *instance) clean() {
 	}
 }
 
-// writes reports whether the instance may change storage.
-func (i *instance) writes() error {
-	switch {
-	case i.killed:
-		return errors.New("the process is dead")
-	case i.deposed:
-		return errors.New("the node is not the leader")
-	default:
-		return nil
-	}
-}
+var errNotLeader = errors.New("the node is not the leader")
 
 // Get implements logical.Storage. One that is no longer the leader still reads, for a while.
 func (i *instance) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
@@ -466,8 +455,8 @@ func (i *instance) Put(ctx context.Context, e *logical.StorageEntry) error {
 	time.Sleep(storagePut)
 	i.w.mu.Lock()
 	defer i.w.mu.Unlock()
-	if err := i.writes(); err != nil {
-		return err
+	if i.deposed || i.killed {
+		return errNotLeader
 	}
 	if err := i.w.storage.Put(ctx, e); err != nil {
 		return err
@@ -489,8 +478,8 @@ func (i *instance) Delete(ctx context.Context, key string) error {
 	time.Sleep(storagePut)
 	i.w.mu.Lock()
 	defer i.w.mu.Unlock()
-	if err := i.writes(); err != nil {
-		return err
+	if i.deposed || i.killed {
+		return errNotLeader
 	}
 	if name, ok := strings.CutPrefix(key, tokenPrefix); ok {
 		i.w.byName[name].stored = nil
@@ -673,13 +662,11 @@ func (i *instance) delivered(g *generation, sent time.Time, rec *httptest.Respon
 	now, lifetime := time.Now(), time.Duration(got.ExpireIn)*time.Second
 	d := &delivery{of: g, token: got.AccessToken, sent: sent, arrived: now, lifetime: lifetime}
 	if t := i.w.granted[d.token]; d.ends().After(t.ends) {
-		i.w.granted[d.token] = granted{key: g.key, ends: d.ends()}
+		i.w.granted[d.token] = granted{g.key, d.ends(), t.ended}
 	}
 	if d.remaining(now) < leastLife {
-		return &refusal{
-			reason: "a token that had expired", status: http.StatusBadGateway,
-			holds: []string{"expired", "attempt"},
-		}
+		holds := []string{"expired", "attempt"}
+		return &refusal{reason: "a token that had expired", status: http.StatusBadGateway, holds: holds}
 	}
 	i.known[g] = append(i.known[g], d)
 	// The engine has the last one, or the one before while it stores the last, or what is stored.
