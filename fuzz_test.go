@@ -617,7 +617,7 @@ func (o *operations) status(a *simulatedApp) {
 	switch {
 	case want == nil && got.status == http.StatusNotFound, got.err != nil && time.Since(a.faulted) < settled:
 	case want == nil, got.err != nil, !reflect.DeepEqual(got.Data, want):
-		o.violateLocked(a, "true configuration", "%v, not %v", got, want)
+		o.violate(a, "true configuration", "%v, not %v", got, want)
 	}
 }
 

@@ -98,6 +98,8 @@ func (i *instance) tickAsVault() {
 	i.w.mu.Unlock()
 	got := i.do(logical.RollbackOperation, "", nil)
 	if took := time.Since(began); took > 0 || got.err != nil {
+		i.w.mu.Lock()
+		defer i.w.mu.Unlock()
 		i.w.violate(nil, "prompt periodic function", "it took %s: %v", took, got.err)
 	}
 }

@@ -26,14 +26,8 @@ import (
 // tooMany is how many broken promises end the simulation.
 const tooMany = 20
 
-// violate notes a promise that the engine broke.
+// violate notes a promise that the engine broke. It is called with w.mu held.
 func (w *world) violate(a *simulatedApp, promise, format string, args ...any) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.violateLocked(a, promise, format, args...)
-}
-
-func (w *world) violateLocked(a *simulatedApp, promise, format string, args ...any) {
 	name := "-"
 	if a != nil {
 		name = a.name
@@ -44,6 +38,10 @@ func (w *world) violateLocked(a *simulatedApp, promise, format string, args ...a
 	w.note("%s", text)
 	w.broken++
 	w.stopped.Store(w.broken >= tooMany)
+}
+
+func (q *request) violate(promise, format string, args ...any) {
+	q.w.violate(q.app, promise, format, args...)
 }
 
 func (w *world) count(event string, times int) {
@@ -154,7 +152,7 @@ func (w *world) checkShown(a *simulatedApp, text string) {
 	if strings.Contains(text, "secret-") || slices.ContainsFunc(tokenLike.FindAllString(text, -1), func(like string) bool {
 		return w.granted[like].key != ""
 	}) {
-		w.violateLocked(a, "nothing leaks", "a secret or a token is shown: %s", text)
+		w.violate(a, "nothing leaks", "a secret or a token is shown: %s", text)
 	}
 }
 
@@ -179,7 +177,7 @@ func (q *request) checkWait() {
 	a, c, took := q.app, q.app.crowd, q.now.Sub(q.begun)
 	limit := max(q.at.limit, a.limit)
 	if took > limit+time.Second && !q.i.killed {
-		q.w.violateLocked(a, "bounded wait", "waited for %s, with a request_timeout of %s", took, limit)
+		q.w.violate(a, "bounded wait", "waited for %s, with a request_timeout of %s", took, limit)
 	}
 	if took > 100*time.Millisecond && !a.served.IsZero() && q.begun.After(a.served) { // more than storage takes
 		c.waits++
@@ -203,7 +201,7 @@ func (i *instance) held(g *generation, now time.Time) []*delivery {
 }
 
 // candidates are the deliveries of which the response may be: those held, or any where none has to
-// be.
+// be; none without a generation.
 func (q *request) candidates(g *generation) []*delivery {
 	if held := q.i.held(g, q.now); held != nil {
 		return held
@@ -223,10 +221,10 @@ func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 	asked := u.reads + u.longer + u.renewals + u.forcing + u.writes
 	passing := now.Sub(i.ticked) <= settled || !i.w.small
 	if asked == 0 && !(m.served && passing) {
-		i.w.violateLocked(a, "idle apps cost no calls", "nobody asked, and nobody has read the token since it was fetched")
+		i.w.violate(a, "idle apps cost no calls", "nobody asked, and nobody has read the token since it was fetched")
 	}
 	if u.forcing == 0 && now.Before(m.quiet) {
-		i.w.violateLocked(a, "back-off", "a call %s before it ends", m.quiet.Sub(now))
+		i.w.violate(a, "back-off", "a call %s before it ends", m.quiet.Sub(now))
 	}
 	forced := u.forcing > 0 && asked == u.forcing
 	if held := i.held(a.inForce, now); len(held) == 1 && held[0].skew <= 0 { // one of the future is due
@@ -239,7 +237,7 @@ func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 			limit = d.window(a.tuning) + time.Second
 		}
 		if left > limit && u.forcing == 0 {
-			i.w.violateLocked(a, "fresh tokens cost no call", "the current one has %s left", left)
+			i.w.violate(a, "fresh tokens cost no call", "the current one has %s left", left)
 		}
 		forced = forced || left > d.lifetime/2
 	}
@@ -247,7 +245,7 @@ func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 		return
 	}
 	if ago := now.Sub(m.forced); ago < leastApart-settled {
-		i.w.violateLocked(a, "10 seconds", "a fetch was forced %s after another", ago)
+		i.w.violate(a, "10 seconds", "a fetch was forced %s after another", ago)
 	}
 	m.forced = now
 }
@@ -274,7 +272,7 @@ func (w *world) read(a *simulatedApp, query map[string]any) answer {
 	leased := q.got.Secret != nil
 	switch {
 	case leased != q.at.leased && leased != a.leased:
-		w.violateLocked(a, "leased as configured", "it is not so, or it should not be")
+		q.violate("leased as configured", "it is not so, or it should not be")
 	case leased:
 		q.checkLease(all, 0, q.got.Secret.TTL, q.got.Secret.MaxTTL, time.Time{})
 	default:
@@ -309,7 +307,7 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 		return 0, q.got.err
 	}
 	if q.got.Secret != &secret || len(q.got.Data) > 0 {
-		w.violateLocked(l.app, "renewals return the lease", "warnings %q", q.got.Warnings)
+		q.violate("renewals return the lease", "warnings %q", q.got.Warnings)
 	}
 	if secret.TTL == endedTTL {
 		q.checkEnded(l)
@@ -319,7 +317,7 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 	all := q.checkToken(l.token)
 	if last := latest(all); last != nil && last.remaining(q.now) < last.lifetime/2 && last.lifetime >= 2*leastApart &&
 		len(q.got.Warnings) == 0 && q.i.refused[last.of] == nil && len(all) == 1 {
-		w.violateLocked(l.app, "renewals extend", "%s left, and no warning", last.remaining(q.now))
+		q.violate("renewals extend", "%s left, and no warning", last.remaining(q.now))
 	}
 	ttl := q.checkLease(all, l.increment, secret.TTL, secret.MaxTTL, l.secret.IssueTime)
 	l.expires = q.now.Add(ttl)
@@ -330,13 +328,8 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 // of them.
 func (q *request) checkToken(token string) []*delivery {
 	var all []*delivery
-	ours := false
 	q.i.upkeepOf(q.app).served = true
 	for _, g := range q.generations {
-		if g == nil {
-			continue
-		}
-		ours = ours || q.w.granted[token].key == g.key
 		for _, d := range q.candidates(g) {
 			if d.token == token {
 				all = append(all, d)
@@ -345,27 +338,25 @@ func (q *request) checkToken(token string) []*delivery {
 	}
 	stored := q.app.stored
 	if !q.i.deposed && !q.app.unstored && len(q.generations) == 1 && (stored == nil || stored.of != q.generations[0]) {
-		q.w.violateLocked(q.app, "stored before it is served", "storage has none of these credentials")
+		q.violate("stored before it is served", "storage has none of these credentials")
 	}
 	last := latest(all)
 	if last == nil {
-		q.w.violateLocked(q.app, "own token", "handed out a token of %q that came to another instance, "+
+		q.violate("own token", "handed out a token of %q that came to another instance, "+
 			"for other credentials, or was replaced", q.w.granted[token].key)
 		return nil
 	}
 	left := time.Until(q.w.granted[token].ends)
 	switch {
-	case !ours:
-		q.w.violateLocked(q.app, "own token", "handed out a token of %q", q.w.granted[token].key)
 	case !slices.ContainsFunc(all, func(d *delivery) bool { return d.remaining(q.now) >= leastLife }):
-		q.w.violateLocked(q.app, "no expired token", "handed out with %s left", last.ends().Sub(q.now))
+		q.violate("no expired token", "handed out with %s left", last.ends().Sub(q.now))
 	case q.w.granted[token].ended:
 		q.w.unknowable["a token that DingTalk ended before its time"]++
 	case left > 0:
 	case -left <= last.skew:
 		q.w.unknowable["an expired token, stored by a clock ahead"]++
 	default:
-		q.w.violateLocked(q.app, "no expired token", "DingTalk refuses it since %s", -left)
+		q.violate("no expired token", "DingTalk refuses it since %s", -left)
 	}
 	return all
 }
@@ -384,10 +375,10 @@ func latest(all []*delivery) *delivery {
 func (q *request) checkLease(all []*delivery, increment, ttl, maxTTL time.Duration, issued time.Time) time.Duration {
 	lease, warnings, err := framework.CalculateTTL(q.w.system, increment, ttl, 0, maxTTL, 0, issued)
 	if err != nil || increment == 0 && len(warnings) > 0 {
-		q.w.violateLocked(q.app, "true lease", "Vault makes of it: %v, %v", warnings, err)
+		q.violate("true lease", "Vault makes of it: %v, %v", warnings, err)
 	}
 	if !slices.ContainsFunc(all, func(d *delivery) bool { return ttl == d.remaining(q.now) && lease <= ttl }) {
-		q.w.violateLocked(q.app, "true lease", "a TTL of %s, a lease of %s: not the token's life", ttl, lease)
+		q.violate("true lease", "a TTL of %s, a lease of %s: not the token's life", ttl, lease)
 	}
 	return lease
 }
@@ -399,7 +390,7 @@ func (q *request) checkUnleased(all []*delivery) {
 		return q.got.Data["expires_at"] == timestamp(d.ends()) && q.got.Data["last_vault_rotation"] == timestamp(d.sent) &&
 			ttl >= 1 && time.Duration(ttl)*time.Second <= d.remaining(q.now)
 	}) {
-		q.w.violateLocked(q.app, "true expires_at and ttl", "expires_at %v, last_vault_rotation %v, ttl %v",
+		q.violate("true expires_at and ttl", "expires_at %v, last_vault_rotation %v, ttl %v",
 			q.got.Data["expires_at"], q.got.Data["last_vault_rotation"], ttl)
 	}
 }
@@ -410,7 +401,7 @@ func (q *request) checkMinTTL(all []*delivery, query map[string]any) {
 	asked := time.Duration(seconds) * time.Second
 	if last := latest(all); last != nil && len(q.got.Warnings) == 0 &&
 		last.remaining(q.now) < min(asked, last.lifetime*3/4).Truncate(time.Second) {
-		q.w.violateLocked(q.app, "min_ttl", "%s left without a warning, %s asked for", last.remaining(q.now), asked)
+		q.violate("min_ttl", "%s left without a warning, %s asked for", last.remaining(q.now), asked)
 	}
 }
 
@@ -422,7 +413,7 @@ func (q *request) checkEnded(l *leaseHeld) {
 			return
 		}
 	}
-	q.w.violateLocked(q.app, "leases that last", "a lease was ended though its token is the app's: %q", q.got.Warnings)
+	q.violate("leases that last", "a lease was ended though its token is the app's: %q", q.got.Warnings)
 }
 
 // checkFailure checks that a read or renewal had to fail, and says why: there is no token, by any
@@ -430,18 +421,14 @@ func (q *request) checkEnded(l *leaseHeld) {
 func (q *request) checkFailure() {
 	usable := q.i.upkeepOf(q.app).loaded || q.app.faulted.Before(q.begun)
 	for _, g := range q.generations {
-		usable = usable && g != nil && q.usable(g)
+		held := q.i.held(g, q.now)
+		usable = usable && len(held) > 0 &&
+			!slices.ContainsFunc(held, func(d *delivery) bool { return d.remaining(q.now) < leastLife })
 	}
 	if usable {
-		q.w.violateLocked(q.app, "usable tokens are served", "failed though there is one: %v", q.got.err)
+		q.violate("usable tokens are served", "failed though there is one: %v", q.got.err)
 	}
 	q.checkError(q.got.err.Error())
-}
-
-// usable reports whether the instance must have a token that is good.
-func (q *request) usable(g *generation) bool {
-	held := q.i.held(g, q.now)
-	return len(held) > 0 && !slices.ContainsFunc(held, func(d *delivery) bool { return d.remaining(q.now) < leastLife })
 }
 
 // checkError checks that the error is one of those that the request may fail with.
@@ -453,7 +440,7 @@ func (q *request) checkError(text string) {
 			return
 		}
 	}
-	q.w.violateLocked(q.app, "right errors", "got %d %v", q.got.status, q.got.err)
+	q.violate("right errors", "got %d %v", q.got.status, q.got.err)
 }
 
 // reasons are all that may have made the request fail.
@@ -515,22 +502,20 @@ func (w *world) look(a *simulatedApp, req *logical.Request) {
 	}
 	agrees := false
 	for _, g := range q.generations {
-		if g == nil {
-			continue
-		}
-		agrees = agrees || q.got.Data["state"] == string(stateAbsent) && q.i.held(g, q.now) == nil
+		absent := g != nil && q.i.held(g, q.now) == nil
+		agrees = agrees || absent && q.got.Data["state"] == string(stateAbsent)
 		for _, d := range q.candidates(g) {
 			agrees = agrees || q.agrees(d, q.at.tuning) || q.agrees(d, q.app.tuning)
 		}
 	}
 	if !agrees {
-		w.violateLocked(a, "true status", "%v", q.got.Data)
+		q.violate("true status", "%v", q.got.Data)
 	}
 	u := q.i.upkeepOf(a)
 	next, _ := q.got.Data["next_attempt_at"].(string)
 	if len(q.generations) == 1 && u.quiet.After(q.now) && q.begun.Sub(u.last.ended) > time.Second &&
 		q.i.calling[a.inForce] == 0 && (next < timestamp(u.quiet) || q.got.Data["last_error"] == nil) {
-		w.violateLocked(a, "true status", "fetches fail, back-off lasts until %s: %v", timestamp(u.quiet), q.got.Data)
+		q.violate("true status", "fetches fail, back-off lasts until %s: %v", timestamp(u.quiet), q.got.Data)
 	}
 }
 
@@ -589,17 +574,17 @@ func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data
 	switch {
 	case q.i.deposed:
 	case q.got.err == nil && wrong != 0:
-		w.violateLocked(a, "right writes", "one was taken that must not be: %v", data)
+		q.violate("right writes", "one was taken that must not be: %v", data)
 	case q.got.err == nil && (!taken || g == nil && stored != nil):
-		w.violateLocked(a, "writes that work", "a write that was acknowledged is not in storage")
+		q.violate("writes that work", "a write that was acknowledged is not in storage")
 	case q.got.err == nil && verify && g != old && (last == nil || last.sent.Before(q.begun)):
-		w.violateLocked(a, "verified writes", "taken without a token")
+		q.violate("verified writes", "taken without a token")
 	case q.got.err == nil:
 		u.loaded = u.loaded || g != old && g != nil && !faulted
 	case !left && !(faulted && taken):
-		w.violateLocked(a, "writes that work", "a write that failed has taken effect: %v", q.got.err)
+		q.violate("writes that work", "a write that failed has taken effect: %v", q.got.err)
 	case wrong != 0 && q.got.status != wrong && !faulted:
-		w.violateLocked(a, "right errors", "a write failed with %d %v", q.got.status, q.got.err)
+		q.violate("right errors", "a write failed with %d %v", q.got.status, q.got.err)
 	case wrong == 0:
 		q.checkError(q.got.err.Error() + " attempt") // there is no next one to name
 	}
@@ -635,6 +620,8 @@ func (w *world) revoke(l *leaseHeld) {
 		Operation: logical.RevokeOperation, Path: credsPrefix + l.app.name, Secret: &secret,
 	})
 	if q != nil && (q.got.err != nil || q.now.After(q.begun)) {
-		w.violate(l.app, "revoking works", "after %s: %v", q.now.Sub(q.begun), q.got.err)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		q.violate("revoking works", "after %s: %v", q.now.Sub(q.begun), q.got.err)
 	}
 }

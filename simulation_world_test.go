@@ -431,6 +431,8 @@ func (i *instance) clean() {
 	began := time.Now()
 	i.engine.Cleanup(context.Background())
 	if took := time.Since(began); took > 100*time.Millisecond {
+		i.w.mu.Lock()
+		defer i.w.mu.Unlock()
 		i.w.violate(nil, "prompt end", "the clean-up took %s", took)
 	}
 }
@@ -500,7 +502,7 @@ func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
 		timeout:       time.Duration(rec.RequestTimeout) * time.Second,
 	}
 	if old != nil && a.inForce != nil && (old == a.inForce) != (id == a.id) {
-		i.w.violateLocked(a, "generations", "new credentials: %t, a new generation: %t", old != a.inForce, id != a.id)
+		i.w.violate(a, "generations", "new credentials: %t, a new generation: %t", old != a.inForce, id != a.id)
 	}
 	if id == a.id {
 		return
@@ -528,9 +530,9 @@ func (i *instance) notedToken(a *simulatedApp, e *logical.StorageEntry, active b
 	switch {
 	case rec.Generation != a.id && !active: // since another node changed the app
 	case rec.Generation != a.id:
-		i.w.violateLocked(a, "true storage", "a token was stored that is not of the present generation")
+		i.w.violate(a, "true storage", "a token was stored that is not of the present generation")
 	case of == nil || of.of != a.inForce:
-		i.w.violateLocked(a, "true storage", "a token was stored that this instance did not get at %s", rec.FetchedAt)
+		i.w.violate(a, "true storage", "a token was stored that this instance did not get at %s", rec.FetchedAt)
 	default:
 		a.stored = of
 	}
@@ -625,17 +627,17 @@ func (i *instance) calls(key, secret, host string) (g *generation, seen string, 
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if g = w.generations[generationID(host, key, secret)]; g == nil {
-		w.violateLocked(nil, "own host", "the secret %s of %s was sent to %s", secret, key, host)
+		w.violate(nil, "own host", "the secret %s of %s was sent to %s", secret, key, host)
 		g = &generation{app: w.apps[0], host: host, key: key, secret: secret}
 	}
 	a := g.app
 	a.crowd.calls++
 	if i.calling[g]++; i.calling[g] > 1 {
-		w.violateLocked(a, "one flight", "%d calls at once", i.calling[g])
+		w.violate(a, "one flight", "%d calls at once", i.calling[g])
 	}
 	for _, key := range [...]cooldownKey{{baseURL: host}, {host, g.key}} {
 		if c := i.cooldowns[key]; c.until.After(now) && c.since.Before(now) { // not in the very moment
-			w.violateLocked(a, "cooldowns", "a call %s before one ends: %s", c.until.Sub(now), c.why.reason)
+			w.violate(a, "cooldowns", "a call %s before one ends: %s", c.until.Sub(now), c.why.reason)
 		}
 	}
 	if g.accepted {
