@@ -483,7 +483,7 @@ func (o *operations) keys(a *simulatedApp) [2]string {
 
 // chosen are the app's credentials of these numbers.
 func (o *operations) chosen(a *simulatedApp, host, key, number int) *generation {
-	return o.generations[generationID(bothHosts[host], o.keys(a)[key], a.secret(number))]
+	return o.generations[login{bothHosts[host], o.keys(a)[key], a.secret(number)}]
 }
 
 func (o *operations) operate(name string, arg int, a *simulatedApp) {
@@ -505,7 +505,7 @@ func (o *operations) operate(name string, arg int, a *simulatedApp) {
 	case "rotate-in-Vault":
 		g := o.chosen(a, 0, 0, arg%3)
 		if inForce != nil {
-			g = o.generations[generationID(inForce.host, inForce.key, g.secret)]
+			g = o.generations[login{inForce.host, inForce.key, g.secret}]
 		}
 		if arg/3%2 == 1 {
 			data[fieldVerifyConnection] = false

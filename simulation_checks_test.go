@@ -608,7 +608,7 @@ func (q *request) wanted(op logical.Operation, data map[string]any) (g *generati
 	if !given {
 		secret = q.at.inForce.secret
 	}
-	return q.w.generations[generationID(after[fieldBaseURL].(string), after[fieldAppKey].(string), secret)], after, 0
+	return q.w.generations[login{after[fieldBaseURL].(string), after[fieldAppKey].(string), secret}], after, 0
 }
 
 func (w *world) delete(a *simulatedApp) { w.write(a, logical.DeleteOperation, nil, nil) }

@@ -79,7 +79,7 @@ type world struct {
 	mu          sync.Mutex
 	fails       func(n int, op, key string) storageFault // how storage's calls go wrong; nil is that none does
 	history     []string                                 // what a small world did, log lines included
-	generations map[string]*generation                   // by host, key and secret
+	generations map[login]*generation
 	granted     map[string]granted
 
 	reasons, events, unknowable map[string]int
@@ -97,11 +97,13 @@ type granted struct {
 // generation is one set of credentials of an app. Apps that share a key each have a secret of their
 // own here, which tells whose a call is; DingTalk knows one for the key.
 type generation struct {
-	app               *simulatedApp
-	host, key, secret string
-	number            int  // of the secret
-	accepted          bool // by DingTalk
+	app *simulatedApp
+	login
+	number   int  // of the secret
+	accepted bool // by DingTalk
 }
+
+type login struct{ host, key, secret string }
 
 // tuning is what an app's configuration says and its credentials do not.
 type tuning struct {
@@ -251,7 +253,7 @@ func newWorld(t *testing.T, crowds []*crowd) *world {
 		},
 		crowds:      crowds,
 		byName:      map[string]*simulatedApp{},
-		generations: map[string]*generation{},
+		generations: map[login]*generation{},
 		granted:     map[string]granted{},
 		reasons:     map[string]int{}, events: map[string]int{}, unknowable: map[string]int{},
 	}
@@ -298,14 +300,12 @@ func (w *world) end() {
 
 // credentials makes credentials of an app, which DingTalk knows under one secret for the key.
 func (w *world) credentials(a *simulatedApp, host, key string, number int) *generation {
-	g := &generation{app: a, host: host, key: key, secret: a.secret(number), number: number}
-	w.generations[generationID(host, key, g.secret)] = g
+	g := &generation{app: a, login: login{host, key, a.secret(number)}, number: number}
+	w.generations[g.login] = g
 	w.hosts[host].SetApp(key, upstreamSecret(key))
 	w.hosts[host].RotateTokens(key, a.rotating)
 	return g
 }
-
-func generationID(host, key, secret string) string { return host + " " + key + " " + secret }
 
 func (a *simulatedApp) secret(number int) string {
 	return fmt.Sprintf("secret-%d-of-%s", number, a.name)
@@ -495,7 +495,7 @@ func (i *instance) Delete(ctx context.Context, key string) error {
 // before the write is of an earlier one.
 func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
 	old, id := a.inForce, a.id
-	a.before, a.inForce, a.id = old, i.w.generations[generationID(rec.BaseURL, rec.AppKey, rec.AppSecret)], rec.Generation
+	a.before, a.inForce, a.id = old, i.w.generations[login{rec.BaseURL, rec.AppKey, rec.AppSecret}], rec.Generation
 	a.tuning = tuning{
 		leased:        rec.Leased,
 		refreshBefore: time.Duration(rec.RefreshBefore) * time.Second,
@@ -541,22 +541,15 @@ func (i *instance) notedToken(a *simulatedApp, e *logical.StorageEntry, active b
 // RoundTrip implements http.RoundTripper: the way to DingTalk, on which the ledger is kept.
 func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
 	sent := time.Now()
-	body, err := io.ReadAll(req.Body)
-	if err != nil {
-		return nil, err
-	}
 	var creds struct{ AppKey, AppSecret string }
-	if err := json.Unmarshal(body, &creds); err != nil {
+	if err := json.NewDecoder(req.Body).Decode(&creds); err != nil {
 		return nil, err
 	}
-	g, secret, since := i.calls(creds.AppKey, creds.AppSecret, req.URL.Scheme+"://"+req.URL.Host)
-	if body, err = json.Marshal(map[string]string{"appKey": g.key, "appSecret": secret}); err != nil {
-		return nil, err
-	}
-	req.Body = io.NopCloser(bytes.NewReader(body))
-	req.ContentLength = int64(len(body))
+	g, secret, since := i.calls(login{req.URL.Scheme + "://" + req.URL.Host, creds.AppKey, creds.AppSecret})
+	body := fmt.Sprintf(`{"appKey":%q,"appSecret":%q}`, g.key, secret)
+	req.Body, req.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
 	rec := httptest.NewRecorder()
-	err = exchange(i.w.hosts[g.host], rec, req)
+	err := exchange(i.w.hosts[g.host], rec, req)
 	if secret == creds.AppSecret { // a wrong one, which DingTalk might repeat
 		rec.Body = bytes.NewBuffer(bytes.ReplaceAll(rec.Body.Bytes(), []byte(`"message":"`), []byte(`"message":"`+secret)))
 	}
@@ -622,32 +615,32 @@ func exchange(server http.Handler, w http.ResponseWriter, req *http.Request) (er
 // calls notes a call that begins, and checks that it may. It returns whose it is, the secret that
 // DingTalk gets to see, and which memory it is for: the app's, unless it verifies other
 // credentials.
-func (i *instance) calls(key, secret, host string) (g *generation, seen string, since time.Time) {
+func (i *instance) calls(sent login) (g *generation, seen string, since time.Time) {
 	w, now := i.w, time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if g = w.generations[generationID(host, key, secret)]; g == nil {
-		w.violate(nil, "own host", "the secret %s of %s was sent to %s", secret, key, host)
-		g = &generation{app: w.apps[0], host: host, key: key, secret: secret}
+	if g = w.generations[sent]; g == nil {
+		w.violate(nil, "own host", "somebody else's secret was sent: %v", sent)
+		g = &generation{app: w.apps[0], login: sent}
 	}
 	a := g.app
 	a.crowd.calls++
 	if i.calling[g]++; i.calling[g] > 1 {
 		w.violate(a, "one flight", "%d calls at once", i.calling[g])
 	}
-	for _, key := range [...]cooldownKey{{baseURL: host}, {host, g.key}} {
+	for _, key := range [...]cooldownKey{{baseURL: g.host}, {g.host, g.key}} {
 		if c := i.cooldowns[key]; c.until.After(now) && c.since.Before(now) { // not in the very moment
 			w.violate(a, "cooldowns", "a call %s before one ends: %s", c.until.Sub(now), c.why.reason)
 		}
 	}
-	if g.accepted {
-		secret = upstreamSecret(key)
+	if seen = g.secret; g.accepted {
+		seen = upstreamSecret(g.key)
 	}
 	if g != a.inForce || i.deposed {
-		return g, secret, time.Time{}.Add(-1)
+		return g, seen, time.Time{}.Add(-1)
 	}
 	i.checkCall(a, now)
-	return g, secret, i.upkeepOf(a).since
+	return g, seen, i.upkeepOf(a).since
 }
 
 // delivered notes how DingTalk responded, and says what the contract makes of it if it is no token.
