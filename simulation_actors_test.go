@@ -225,33 +225,30 @@ func (w *world) weather(host string, r *rand.Rand) {
 
 // mishaps are what befalls a single app.
 func (w *world) mishaps(r *rand.Rand) {
-	mishap := func(event string, befall func(a *simulatedApp, key string, r *rand.Rand)) card {
+	mishap := func(event string, lasts time.Duration, kind string) card {
 		return card{event, func(r *rand.Rand) bool {
-			a := w.someApp(r)
+			a, lasts := w.someApp(r), spread(r, lasts)
 			g := w.moment(a).inForce
-			if g != nil {
-				befall(a, g.key, r)
+			switch {
+			case g == nil:
+				return false
+			case kind == "":
+				w.endTokens(a, g.key)
+			default:
+				w.hosts[a.host].SetFault(g.key, simulator.Fault{Kind: kind})
+				w.actors.Go(func() {
+					time.Sleep(lasts)
+					w.hosts[a.host].ClearFault(g.key)
+				})
 			}
-			return g != nil
+			return true
 		}}
 	}
-	fault := func(event string, lasts time.Duration, kind string) card {
-		return mishap(event, func(a *simulatedApp, key string, r *rand.Rand) {
-			lasts := spread(r, lasts)
-			w.hosts[a.host].SetFault(key, simulator.Fault{Kind: kind})
-			w.actors.Go(func() {
-				time.Sleep(lasts)
-				w.hosts[a.host].ClearFault(key)
-			})
-		})
-	}
 	w.deal(r, 5*time.Minute, 40*time.Minute,
-		fault("IP not allowed for one app", 20*time.Minute, simulator.FaultIPNotAllowed),
-		fault("permission denied to one app", 20*time.Minute, simulator.FaultPermissionDenied),
-		fault("one app throttled", 2*time.Hour, simulator.FaultThrottledQPS),
-		mishap("token replaced by DingTalk before its time", func(a *simulatedApp, key string, _ *rand.Rand) {
-			w.endTokens(a, key)
-		}),
+		mishap("IP not allowed for one app", 20*time.Minute, simulator.FaultIPNotAllowed),
+		mishap("permission denied to one app", 20*time.Minute, simulator.FaultPermissionDenied),
+		mishap("one app throttled", 2*time.Hour, simulator.FaultThrottledQPS),
+		mishap("token replaced by DingTalk before its time", 0, ""),
 	)
 }
 
@@ -355,8 +352,8 @@ func (w *world) slowCall(a *simulatedApp, r *rand.Rand) {
 
 // handover is how one of Vault's servers takes over from another, or from itself after a restart.
 type handover struct {
-	clean, kill, amidWrite, lead bool
-	behind                       time.Duration // the new instance's clock is, by up to so much; negative is ahead
+	kill, amidWrite, lead bool
+	behind                time.Duration // the new instance's clock is, by up to so much; negative is ahead
 }
 
 // handOvers end the engine's instance and start the next, most times with calls in the air.
@@ -373,9 +370,9 @@ func (w *world) handOvers(r *rand.Rand) {
 	}
 	const some = 5 * time.Minute
 	w.deal(r, 30*time.Minute, 5*time.Hour,
-		does("restart", handover{clean: true}),
-		does("restart, clock set back", handover{clean: true, behind: some}),
-		does("restart, clock set forward", handover{clean: true, behind: -some}),
+		does("restart", handover{}),
+		does("restart, clock set back", handover{behind: some}),
+		does("restart, clock set forward", handover{behind: -some}),
 		does("process killed", handover{kill: true}),
 		does("process killed amid a config write", handover{kill: true, amidWrite: true}),
 		does("leader change, old one not cleaned up", handover{lead: true}),
@@ -388,29 +385,7 @@ func (w *world) handOver(c handover, r *rand.Rand) {
 	old := w.active.Load()
 	behind := c.behind / time.Second * time.Duration(r.IntN(int(time.Second)))
 	down := between(r, time.Second, time.Minute)
-	switch {
-	case c.clean:
-		w.active.Store(nil)
-		old.clean()
-		time.Sleep(down)
-		w.active.Store(w.newInstance(behind))
-	case c.kill:
-		if a := w.someApp(r); c.amidWrite && a.writing.TryLock() {
-			defer a.writing.Unlock()
-			g := w.rotate(a, true)
-			w.mu.Lock()
-			old.killAfter = g
-			w.mu.Unlock()
-			w.write(a, logical.UpdateOperation, g, map[string]any{"verify_connection": r.IntN(2) == 0})
-		}
-		w.mu.Lock()
-		old.deposed, old.killed = true, true
-		w.mu.Unlock()
-		w.active.Store(nil)
-		time.Sleep(down)
-		w.active.Store(w.newInstance(behind))
-		old.clean() // only because a test cannot kill goroutines
-	case c.lead:
+	if c.lead {
 		w.active.Store(w.newInstance(behind))
 		w.actors.Go(func() {
 			time.Sleep(down)
@@ -418,5 +393,26 @@ func (w *world) handOver(c handover, r *rand.Rand) {
 			time.Sleep(down)
 			old.clean()
 		})
+		return
+	}
+	if a := w.someApp(r); c.amidWrite && a.writing.TryLock() {
+		defer a.writing.Unlock()
+		g := w.rotate(a, true)
+		w.mu.Lock()
+		old.killAfter = g
+		w.mu.Unlock()
+		w.write(a, logical.UpdateOperation, g, map[string]any{"verify_connection": r.IntN(2) == 0})
+	}
+	w.mu.Lock()
+	old.deposed, old.killed = old.deposed || c.kill, c.kill
+	w.mu.Unlock()
+	w.active.Store(nil)
+	if !c.kill {
+		old.clean()
+	}
+	time.Sleep(down)
+	w.active.Store(w.newInstance(behind))
+	if c.kill {
+		old.clean() // only because a test cannot kill goroutines
 	}
 }

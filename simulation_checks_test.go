@@ -102,11 +102,13 @@ func (w *world) request(a *simulatedApp) *request {
 func (q *request) exchange(uses *int, req *logical.Request) {
 	op := req.Operation
 	*uses++
-	q.w.mu.Unlock()
-	q.got = q.i.send(q.w.t.Context(), req)
-	q.now = time.Now()
-	time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
-	q.w.mu.Lock()
+	func() {
+		q.w.mu.Unlock()
+		defer q.w.mu.Lock()
+		q.got = q.i.send(q.w.t.Context(), req)
+		q.now = time.Now()
+		time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
+	}()
 	*uses--
 	q.w.checkResponse(q.app, op, req.Path, q.got)
 }
