@@ -681,11 +681,78 @@ func (o *operations) recover() {
 	o.active.Load().clean()
 }
 
+// The words for arguments in the scripts below, which are added up: the app's number, and the rest.
+var argumentWords = map[string]byte{
+	"second": 1, "third": 2,
+	"unverified": 3 * 24, "other-host": 3 * 6, "secret-1": 3 * 2, // a write's, or a rotation's
+	"to-secret-1": 3 * 1, "at-once": 3 * 3, // of "rotate-in-Vault"; at once is without a verification
+	"unavailable": 3 * 1, "hanging": 3 * 3, "throttling": 3 * 4, "banning": 3 * 5, // of "mood"
+	// Of "storage": what fails without effect or with it, and what of that.
+	"before": 3 * 1, "after": 3 * 2, "tokens": 3 * 4 * 1, "writes": 3 * 4 * 3, "a-third": 3 * 4 * 4,
+}
+
+// compile makes bytes of a script in words.
+func compile(tb testing.TB, script string) (code []byte) {
+	tb.Helper()
+	for step := range strings.SplitSeq(script, ", ") {
+		words := strings.Fields(step)
+		op := slices.Index(operationNames, words[0])
+		arg, known := byte(0), op >= 0
+		for _, word := range words[1:] {
+			n, isWord := argumentWords[word]
+			number, err := strconv.ParseUint(word, 10, 8)
+			arg, known = arg+n+byte(number), known && (isWord || err == nil)
+		}
+		if !known {
+			tb.Fatalf("the script has %q", step)
+		}
+		code = append(code, byte(op), arg)
+	}
+	return code
+}
+
 func FuzzOperations(f *testing.F) {
+	for _, script := range []string{
+		// The response arrives while the app is deleted, and is not stored.
+		"configure unverified, speed 3, read-beside, delete, configure unverified, read",
+		// A secret is rotated, the old one good for a while.
+		"configure, read, rotate-at-DingTalk secret-1, rotate-in-Vault to-secret-1, read, restart, read",
+		// A lease whose app is deleted.
+		"configure, read, renew, sleep-long 120, renew 3, delete, renew, revoke",
+		// Storage fails across a restart.
+		"configure, read, storage before, sleep-long 220, read, restart, read, storage, read",
+		// A write takes effect and fails.
+		"configure, read, rotate-at-DingTalk secret-1, storage after writes, rotate-in-Vault to-secret-1 at-once, read, " +
+			"storage, read, restart, read",
+		// The token of the generation before stays in storage.
+		"configure, read, rotate-at-DingTalk secret-1, storage before tokens, rotate-in-Vault to-secret-1 at-once, " +
+			"storage, restart, read",
+		// Reads beside a new generation.
+		"configure unverified, speed 15, read-beside, read-beside, configure other-host unverified, sleep 60, read, sleep 60",
+		// A ban.
+		"configure unverified, configure unverified second, mood banning, read, mood, sleep 30, read second, " +
+			"refresh second, refresh, sleep-long 9, read second",
+		// A Retry-After for the key of two apps.
+		"configure unverified, configure unverified second, mood throttling, read, mood, read second, refresh second, " +
+			"sleep-long 3, read second, refresh",
+		// Tokens that hardly live.
+		"configure, speed 60, read, sleep 90, read, periodic, sleep-long 3, periodic, read, speed 9",
+		// Three apps, one made again, one that may not move.
+		"configure, configure second, configure third, read, read second, invalidate, delete second, read second, " +
+			"configure second, read second, move third 3, move third 9, read third",
+		// Another node writes, under a reader that waits and under none.
+		"configure unverified, rotate-at-DingTalk secret-1, speed 15, read-beside, write-elsewhere secret-1, read, " +
+			"write-elsewhere, read, delete-elsewhere, read",
+		// A restart under readers that wait.
+		"configure unverified, mood hanging, read-beside, read-beside, sleep 10, restart, mood, read",
+		// Storage fails from the start.
+		"storage before, configure, storage after a-third, configure, storage, read, patch 3, read, tune, status, delete, status",
+	} {
+		f.Add(compile(f, script))
+	}
 	random := rand.New(rand.NewPCG(1, 2)) // the same at every run
-	configure := byte(slices.Index(operationNames, "configure"))
-	for range 300 {
-		script := []byte{configure, 0, configure, 1, configure, 2}
+	for range 250 {
+		script := compile(f, "configure, configure second, configure third")
 		for range 20 + random.IntN(200) {
 			script = append(script, byte(random.Uint32()))
 		}
