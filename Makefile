@@ -102,7 +102,7 @@ mutants: ## break the engine on purpose, a rule at a time, and see that the test
 
 .PHONY: fuzz
 fuzz: ## look for new failing inputs, a minute for each fuzz target
-	@for f in ReadResponse ShownText BaseURL ConfigWrite AppName Operations; do \
+	@for f in ReadResponse ShownText BaseURL ConfigWrite Operations; do \
 		go test -run '^$$' -fuzz "^Fuzz$$f\$$" -fuzztime 60s -fuzzminimizetime 10x -parallel 2 . || exit 1; done
 
 .PHONY: soak

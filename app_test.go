@@ -32,14 +32,14 @@ func TestToken_state_follows_the_remaining_TTL(t *testing.T) {
 		lifetime, refreshBefore, age time.Duration
 		want                         tokenState
 	}{
-		{7200 * time.Second, 200 * time.Second, 0, stateFresh},
-		{7200 * time.Second, 200 * time.Second, 6999 * time.Second, stateFresh},
-		{7200 * time.Second, 200 * time.Second, 7000 * time.Second, stateDue},
-		{7200 * time.Second, 200 * time.Second, 7198 * time.Second, stateDue},
-		{7200 * time.Second, 200 * time.Second, 7198*time.Second + 1, stateExpired},
-		{7200 * time.Second, 200 * time.Second, 9000 * time.Second, stateExpired},
-		{7200 * time.Second, 0, 7198 * time.Second, stateFresh},
-		{7200 * time.Second, 0, 7199 * time.Second, stateExpired},
+		{2 * time.Hour, 200 * time.Second, 0, stateFresh},
+		{2 * time.Hour, 200 * time.Second, 6999 * time.Second, stateFresh},
+		{2 * time.Hour, 200 * time.Second, 7000 * time.Second, stateDue},
+		{2 * time.Hour, 200 * time.Second, 7198 * time.Second, stateDue},
+		{2 * time.Hour, 200 * time.Second, 7198*time.Second + 1, stateExpired},
+		{2 * time.Hour, 200 * time.Second, 9000 * time.Second, stateExpired},
+		{2 * time.Hour, 0, 7198 * time.Second, stateFresh},
+		{2 * time.Hour, 0, 7199 * time.Second, stateExpired},
 		{20 * time.Second, time.Hour, 14 * time.Second, stateFresh}, // the window is a quarter: 5 s
 		{20 * time.Second, time.Hour, 15 * time.Second, stateDue},
 		{2 * time.Second, time.Hour, 0, stateFresh},
@@ -69,9 +69,7 @@ func TestToken_remaining_TTL_is_what_the_stricter_clock_says(t *testing.T) {
 }
 
 func TestCreds_a_fresh_token_costs_nothing_and_the_first_reader_of_a_due_one_waits_alone(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		old := m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, old string) {
 		m.storage.fail(nil)
 		for range 10 {
 			require.Equal(t, old, m.token(theApp))
@@ -82,41 +80,33 @@ func TestCreds_a_fresh_token_costs_nothing_and_the_first_reader_of_a_due_one_wai
 		time.Sleep(7001 * time.Second)
 		m.upstream.RotateTokens(theKey, true)
 		m.upstream.SetFault(theKey, simulator.Fault{Delay: 3 * time.Second})
-		began := time.Now()
-		first := make(chan string)
-		go func() { first <- m.token(theApp) }()
-		synctest.Wait()
+		began, first := time.Now(), begin(func() answer { return m.read(theApp) })
 		for range 10 {
 			require.Equal(t, old, m.token(theApp))
 		}
 		require.Zero(t, time.Since(began), "the others do not wait")
-		require.NotEqual(t, old, <-first)
+		require.NotEqual(t, old, (<-first).works(t).Data["access_token"])
 		require.Equal(t, 3*time.Second, time.Since(began))
 		require.Equal(t, 2, m.calls())
 	})
 }
 
 func TestCreds_a_due_token_is_served_with_a_warning_when_DingTalk_is_down_and_never_once_expired(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		tok := m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, tok string) {
 		expires := time.Now().Add(2 * time.Hour)
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultUnavailableEmpty})
 		time.Sleep(7000 * time.Second)
 		for time.Until(expires) >= 3*time.Second { // an attempt takes up to a second
-			got := m.read(theApp)
+			got := m.read(theApp).warns(t, "503")
 			left := time.Until(expires)
-			require.NoError(t, got.err, left)
 			require.Equal(t, tok, got.Data["access_token"])
-			require.Len(t, got.Warnings, 1, left)
-			require.Contains(t, got.Warnings[0], "503")
 			require.LessOrEqual(t, got.Secret.TTL, left)
 			require.GreaterOrEqual(t, got.Secret.TTL, 2*time.Second)
 			time.Sleep(time.Second)
 		}
 		time.Sleep(time.Until(expires) - 2*time.Second + time.Nanosecond)
 		for range 100 {
-			require.Equal(t, http.StatusBadGateway, m.read(theApp).status)
+			m.read(theApp).gets(t, http.StatusBadGateway)
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, "expired", m.state(theApp)["state"])
@@ -124,31 +114,26 @@ func TestCreds_a_due_token_is_served_with_a_warning_when_DingTalk_is_down_and_ne
 }
 
 func TestCreds_a_slow_app_delays_no_other(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
+	withApp(t, func(t *testing.T, m *mount) {
 		m.upstream.SetApp("slowkey", "slowsecret")
-		m.configure(theApp, nil)
 		m.configure("slow", map[string]any{"app_key": "slowkey", "app_secret": "slowsecret"})
 		m.upstream.SetFault("slowkey", simulator.Fault{Kind: simulator.FaultHang})
-		done := make(chan answer)
-		go func() { done <- m.read("slow") }()
-		synctest.Wait()
+		slow := begin(func() answer { return m.read("slow") })
 		began := time.Now()
 		m.token(theApp)
 		m.configure("other", nil)
 		m.token("other")
 		require.Zero(t, time.Since(began))
-		require.Equal(t, http.StatusBadGateway, (<-done).status)
+		(<-slow).gets(t, http.StatusBadGateway)
 	})
 }
 
 func TestCreds_min_ttl_of_up_to_three_quarters_refreshes_a_token_with_less_once_in_ten_seconds(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		m.upstream.SetTokenLifetime(40 * time.Second)
 		read := func(minTTL any, calls int, ttl time.Duration, warning string) {
 			t.Helper()
-			got := m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": minTTL})
-			require.NoError(t, got.err)
+			got := m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": minTTL}).works(t)
 			require.Equal(t, calls, m.calls())
 			require.Equal(t, ttl, got.Secret.TTL)
 			require.Equal(t, warning != "", len(got.Warnings) == 1, got.Warnings)
@@ -174,13 +159,12 @@ func TestCreds_min_ttl_of_up_to_three_quarters_refreshes_a_token_with_less_once_
 }
 
 func TestBackOff_grows_and_ends_with_success(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		nextAttempt := func() time.Time { return m.engine.apps.inMemory(theApp).lastFailure.nextAttempt }
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultTruncated})
 		for i, wait := range []int{5, 10, 20, 40, 60, 60, 60} {
 			got := m.read(theApp)
-			require.Equal(t, http.StatusBadGateway, got.status)
+			got.gets(t, http.StatusBadGateway)
 			require.Equal(t, i+1, m.calls())
 			left := time.Until(nextAttempt()).Seconds()
 			require.GreaterOrEqual(t, left, float64(wait), "never less: the retries of Vault's client come before")
@@ -205,32 +189,28 @@ func TestBackOff_grows_and_ends_with_success(t *testing.T) {
 }
 
 func TestBackOff_is_a_minute_after_a_rejection_which_is_logged_once_until_fetches_work_again(t *testing.T) {
-	for _, kind := range []string{
-		simulator.FaultRejectedCredentials, simulator.FaultMissingBody,
-		simulator.FaultPermissionDenied, simulator.FaultIPNotAllowed,
-	} {
-		t.Run(kind, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
-				m.upstream.SetFault(theKey, simulator.Fault{Kind: kind, Code: "a.code"})
-				for i := range 3 {
-					require.Equal(t, http.StatusBadRequest, m.read(theApp).status)
-					time.Sleep(time.Minute - time.Millisecond)
-					require.Equal(t, http.StatusBadRequest, m.read(theApp).status)
-					require.Equal(t, i+1, m.calls())
-					time.Sleep(time.Millisecond)
-				}
-				m.upstream.ClearFaults()
-				tok := m.token(theApp)
-				m.token(theApp)
-				require.Equal(t, 1, strings.Count(m.log.String(), "[WARN]"))
-				require.Contains(t, m.log.String(), "a.code")
-				require.Equal(t, 1, strings.Count(m.log.String(), "[INFO]"))
-				require.NotContains(t, m.log.String(), theSecret)
-				require.NotContains(t, m.log.String(), tok)
-			})
-		})
-	}
+	forEach(t, map[string]string{
+		"the credentials": simulator.FaultRejectedCredentials, "the request": simulator.FaultMissingBody,
+		"the permission": simulator.FaultPermissionDenied, "the address": simulator.FaultIPNotAllowed,
+	}, func(t *testing.T, m *mount, kind string) {
+		m.configure(theApp, nil)
+		m.upstream.SetFault(theKey, simulator.Fault{Kind: kind, Code: "a.code"})
+		for i := range 3 {
+			m.read(theApp).gets(t, http.StatusBadRequest)
+			time.Sleep(time.Minute - time.Millisecond)
+			m.read(theApp).gets(t, http.StatusBadRequest)
+			require.Equal(t, i+1, m.calls())
+			time.Sleep(time.Millisecond)
+		}
+		m.upstream.ClearFaults()
+		tok := m.token(theApp)
+		m.token(theApp)
+		require.Equal(t, 1, strings.Count(m.log.String(), "[WARN]"))
+		require.Contains(t, m.log.String(), "a.code")
+		require.Equal(t, 1, strings.Count(m.log.String(), "[INFO]"))
+		require.NotContains(t, m.log.String(), theSecret)
+		require.NotContains(t, m.log.String(), tok)
+	})
 }
 
 // deafTransport sends no response and heeds no context until the test ends.
@@ -255,103 +235,105 @@ func (d *deafTransport) Read([]byte) (int, error) {
 }
 
 func TestFlight_ends_with_request_timeout_whatever_the_transport_does(t *testing.T) {
-	for _, body := range []bool{false, true} {
-		t.Run(fmt.Sprintf("in the body %t", body), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				deaf := &deafTransport{end: make(chan struct{}), body: body}
-				t.Cleanup(func() { close(deaf.end) })
-				m := mountOver(t, &logical.InmemStorage{}, deaf)
-				m.configure(theApp, map[string]any{"request_timeout": 3})
-				for range 2 {
-					began := time.Now()
-					got := m.read(theApp)
-					require.Equal(t, http.StatusBadGateway, got.status)
-					require.Contains(t, got.err.Error(), "no whole response within 3s")
-					require.Equal(t, 3*time.Second, time.Since(began))
-					require.EqualValues(t, 1, m.state(theApp)["upstream_failures"])
-					time.Sleep(time.Minute)
-					m.engine.apps.forget(theApp)
-				}
-				require.EqualValues(t, 2, deaf.calls.Load(), "it fetches again")
+	forEach(t, map[string]bool{"before the head": false, "in the body": true}, func(t *testing.T, m *mount, body bool) {
+		deaf := &deafTransport{end: make(chan struct{}), body: body}
+		t.Cleanup(func() { close(deaf.end) })
+		m.transport = deaf
+		m.start()
+		m.configure(theApp, map[string]any{"request_timeout": 3})
+		for range 2 {
+			began := time.Now()
+			m.read(theApp).gets(t, http.StatusBadGateway, "no whole response within 3s")
+			require.Equal(t, 3*time.Second, time.Since(began))
+			require.EqualValues(t, 1, m.state(theApp)["upstream_failures"])
+			time.Sleep(time.Minute)
+			m.engine.apps.forget(theApp)
+		}
+		require.EqualValues(t, 2, deaf.calls.Load(), "it fetches again")
 
-				began := time.Now()
-				got := m.do(logical.UpdateOperation, "config/myapp", map[string]any{
-					"app_secret": "another", "base_url": theURL, "request_timeout": 4,
-				})
-				require.Equal(t, http.StatusBadGateway, got.status, "a verification")
-				require.Equal(t, 4*time.Second, time.Since(began))
+		began := time.Now()
+		m.write(theApp, map[string]any{"app_secret": "another", "base_url": theURL, "request_timeout": 4}).
+			gets(t, http.StatusBadGateway) // a verification
+		require.Equal(t, 4*time.Second, time.Since(began))
 
-				reading := make(chan answer, 1)
-				go func() { reading <- m.read(theApp) }()
-				synctest.Wait()
-				began = time.Now()
-				m.engine.Cleanup(t.Context())
-				require.LessOrEqual(t, time.Since(began), closeTimeout)
-				require.Equal(t, http.StatusServiceUnavailable, (<-reading).status)
-			})
-		})
-	}
+		reading := begin(func() answer { return m.read(theApp) })
+		began = time.Now()
+		m.engine.Cleanup(t.Context())
+		require.LessOrEqual(t, time.Since(began), closeTimeout)
+		(<-reading).gets(t, http.StatusServiceUnavailable)
+	})
 }
 
 func TestCaller_that_goes_away_leaves_no_trace_and_fails_nobody_else(t *testing.T) {
-	for name, request := range map[string]logical.Request{
-		"read":    {Operation: logical.ReadOperation, Path: "creds/myapp"},
-		"refresh": {Operation: logical.UpdateOperation, Path: "refresh/myapp"},
-		"write": {Operation: logical.UpdateOperation, Path: "config/myapp", Data: map[string]any{
-			"app_secret": theSecret, "app_key": "another", "base_url": theURL,
-		}},
-		"verification": {Operation: logical.UpdateOperation, Path: "config/myapp", Data: map[string]any{
-			"verify_connection": true,
-		}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
-				m.upstream.SetApp("another", theSecret)
-				before := m.stored("config/myapp")
-				m.upstream.SetFault(simulator.AnyApp, simulator.Fault{Delay: 3 * time.Second})
-				ctx, hangUp := context.WithCancel(t.Context())
-				time.AfterFunc(200*time.Millisecond, hangUp)
-				began := time.Now()
-				other := make(chan string, 1)
-				time.AfterFunc(100*time.Millisecond, func() { other <- m.token(theApp) })
-				got := m.send(ctx, &request)
-				require.ErrorIs(t, got.err, context.Canceled)
-				require.Equal(t, 200*time.Millisecond, time.Since(began))
+	forEach(t, map[string]logical.Request{
+		"read":         {Operation: logical.ReadOperation, Path: "creds/myapp"},
+		"refresh":      {Operation: logical.UpdateOperation, Path: "refresh/myapp"},
+		"create":       {Operation: logical.UpdateOperation, Path: "config/new", Data: theFields(nil)},
+		"verification": {Operation: logical.UpdateOperation, Path: "config/myapp", Data: verified},
+		"write": {
+			Operation: logical.UpdateOperation, Path: "config/myapp", Data: theFields(map[string]any{"app_key": "another"}),
+		},
+	}, func(t *testing.T, m *mount, request logical.Request) {
+		m.configure(theApp, nil)
+		m.upstream.SetApp("another", theSecret)
+		config := m.stored("config/myapp")
+		m.upstream.SetFault(simulator.AnyApp, simulator.Fault{Delay: 3 * time.Second})
+		ctx, hangUp := context.WithCancel(t.Context())
+		time.AfterFunc(200*time.Millisecond, hangUp)
+		began := time.Now()
+		other := make(chan string, 1)
+		time.AfterFunc(100*time.Millisecond, func() { other <- m.token(theApp) })
+		require.ErrorIs(t, m.send(ctx, &request).err, context.Canceled)
+		require.Equal(t, 200*time.Millisecond, time.Since(began))
 
-				require.Equal(t, m.upstream.LastToken(theKey), <-other, "the fetch itself goes on for others")
-				require.Equal(t, 1, m.calls())
-				time.Sleep(5 * time.Second)
-				state := m.state(theApp)
-				require.NotContains(t, state, "last_error")
-				require.NotContains(t, state, "next_attempt_at")
-				require.Zero(t, state["upstream_failures"])
-				require.NotContains(t, m.log.String(), "failed")
-				require.Equal(t, before, m.stored("config/myapp"))
-			})
-		})
-	}
+		require.NotEmpty(t, <-other, "the fetch itself goes on for others")
+		time.Sleep(5 * time.Second)
+		state := m.state(theApp)
+		require.NotContains(t, state, "last_error")
+		require.NotContains(t, state, "next_attempt_at")
+		require.Equal(t, []any{uint64(1), uint64(0)}, []any{state["upstream_calls"], state["upstream_failures"]})
+		require.NotContains(t, m.log.String(), "failed")
+		require.Equal(t, config, m.stored("config/myapp"))
+		require.Nil(t, m.stored("config/new"))
+	})
 }
 
 func TestFlight_that_panics_fails_its_waiters_and_nobody_else(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
+	forEach(t, map[string]bool{"storage": true, "the transport": false}, func(t *testing.T, m *mount, inStorage bool) {
+		sane, mad := m.transport, false
+		goMad := func() {
+			if mad {
+				panic("went mad over " + theSecret)
+			}
+		}
+		m.transport = transportFunc(func(r *http.Request) (*http.Response, error) {
+			goMad()
+			return sane.RoundTrip(r)
+		})
+		m.start()
+		m.upstream.SetApp("otherkey", "othersecret")
+		m.configure("other", map[string]any{"app_key": "otherkey", "app_secret": "othersecret"})
+		m.token("other")
 		m.configure(theApp, nil)
 		m.state(theApp)
-		m.storage.on(func(string, string) error { panic("storage went mad over " + theSecret) })
-		got := m.read(theApp)
-		require.Equal(t, http.StatusInternalServerError, got.status)
-		require.Contains(t, got.err.Error(), "myapp")
-		require.NotContains(t, m.log.String(), theSecret)
-		m.storage.fail(nil)
-		time.Sleep(6 * time.Second)
+		mad = true
+		if inStorage {
+			m.storage.on(func(string, string) error { goMad(); return nil })
+		}
+		m.read(theApp).gets(t, http.StatusInternalServerError, `internal error while fetching a token of app "myapp"`)
+		require.Contains(t, m.log.String(), "class=internal")
+		require.Contains(t, m.log.String(), "app_test.go", "the stack")
+		require.NotContains(t, m.log.String()+fmt.Sprint(m.read(theApp)), "went mad", "not the panic's value")
+		m.token("other")
+
+		mad = false
+		time.Sleep(longestFirstBackOff)
 		m.token(theApp)
 	})
 }
 
 func TestFlight_with_failing_storage_is_a_failure_like_any_other(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, _ string) {
 		m.storage.on(func(string, string) error { return errors.New("no quorum") })
 		time.Sleep(6890 * time.Second) // the background's is the first that fails
 		m.tick()
@@ -360,14 +342,10 @@ func TestFlight_with_failing_storage_is_a_failure_like_any_other(t *testing.T) {
 		require.Contains(t, m.log.String(), "[WARN]  fetching a token failed: app=myapp class=storage")
 
 		time.Sleep(300 * time.Second)
-		got := m.read(theApp)
-		require.Len(t, got.Warnings, 1)
-		require.Contains(t, got.Warnings[0], "no quorum")
+		m.read(theApp).warns(t, "no quorum")
 		time.Sleep(100 * time.Second)
-		got = m.read(theApp)
-		require.Equal(t, http.StatusInternalServerError, got.status)
-		require.Contains(t, got.err.Error(), "no quorum")
-		require.Contains(t, got.err.Error(), "next attempt")
+		got := m.read(theApp)
+		got.gets(t, http.StatusInternalServerError, "no quorum", "next attempt")
 		require.Equal(t, got.err, m.read(theApp).err, "remembered")
 		require.Equal(t, 1, m.calls())
 		m.storage.fail(nil)
@@ -387,22 +365,19 @@ func (l slowLog) Info(string, ...any)  { time.Sleep(time.Minute) }
 func (l slowLog) Warn(string, ...any)  { time.Sleep(time.Minute) }
 
 func TestLog_that_is_slow_holds_up_nobody_who_does_not_wait_for_the_fetch(t *testing.T) {
-	for _, kind := range []string{"", simulator.FaultRejectedCredentials} {
-		t.Run("fault "+kind, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
-				m.token(theApp)
-				m.engine.apps.log = slowLog{m.engine.apps.log}
-				m.upstream.SetFault(theKey, simulator.Fault{Kind: kind})
-				go m.do(logical.UpdateOperation, "refresh/myapp", nil)
-				synctest.Wait()
-				require.Equal(t, 2, m.calls())
-				began := time.Now()
-				m.state(theApp)
-				m.token(theApp)
-				require.Zero(t, time.Since(began))
-				time.Sleep(time.Hour)
-			})
+	forEach(t, map[string]string{"that works": "", "that fails": simulator.FaultRejectedCredentials},
+		func(t *testing.T, m *mount, kind string) {
+			m.configure(theApp, nil)
+			m.token(theApp)
+			m.engine.apps.log = slowLog{m.engine.apps.log}
+			m.upstream.SetFault(theKey, simulator.Fault{Kind: kind})
+			go m.refresh(theApp)
+			synctest.Wait()
+			require.Equal(t, 2, m.calls())
+			began := time.Now()
+			m.state(theApp)
+			m.token(theApp)
+			require.Zero(t, time.Since(began))
+			time.Sleep(time.Hour)
 		})
-	}
 }

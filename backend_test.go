@@ -8,15 +8,13 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
-
-	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
 func TestFactory_gives_a_secrets_engine_with_its_version(t *testing.T) {
@@ -28,17 +26,14 @@ func TestFactory_gives_a_secrets_engine_with_its_version(t *testing.T) {
 }
 
 func TestFactory_takes_nothing_from_its_context(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := newMount(t)
+	inVirtualTime(t, func(t *testing.T, m *mount) {
 		ctx, cancel := context.WithCancel(t.Context())
-		transport := newTransport()
-		transport.DialContext, transport.Proxy = m.network.dial, nil
-		b, err := newBackend(ctx, &logical.BackendConfig{System: m.system}, transport)
+		b, err := newBackend(ctx, &logical.BackendConfig{System: m.system}, m.transport)
 		require.NoError(t, err)
 		cancel()
+		defer b.Cleanup(t.Context())
 		m.engine.Cleanup(t.Context())
 		m.engine = b
-		defer b.Cleanup(t.Context())
 		m.configure(theApp, nil)
 		require.Equal(t, m.token(theApp), m.upstream.LastToken(theKey))
 	})
@@ -51,27 +46,6 @@ func TestBackend_keeps_config_and_token_sealed_and_the_token_local(t *testing.T)
 	require.Equal(t, []string{"token/"}, special.LocalStorage)
 	require.Empty(t, special.Unauthenticated)
 	require.Empty(t, special.Root)
-}
-
-func TestBackend_every_operation_is_described(t *testing.T) {
-	m := newMount(t)
-	for _, path := range m.engine.Paths {
-		require.NotEmpty(t, path.HelpSynopsis, path.Pattern)
-		require.NotEmpty(t, path.HelpDescription, path.Pattern)
-		require.Equal(t, "dingtalk", path.DisplayAttrs.OperationPrefix, path.Pattern)
-		for field, schema := range path.Fields {
-			require.NotEmpty(t, schema.Description, field)
-		}
-		for op, handler := range path.Operations {
-			p := handler.Properties()
-			require.NotEmpty(t, p.Summary, "%s %s", op, path.Pattern)
-			require.NotEmpty(t, p.Responses, "%s %s", op, path.Pattern)
-			named := p.DisplayAttrs != nil && p.DisplayAttrs.OperationVerb != "" || path.DisplayAttrs.OperationVerb != ""
-			require.True(t, named, "%s %s", op, path.Pattern)
-		}
-	}
-	config := m.engine.Route("config/myapp")
-	require.True(t, config.Fields["app_secret"].DisplayAttrs.Sensitive)
 }
 
 func TestBackend_a_standby_forwards_every_operation_and_a_secondary_config_writes_alone(t *testing.T) {
@@ -88,74 +62,23 @@ func TestBackend_a_standby_forwards_every_operation_and_a_secondary_config_write
 				require.Equal(t, forwarded, errors.Is(err, logical.ErrReadOnly), "%s %s", op, path)
 			}
 		}
-		_, err := m.engine.HandleRequest(t.Context(), &logical.Request{
-			Operation: logical.RenewOperation, Path: "creds/myapp", Storage: m.storage,
-			Secret: &logical.Secret{InternalData: map[string]any{"secret_type": "access_token", "app": theApp}},
-		})
-		require.Equal(t, standby, errors.Is(err, logical.ErrReadOnly), "a renewal")
 		require.Zero(t, m.upstream.Requests("*"))
 	}
 }
 
-func TestBackend_a_secondary_fetches_and_stores_its_own_tokens(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		m.system.ReplicationStateVal = consts.ReplicationPerformanceSecondary
-		m.start()
-		tok := m.token(theApp)
-		require.Equal(t, tok, m.stored("token/myapp")["access_token"])
-	})
-}
-
-// countingSystem counts how often the replication state is asked for.
-type countingSystem struct {
-	*logical.StaticSystemView
-	asked int
-}
-
-func (s *countingSystem) ReplicationState() consts.ReplicationState {
-	s.asked++
-	return s.StaticSystemView.ReplicationState()
-}
-
 func TestBackend_asks_for_the_replication_state_once_a_second(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
-		system := &countingSystem{StaticSystemView: m.system}
-		b, err := newBackend(t.Context(), &logical.BackendConfig{System: system}, newTransport())
-		require.NoError(t, err)
-		defer b.Cleanup(t.Context())
-		read := func() error {
+		list := func() error {
 			req := &logical.Request{Operation: logical.ListOperation, Path: "config/", Storage: m.storage}
-			_, err := b.HandleRequest(t.Context(), req)
+			_, err := m.engine.HandleRequest(t.Context(), req)
 			return err
 		}
-		for range 100 {
-			require.NoError(t, read())
-		}
-		require.Equal(t, 1, system.asked)
-
-		time.Sleep(time.Second)
+		require.NoError(t, list())
 		m.system.ReplicationStateVal = consts.ReplicationPerformanceStandby
-		require.ErrorIs(t, read(), logical.ErrReadOnly)
-		require.Equal(t, 2, system.asked)
-	})
-}
-
-func TestBackend_the_end_is_prompt_and_may_come_twice(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		before := m.snapshot()
-		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
-		read := func() answer { return m.read(theApp) }
-		verify := func() answer { return m.write("another", theFields(nil)) }
-		began, reading, verifying := time.Now(), begin(read), begin(verify)
-		m.engine.Cleanup(t.Context())
-		m.engine.Cleanup(t.Context())
-		require.Equal(t, http.StatusServiceUnavailable, (<-reading).status)
-		require.Equal(t, http.StatusServiceUnavailable, (<-verifying).status)
-		require.Less(t, time.Since(began), 100*time.Millisecond)
-		require.Equal(t, http.StatusServiceUnavailable, read().status, "nothing starts after the end")
-		require.Equal(t, before, m.snapshot())
+		time.Sleep(time.Second - time.Millisecond)
+		require.NoError(t, list(), "as it was")
+		time.Sleep(time.Millisecond)
+		require.ErrorIs(t, list(), logical.ErrReadOnly)
 	})
 }
 
@@ -164,72 +87,72 @@ func TestBackend_errors_name_paths_with_the_mount(t *testing.T) {
 	for path, op := range map[string]logical.Operation{
 		"creds/nope": logical.ReadOperation, "status/nope": logical.ReadOperation, "refresh/nope": logical.UpdateOperation,
 	} {
-		got := m.send(t.Context(), &logical.Request{Operation: op, Path: path, MountPoint: "team/dingtalk/"})
-		require.Equal(t, http.StatusBadRequest, got.status)
-		require.Contains(t, got.err.Error(), " team/dingtalk/config/nope ")
+		m.send(t.Context(), &logical.Request{Operation: op, Path: path, MountPoint: "team/dingtalk/"}).
+			gets(t, http.StatusBadRequest, " team/dingtalk/config/nope ")
 	}
 }
 
 func TestBackend_every_callback_in_every_replication_state(t *testing.T) {
 	const standby, secondary = consts.ReplicationPerformanceStandby, consts.ReplicationPerformanceSecondary
-	for name, c := range map[string]struct {
+	type test struct {
 		state   consts.ReplicationState
 		tainted bool
 		renews  bool // or Vault forwards it
 		passes  bool // the background works
-	}{
+	}
+	forEach(t, map[string]test{
 		"no replication":         {renews: true, passes: true},
 		"tainted mount":          {tainted: true, renews: true},
 		"performance standby":    {state: standby},
 		"performance secondary":  {state: secondary, renews: true, passes: true},
 		"standby of a secondary": {state: standby | secondary},
 		"DR secondary":           {state: consts.ReplicationDRSecondary, renews: true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
-				got := m.read(theApp)
-				require.NoError(t, got.err)
-				secret := *got.Secret
-				secret.IssueTime = time.Now()
-				m.system.ReplicationStateVal, m.system.TaintedVal = c.state, c.tainted
-				time.Sleep(6890 * time.Second)
-				call := func(op logical.Operation) error {
-					_, err := m.engine.HandleRequest(t.Context(), &logical.Request{
-						Operation: op, Path: "creds/myapp", Storage: m.storage, Secret: &secret,
-					})
-					return err
-				}
-
-				m.storage.fail(nil)
-				m.tick()
-				require.Equal(t, c.passes, m.calls() == 2, "the background refreshes ahead")
-				require.Equal(t, c.passes, len(m.storage.calls()) > 0, "and sweeps")
-
-				secondHalf := map[bool]time.Duration{true: 4000 * time.Second, false: 100 * time.Second}
-				time.Sleep(secondHalf[c.passes])
-				calls := m.calls()
-				if err := call(logical.RenewOperation); c.renews {
-					require.NoError(t, err)
-					require.Equal(t, calls+1, m.calls())
-					require.Equal(t, 2*time.Hour, secret.TTL, "it extends the token")
-				} else {
-					require.Equal(t, logical.ErrReadOnly, err, "so that Vault forwards it: not wrapped, not coded")
-					require.Equal(t, calls, m.calls())
-				}
-				require.NoError(t, call(logical.RevokeOperation), "revoking always succeeds")
-				_, exists, err := m.engine.HandleExistenceCheck(t.Context(), &logical.Request{
-					Operation: logical.UpdateOperation, Path: "config/myapp", Storage: m.storage,
-				})
-				require.NoError(t, err)
-				require.True(t, exists)
-
-				m.engine.InvalidateKey(t.Context(), "config/myapp")
-				require.Nil(t, m.engine.apps.inMemory(theApp))
-				if !c.renews {
-					require.Equal(t, []string{"get config/myapp"}, m.storage.calls(), "a standby writes nothing")
-				}
+	}, func(t *testing.T, m *mount, c test) {
+		m.configure(theApp, nil)
+		secret := *m.read(theApp).works(t).Secret
+		secret.IssueTime = time.Now()
+		m.system.ReplicationStateVal, m.system.TaintedVal = c.state, c.tainted
+		time.Sleep(6890 * time.Second)
+		call := func(op logical.Operation) error {
+			_, err := m.engine.HandleRequest(t.Context(), &logical.Request{
+				Operation: op, Path: "creds/myapp", Storage: m.storage, Secret: &secret,
 			})
+			return err
+		}
+
+		m.storage.fail(nil)
+		m.tick()
+		require.Equal(t, c.passes, m.calls() == 2, "the background refreshes ahead")
+		require.Equal(t, c.passes, slices.Contains(m.storage.calls(), "list token/"), "and sweeps")
+		if c.passes {
+			require.Equal(t, m.upstream.LastToken(theKey), m.stored("token/myapp")["access_token"])
+		} else {
+			require.Empty(t, m.storage.calls())
+		}
+
+		secondHalf := map[bool]time.Duration{true: 4000 * time.Second, false: 100 * time.Second}
+		time.Sleep(secondHalf[c.passes])
+		calls := m.calls()
+		if err := call(logical.RenewOperation); c.renews {
+			require.NoError(t, err)
+			require.Equal(t, calls+1, m.calls())
+			require.Equal(t, 2*time.Hour, secret.TTL, "it extends the token")
+		} else {
+			require.Equal(t, logical.ErrReadOnly, err, "so that Vault forwards it: not wrapped, not coded")
+			require.Equal(t, calls, m.calls())
+		}
+		_, exists, err := m.engine.HandleExistenceCheck(t.Context(), &logical.Request{
+			Operation: logical.UpdateOperation, Path: "config/myapp", Storage: m.storage,
 		})
-	}
+		require.NoError(t, err)
+		require.True(t, exists)
+
+		m.engine.InvalidateKey(t.Context(), "config/myapp")
+		require.Nil(t, m.engine.apps.inMemory(theApp))
+		require.NoError(t, m.upstream.Close())
+		require.NoError(t, call(logical.RevokeOperation), "revoking always succeeds")
+		if !c.renews {
+			require.Equal(t, []string{"get config/myapp"}, m.storage.calls(), "a standby writes nothing")
+		}
+	})
 }

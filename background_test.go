@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -25,8 +24,7 @@ func TestBackground_refreshes_a_busy_token_before_it_is_due_and_lets_an_idle_one
 		m.configure(theApp, nil)
 		m.configure("idle", map[string]any{"app_key": "idlekey", "app_secret": "idlesecret", "verify_connection": true})
 		for range 24 * 60 {
-			got := m.read(theApp)
-			require.NoError(t, got.err)
+			got := m.read(theApp).works(t)
 			require.Greater(t, got.Secret.TTL, 200*time.Second, "no reader meets a due token")
 			time.Sleep(time.Minute)
 			m.tick()
@@ -120,7 +118,7 @@ func TestBackground_drops_idle_apps_from_memory_and_their_token_is_not_lost(t *t
 		require.NotNil(t, m.engine.apps.inMemory(theApp))
 
 		m.upstream.SetTokenLifetime(2 * time.Hour)
-		m.do(logical.UpdateOperation, "refresh/myapp", nil)
+		m.refresh(theApp)
 		time.Sleep(2*time.Hour - 3*time.Second)
 		m.tick()
 		require.NotNil(t, m.engine.apps.inMemory(theApp))
@@ -132,30 +130,31 @@ func TestBackground_drops_idle_apps_from_memory_and_their_token_is_not_lost(t *t
 }
 
 func TestBackground_keeps_an_app_that_is_read_in_vain(t *testing.T) {
-	for every, attempts := range map[time.Duration]int{20 * time.Second: 120, 5 * time.Minute: 36} {
-		t.Run(every.String(), func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
-				m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultTruncated})
-				for begin := time.Now(); time.Since(begin) < 3*time.Hour; time.Sleep(every) {
-					m.tick()
-					m.read(theApp)
-				}
-				m.tick()
-				require.Equal(t, 1, strings.Count(m.log.String(), "[WARN]"), "fetches have failed all the time")
-				state := m.state(theApp)
-				require.NotEmpty(t, state["last_error"])
-				require.EqualValues(t, m.calls(), state["upstream_calls"])
-				require.GreaterOrEqual(t, m.calls(), attempts)
-				require.LessOrEqual(t, m.calls(), 182, "at most one in a minute, after the first")
-
-				m.upstream.ClearFaults()
-				time.Sleep(time.Until(m.engine.apps.inMemory(theApp).lastFailure.nextAttempt))
-				m.token(theApp)
-				require.Equal(t, 1, strings.Count(m.log.String(), "[INFO]"), "and work again")
-			})
-		})
+	type test struct {
+		every    time.Duration
+		attempts int
 	}
+	forEach(t, map[string]test{"often": {20 * time.Second, 120}, "seldom": {5 * time.Minute, 36}},
+		func(t *testing.T, m *mount, c test) {
+			m.configure(theApp, nil)
+			m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultTruncated})
+			for begin := time.Now(); time.Since(begin) < 3*time.Hour; time.Sleep(c.every) {
+				m.tick()
+				m.read(theApp)
+			}
+			m.tick()
+			require.Equal(t, 1, strings.Count(m.log.String(), "[WARN]"), "fetches have failed all the time")
+			state := m.state(theApp)
+			require.NotEmpty(t, state["last_error"])
+			require.EqualValues(t, m.calls(), state["upstream_calls"])
+			require.GreaterOrEqual(t, m.calls(), c.attempts)
+			require.LessOrEqual(t, m.calls(), 182, "at most one in a minute, after the first")
+
+			m.upstream.ClearFaults()
+			time.Sleep(time.Until(m.engine.apps.inMemory(theApp).lastFailure.nextAttempt))
+			m.token(theApp)
+			require.Equal(t, 1, strings.Count(m.log.String(), "[INFO]"), "and work again")
+		})
 }
 
 func TestBackground_keeps_an_idle_app_whose_back_off_is_not_over(t *testing.T) {
@@ -176,9 +175,7 @@ func TestBackground_keeps_an_idle_app_whose_back_off_is_not_over(t *testing.T) {
 }
 
 func TestBackground_goes_on_when_storage_hangs(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, _ string) {
 		m.storage.fail(func(_ int, op, _ string) storageFault { return storageFault{hang: op == "list"} })
 		time.Sleep(time.Hour)
 		m.tick()
@@ -194,11 +191,9 @@ func TestBackground_goes_on_when_storage_hangs(t *testing.T) {
 }
 
 func TestBackground_removes_tokens_without_a_config_once_an_hour(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		tok := m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, tok string) {
 		for _, key := range []string{"token/orphan", "token/created"} {
-			require.NoError(t, m.storage.Put(t.Context(), &logical.StorageEntry{Key: key, Value: []byte("{}")}))
+			m.putRaw(key, "{}")
 		}
 		m.tick()
 		require.NotNil(t, m.stored("token/orphan"), "not at start-up")
@@ -217,9 +212,7 @@ func TestBackground_removes_tokens_without_a_config_once_an_hour(t *testing.T) {
 }
 
 func TestUnloading_takes_a_moment_at_most_and_is_no_warning(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, _ string) {
 		m.storage.fail(func(_ int, op, _ string) storageFault {
 			if op == "put" {
 				time.Sleep(time.Minute) // it heeds no context
@@ -228,16 +221,13 @@ func TestUnloading_takes_a_moment_at_most_and_is_no_warning(t *testing.T) {
 		})
 		time.Sleep(6890 * time.Second)
 		m.tick() // a sweep, and a refresh ahead that is to be stored
-		deleted := make(chan answer, 1)
-		go func() { deleted <- m.do(logical.DeleteOperation, "config/myapp", nil) }()
-		synctest.Wait()
+		deleted := begin(func() answer { return m.do(logical.DeleteOperation, "config/myapp", nil) })
 		require.Subset(t, m.storage.calls(), []string{"list token/", "put token/myapp"})
 		began := time.Now()
 		m.engine.Cleanup(t.Context())
 		require.Equal(t, 50*time.Millisecond, time.Since(began))
 		require.GreaterOrEqual(t, (<-deleted).status, http.StatusInternalServerError)
 		time.Sleep(time.Hour)
-		require.NotContains(t, m.log.String(), "[WARN]")
-		require.NotContains(t, m.log.String(), "[ERROR]")
+		require.NotRegexp(t, `\[(WARN|ERROR)\]`, m.log.String())
 	})
 }

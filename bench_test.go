@@ -9,11 +9,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"runtime"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -28,17 +26,9 @@ import (
 const benchToken = "0123456789abcdef0123456789abcdef"
 
 // benchUpstream responds to every call with a token.
-type benchUpstream struct {
-	takes time.Duration
-	calls atomic.Int64
-}
-
-func (u *benchUpstream) RoundTrip(req *http.Request) (*http.Response, error) {
-	u.calls.Add(1)
-	time.Sleep(u.takes)
-	body := io.NopCloser(strings.NewReader(`{"accessToken":"` + benchToken + `","expireIn":7200}`))
-	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Request: req, Body: body}, nil
-}
+var benchUpstream = answers(func(*http.Request) (int, string) {
+	return http.StatusOK, `{"accessToken":"` + benchToken + `","expireIn":7200}`
+})
 
 // benched is what is measured: an engine, or what stands in its place.
 type benched struct {
@@ -49,7 +39,7 @@ type benched struct {
 }
 
 // benchEngine is an engine with so many apps, all in memory; with verify, each has a fresh token.
-func benchEngine(tb testing.TB, upstream *benchUpstream, apps int, leased, verify bool) *benched {
+func benchEngine(tb testing.TB, upstream http.RoundTripper, apps int, leased, verify bool) *benched {
 	tb.Helper()
 	b, err := newBackend(context.Background(), &logical.BackendConfig{
 		System: &logical.StaticSystemView{DefaultLeaseTTLVal: time.Hour, MaxLeaseTTLVal: 24 * time.Hour},
@@ -71,10 +61,10 @@ func benchEngine(tb testing.TB, upstream *benchUpstream, apps int, leased, verif
 }
 
 // read reads the token of some app.
-func (m *benched) read(ctx context.Context) error {
-	path := m.paths[rand.IntN(len(m.paths))]
-	req := &logical.Request{Operation: logical.ReadOperation, Path: path, Storage: m.storage}
-	resp, err := m.HandleRequest(ctx, req)
+func (m *benched) read() error {
+	resp, err := m.HandleRequest(context.Background(), &logical.Request{
+		Operation: logical.ReadOperation, Path: m.paths[rand.IntN(len(m.paths))], Storage: m.storage,
+	})
 	if err == nil && resp.Data["access_token"] != benchToken {
 		err = errors.New("no token")
 	}
@@ -117,7 +107,7 @@ func BenchmarkRead(b *testing.B) {
 		b.Helper()
 		b.ReportAllocs()
 		for b.Loop() {
-			if err := m.read(context.Background()); err != nil {
+			if err := m.read(); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -127,7 +117,7 @@ func BenchmarkRead(b *testing.B) {
 		b.Run("handler=noop/"+mode, func(b *testing.B) { read(b, noopBackend(b, leased)) })
 		for _, apps := range []int{1, 10_000} {
 			b.Run(fmt.Sprintf("handler=engine/%s/apps=%d", mode, apps), func(b *testing.B) {
-				read(b, benchEngine(b, &benchUpstream{}, apps, leased, true))
+				read(b, benchEngine(b, benchUpstream, apps, leased, true))
 			})
 		}
 	}
@@ -136,12 +126,12 @@ func BenchmarkRead(b *testing.B) {
 func BenchmarkReadParallel(b *testing.B) {
 	for _, apps := range []int{1, 10_000} {
 		b.Run(fmt.Sprintf("apps=%d", apps), func(b *testing.B) {
-			engine := benchEngine(b, &benchUpstream{}, apps, true, true)
+			engine := benchEngine(b, benchUpstream, apps, true, true)
 			b.ReportAllocs()
 			b.ResetTimer()
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
-					if err := engine.read(context.Background()); err != nil {
+					if err := engine.read(); err != nil {
 						b.Error(err)
 					}
 				}
@@ -152,7 +142,7 @@ func BenchmarkReadParallel(b *testing.B) {
 
 // BenchmarkCache measures the cache alone, below the framework.
 func BenchmarkCache(b *testing.B) {
-	engine := benchEngine(b, &benchUpstream{}, 1, true, true)
+	engine := benchEngine(b, benchUpstream, 1, true, true)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, t, _, err := engine.apps.get(context.Background(), engine.storage, "app0", want{}); err != nil || t == nil {
@@ -165,7 +155,7 @@ func BenchmarkBackgroundPass(b *testing.B) {
 	for _, apps := range []int{10_000, 100_000} {
 		for _, inUse := range []bool{false, true} {
 			b.Run(fmt.Sprintf("apps=%d/in_use=%t", apps, inUse), func(b *testing.B) {
-				engine := benchEngine(b, &benchUpstream{}, apps, true, true)
+				engine := benchEngine(b, benchUpstream, apps, true, true)
 				if inUse { // a token that nobody has read since it was fetched is passed over sooner
 					engine.apps.apps.Range(func(_, a any) bool { a.(*app).touch(time.Now(), true); return true })
 				}
@@ -178,7 +168,7 @@ func BenchmarkBackgroundPass(b *testing.B) {
 }
 
 func BenchmarkLoad(b *testing.B) {
-	engine := benchEngine(b, &benchUpstream{}, 1, true, true)
+	engine := benchEngine(b, benchUpstream, 1, true, true)
 	b.ReportAllocs()
 	for b.Loop() {
 		engine.apps.forget("app0")
@@ -190,7 +180,7 @@ func BenchmarkLoad(b *testing.B) {
 
 func TestMemory_of_an_app_is_at_most_2_KiB(t *testing.T) {
 	const apps = 10_000
-	engine := benchEngine(t, &benchUpstream{}, apps, true, true)
+	engine := benchEngine(t, benchUpstream, apps, true, true)
 	inUse := func() uint64 {
 		runtime.GC()
 		runtime.GC()
@@ -215,18 +205,22 @@ const herdUpstreamTakes = 500 * time.Millisecond // the one call of a herd of co
 // slowest waited.
 func coldHerd(tb testing.TB) (slowest time.Duration) {
 	tb.Helper()
-	upstream := &benchUpstream{takes: herdUpstreamTakes}
-	engine := benchEngine(tb, upstream, 1, true, false)
+	var calls atomic.Int64
+	engine := benchEngine(tb, answers(func(req *http.Request) (int, string) {
+		calls.Add(1)
+		time.Sleep(herdUpstreamTakes)
+		return benchUpstream(req)
+	}), 1, true, false)
 	defer engine.Cleanup(context.Background())
 
 	var readers errgroup.Group
 	began := time.Now()
 	for range 10_000 {
-		readers.Go(func() error { return engine.read(tb.Context()) })
+		readers.Go(engine.read)
 	}
 	require.NoError(tb, readers.Wait())
 	slowest = time.Since(began)
-	require.EqualValues(tb, 1, upstream.calls.Load())
+	require.EqualValues(tb, 1, calls.Load())
 	return slowest
 }
 

@@ -3,38 +3,29 @@
 package dingtalk
 
 // This file tests the way to DingTalk: what each response means, what is shown of it, when a call
-// is repeated, and what goes wrong on the network. Calls go through pipes, in virtual time; TLS and
-// proxies are real, on loopback.
+// is repeated, and what goes wrong on the network. Calls go through pipes, in virtual time; with
+// real TLS and a real proxy they are tested in test/e2e.
 
 import (
 	"bytes"
-	"cmp"
 	"compress/gzip"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
 	"log"
 	"maps"
-	"math/big"
 	"net"
 	"net/http"
-	"net/http/httptest"
-	"net/url"
 	"os"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
@@ -116,6 +107,7 @@ func TestClient_tells_every_failure_from_the_others(t *testing.T) {
 				require.Equal(t, class, err.class, "%d %.100s: %s", status, body, err)
 				require.Equal(t, class == classUnavailable, err.repeatable())
 				require.Equal(t, rejected, err.rejected())
+				require.Equal(t, map[bool]int{true: 400, false: 502}[rejected], err.status())
 			}
 		}
 	}
@@ -218,119 +210,46 @@ func requireTellsNothing(t *testing.T, err *fetchError) {
 	}
 }
 
-// upstream is a client with a host behind pipes, and what passes between the two.
-type upstream struct {
-	*client
-
-	requests          []*http.Request // with their bodies
-	conns, open, read atomic.Int64    // connections, those that are not closed, and bytes of all
-}
-
-// countedConn is the client's end of a connection.
-type countedConn struct {
-	net.Conn
-
-	u      *upstream
-	closed atomic.Bool
-}
-
-func (c *countedConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	c.u.read.Add(int64(n))
-	return n, err
-}
-
-func (c *countedConn) Close() error {
-	if c.closed.CompareAndSwap(false, true) {
-		c.u.open.Add(-1)
-	}
-	return c.Conn.Close()
-}
-
-// newUpstream serves a handler.
-func newUpstream(t *testing.T, handler http.Handler) *upstream {
-	t.Helper()
-	u, h, served := &upstream{}, newHost(nil), make(chan struct{})
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		kept := r.Clone(context.WithoutCancel(r.Context()))
-		kept.Body, r.Body = io.NopCloser(bytes.NewReader(body)), io.NopCloser(bytes.NewReader(body))
-		u.requests = append(u.requests, kept)
-		handler.ServeHTTP(w, r)
-	})}
-	go func() {
-		defer close(served)
-		_ = server.Serve(h)
-	}()
-	t.Cleanup(func() {
-		_ = server.Close()
-		<-served
-	})
-	hosts, transport := &network{hosts: map[string]*host{"127.0.0.1:80": h}}, newTransport()
-	transport.Proxy = nil
-	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := hosts.dial(ctx, network, address)
-		u.conns.Add(1)
-		u.open.Add(1)
-		return &countedConn{Conn: conn, u: u}, err
-	}
-	u.client = newClient(transport, hclog.NewNullLogger())
-	return u
-}
-
-// newFaultyUpstream is DingTalk with a fault.
-func newFaultyUpstream(t *testing.T, fault simulator.Fault) (u *upstream, dingTalk *simulator.Server) {
-	t.Helper()
-	dingTalk = simulator.New(simulator.Options{Apps: map[string]string{theKey: theSecret}})
-	t.Cleanup(func() { _ = dingTalk.Close() })
-	dingTalk.SetFault(theKey, fault)
-	return newUpstream(t, dingTalk), dingTalk
-}
-
 var theCredentials = credentials{BaseURL: theURL, AppKey: theKey, AppSecret: newSensitive(theSecret)}
 
 // fetch fetches within the usual request_timeout, and wants each call to be one request on a
 // connection of its own, of which none is left.
-func (u *upstream) fetch(t *testing.T, known ...*token) (*token, *fetchError) {
-	t.Helper()
-	before := len(u.requests)
-	ctx, cancel := context.WithTimeout(t.Context(), defaultRequestTimeout)
+func (m *mount) fetch(creds credentials) (*token, int, *fetchError) {
+	m.t.Helper()
+	requests, conns := m.calls(), m.network.conns.Load()
+	ctx, cancel := context.WithTimeout(m.t.Context(), defaultRequestTimeout)
 	defer cancel()
-	tok, calls, err := u.client.fetch(ctx, theCredentials, known...)
+	client := newClient(m.transport, hclog.NewNullLogger())
+	tok, calls, err := client.fetch(ctx, creds, &token{Value: newSensitive(m.upstream.LastToken(theKey))})
 	if err != nil {
-		requireTellsNothing(t, err)
-		require.Equal(t, calls, err.attempts)
+		requireTellsNothing(m.t, err)
+		require.Equal(m.t, calls, err.attempts)
 	}
 	synctest.Wait()
-	require.Len(t, u.requests, before+calls)
-	require.EqualValues(t, before+calls, u.conns.Load())
-	require.Zero(t, u.open.Load(), "no connection is kept")
-	return tok, err
+	require.Equal(m.t, requests+calls, m.calls())
+	require.Equal(m.t, conns+int64(calls), m.network.conns.Load())
+	require.Zero(m.t, m.network.open.Load(), "no connection is kept")
+	return tok, calls, err
 }
 
-// response makes a handler that responds so to every request.
-func response(status int, header http.Header, body string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		maps.Copy(w.Header(), header)
-		w.WriteHeader(status)
-		_, _ = io.WriteString(w, body)
-	}
-}
-
-func TestClient_the_call_is_as_documented_and_keeps_no_connection(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		u := newUpstream(t, response(200, nil, goodBody))
-		for _, secret := range []string{theSecret, `q"uo\te<&>`, theSecret} {
-			tok, calls, err := u.client.fetch(t.Context(), credentials{theURL, theKey, newSensitive(secret)})
+func TestClient_the_call_is_as_documented(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		var r *http.Request
+		var body []byte
+		handler := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			r = req
+			body, _ = io.ReadAll(r.Body)
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			m.upstream.ServeHTTP(w, r)
+		})
+		m.network.serve(t, "127.0.0.3:80", &http.Server{Handler: handler})
+		for secret, sent := range map[string]string{theSecret: theSecret, `q"uo\te<&>`: `q\"uo\\te<&>`} {
+			m.upstream.SetApp(theKey, secret)
+			tok, calls, err := m.fetch(credentials{"http://127.0.0.3", theKey, newSensitive(secret)})
 			require.Nil(t, err)
 			require.Equal(t, 1, calls)
-			require.Equal(t, goodToken, tok.Value.reveal())
-		}
-		synctest.Wait()
-		require.EqualValues(t, 3, u.conns.Load(), "a connection for each")
-		require.Zero(t, u.open.Load())
-		for i, body := range []string{theSecret, `q\"uo\\te<&>`, theSecret} {
-			r := u.requests[i]
+			require.Equal(t, m.upstream.LastToken(theKey), tok.Value.reveal())
+
 			require.Equal(t, "POST /v1.0/oauth2/accessToken HTTP/1.1", r.Method+" "+r.URL.String()+" "+r.Proto)
 			require.True(t, r.Close, "Connection: close")
 			r.Header.Del("Connection") // which the server may have taken out
@@ -339,95 +258,30 @@ func TestClient_the_call_is_as_documented_and_keeps_no_connection(t *testing.T) 
 				"Content-Type": {"application/json"}, "Accept": {"application/json"},
 				"User-Agent": {"vault-plugin-secrets-dingtalk/" + strings.TrimPrefix(Version, "v")},
 			}, r.Header, "no Authorization, and no Accept-Encoding")
-			sent, _ := io.ReadAll(r.Body)
-			require.Equal(t, `{"appKey":"dingtestkey","appSecret":"`+body+`"}`, strings.TrimSpace(string(sent)))
+			require.Equal(t, `{"appKey":"dingtestkey","appSecret":"`+sent+`"}`, strings.TrimSpace(string(body)))
 		}
 	})
 }
 
 func TestClient_a_tokens_life_begins_when_the_call_is_sent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		expireIn := 7200
-		u := newUpstream(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			time.Sleep(3 * time.Second)
-			_, _ = fmt.Fprintf(w, `{"accessToken":%q,"expireIn":%d}`, goodToken, expireIn)
-		}))
+	inVirtualTime(t, func(t *testing.T, m *mount) {
 		sent := time.Now()
-		tok, err := u.fetch(t)
+		m.upstream.SetFault(theKey, simulator.Fault{Delay: 3 * time.Second})
+		tok, _, err := m.fetch(theCredentials)
 		require.Nil(t, err)
 		require.Equal(t, sent, tok.fetchedAt)
 		require.Equal(t, sent.Add(7200*time.Second), tok.expiresAt)
 		require.Equal(t, 7200*time.Second, tok.lifetime)
 
-		expireIn = 4
-		_, err = u.fetch(t)
+		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "4", Delay: 3 * time.Second})
+		_, _, err = m.fetch(theCredentials)
 		require.Equal(t, classMalformed, err.class, "it had expired when it arrived")
 		require.Contains(t, err.cause, "expireIn 4")
 		require.Equal(t, 1, err.attempts)
 	})
 }
 
-func TestClient_tries_three_times_what_may_pass_and_once_what_does_not(t *testing.T) {
-	later := http.Header{"Retry-After": {"1"}}
-	abort := func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
-	for name, c := range map[string]struct {
-		handler  http.HandlerFunc
-		attempts int
-	}{
-		"503":                  {response(503, nil, ""), 3},
-		"no response":          {abort, 3},
-		"rejected credentials": {response(400, nil, envelope("invalidClientIdOrSecret")), 1},
-		"throttled":            {response(429, nil, envelope("system.busy")), 1},
-		"banned with 503":      {response(503, nil, bannedBody), 1},
-		"malformed":            {response(200, nil, "{"), 1},
-		"503 with Retry-After": {response(503, later, ""), 1},
-		"500 with Retry-After": {response(500, later, envelope("unknownError")), 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				u, began := newUpstream(t, c.handler), time.Now()
-				_, err := u.fetch(t)
-				require.Equal(t, c.attempts, err.attempts)
-				require.Less(t, time.Since(began), time.Second)
-				for _, r := range u.requests {
-					body, _ := io.ReadAll(r.Body)
-					require.Contains(t, string(body), theSecret, "the whole body each time")
-				}
-			})
-		})
-	}
-	synctest.Test(t, func(t *testing.T) {
-		calls := 0
-		u := newUpstream(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if calls++; calls < 3 {
-				abort(w, r)
-			}
-			response(200, nil, goodBody)(w, r)
-		}))
-		tok, err := u.fetch(t)
-		require.Nil(t, err)
-		require.Equal(t, goodToken, tok.Value.reveal(), "the third attempt's")
-	})
-}
-
-func TestClient_the_attempts_share_one_budget(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		u := newUpstream(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			select {
-			case <-time.After(6 * time.Second):
-			case <-r.Context().Done():
-			}
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}))
-		began := time.Now()
-		_, err := u.fetch(t)
-		require.Equal(t, 10*time.Second, time.Since(began))
-		require.Equal(t, classUnavailable, err.class, "the first cause, not what cut the last attempt short")
-		require.Contains(t, err.describe(theApp, theURL), "HTTP status 503, 2 attempts")
-	})
-}
-
-func TestClient_a_hostile_host_gets_little_memory_no_more_time_than_there_is_and_nothing_shown(t *testing.T) {
+func TestClient_a_bad_host_gets_three_attempts_at_most_little_memory_and_no_more_time_than_there_is(t *testing.T) {
 	var logged safeBuffer // by net/http, which has a logger of its own nowhere
 	defer log.SetOutput(log.Writer())
 	log.SetOutput(&logged)
@@ -436,59 +290,77 @@ func TestClient_a_hostile_host_gets_little_memory_no_more_time_than_there_is_and
 	_, _ = io.WriteString(w, goodBody)
 	require.NoError(t, w.Close())
 	const budget, little = defaultRequestTimeout, 2*maxResponse + 8<<10 // of head and body, and what is read ahead
-	for _, c := range []struct {
-		fault    simulator.Fault
+	const tooLong = "longer than 65536 bytes"
+	type fault = simulator.Fault
+	raw := func(response string) fault { return fault{Kind: simulator.FaultRaw, Raw: response} }
+	type test struct {
+		fault    fault
 		class    errorClass // empty is a good response
-		holds    string
+		says     string
 		took     time.Duration
 		attempts int
-	}{
-		{simulator.Fault{Kind: simulator.FaultHuge}, classMalformed, "longer than 65536 bytes", 0, 1},
-		{simulator.Fault{Kind: simulator.FaultGzipBomb}, classMalformed, "longer than 65536 bytes", 0, 1},
-		{simulator.Fault{Kind: simulator.FaultEndlessBody}, classMalformed, "longer than 65536 bytes", 0, 1},
-		{simulator.Fault{Kind: simulator.FaultEndlessGzip}, classMalformed, "longer than 65536 bytes", 0, 1},
-		{simulator.Fault{Kind: simulator.FaultEndlessHeaders}, classUnreachable, "exchange failed", time.Second, 3},
-		{simulator.Fault{Kind: simulator.FaultInformationalFlood}, classUnreachable, "exchange failed", time.Second, 3},
-		{simulator.Fault{Kind: simulator.FaultEndlessDrip}, classUnreachable, "within 10s", budget, 1},
-		{simulator.Fault{Kind: simulator.FaultHang}, classUnreachable, "within 10s", budget, 1},
-		{simulator.Fault{Kind: simulator.FaultRedirect, Location: theURL}, classRedirect, "never followed", 0, 1},
-		{simulator.Fault{Kind: simulator.FaultSwitchingProtocols}, classMalformed, "HTTP status 101", 0, 1},
-		{simulator.Fault{Kind: simulator.FaultStatus099}, classMalformed, "HTTP status 99", 0, 1},
-		{simulator.Fault{Kind: simulator.FaultToken, Token: "two words", ExpireIn: "7200"}, classMalformed, "visible", 0, 1},
-		{simulator.Fault{Kind: simulator.FaultEchoSecret}, classRejectedRequest, "message withheld: it repeats", 0, 1},
-		{
-			simulator.Fault{Kind: simulator.FaultEchoRequest, Part: simulator.PartSecret, Encoding: "json-all,json"},
+	}
+	forEach(t, map[string]test{
+		"503":                  {fault{Kind: simulator.FaultUnavailableEmpty}, classUnavailable, "503", time.Second, 3},
+		"reset":                {fault{Kind: simulator.FaultReset}, classUnreachable, "connection", time.Second, 3},
+		"reset twice":          {fault{Kind: simulator.FaultReset, Times: 2}, "", "", time.Second, 3},
+		"rejected credentials": {fault{Kind: simulator.FaultRejectedCredentials}, classRejectedCredentials, "invalid", 0, 1},
+		"throttled":            {fault{Kind: simulator.FaultThrottledBusy}, classThrottled, "system.busy", 0, 1},
+		"banned with 503":      {fault{Kind: simulator.FaultBanned, Status: 503}, classBanned, "banned", 0, 1},
+		"malformed":            {fault{Kind: simulator.FaultTruncated}, classMalformed, "not a JSON object", 0, 1},
+		"503 with Retry-After": {
+			fault{Kind: simulator.FaultUnavailableEmpty, RetryAfter: "1"}, classUnavailable, "503", 0, 1,
+		},
+		"500 with Retry-After": {
+			fault{Kind: simulator.FaultUnavailableUnknown, RetryAfter: "1"}, classUnavailable, "unknownError", 0, 1,
+		},
+		"slow 503s": { // the first cause, not what cuts the last attempt short
+			fault{Kind: simulator.FaultUnavailableEmpty, Delay: 6 * time.Second},
+			classUnavailable, "HTTP status 503, 2 attempts", budget, 2,
+		},
+		"huge":             {fault{Kind: simulator.FaultHuge}, classMalformed, tooLong, 0, 1},
+		"gzip bomb":        {fault{Kind: simulator.FaultGzipBomb}, classMalformed, tooLong, 0, 1},
+		"endless body":     {fault{Kind: simulator.FaultEndlessBody}, classMalformed, tooLong, 0, 1},
+		"endless gzip":     {fault{Kind: simulator.FaultEndlessGzip}, classMalformed, tooLong, 0, 1},
+		"endless headers":  {fault{Kind: simulator.FaultEndlessHeaders}, classUnreachable, "exchange failed", time.Second, 3},
+		"flood of 103s":    {fault{Kind: simulator.FaultInformationalFlood}, classUnreachable, "exchange failed", time.Second, 3},
+		"endless drip":     {fault{Kind: simulator.FaultEndlessDrip}, classUnreachable, "within 10s", budget, 1},
+		"hang":             {fault{Kind: simulator.FaultHang}, classUnreachable, "within 10s", budget, 1},
+		"redirect":         {fault{Kind: simulator.FaultRedirect, Location: theURL}, classRedirect, "never followed", 0, 1},
+		"another protocol": {fault{Kind: simulator.FaultSwitchingProtocols}, classMalformed, "HTTP status 101", 0, 1},
+		"status 99":        {fault{Kind: simulator.FaultStatus099}, classMalformed, "HTTP status 99", 0, 1},
+		"two words": {
+			fault{Kind: simulator.FaultToken, Token: "two words", ExpireIn: "7200"}, classMalformed, "visible", 0, 1,
+		},
+		"echo": {fault{Kind: simulator.FaultEchoSecret}, classRejectedRequest, "message withheld: it repeats", 0, 1},
+		"encoded echo": {
+			fault{Kind: simulator.FaultEchoRequest, Part: simulator.PartSecret, Encoding: "json-all,json"},
 			classRejectedRequest, "message withheld: it repeats the request", 0, 1,
 		},
-		{ // what is compressed is not decompressed
-			simulator.Fault{Kind: simulator.FaultRaw, Raw: fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n"+
-				"Content-Length: %d\r\n\r\n%s", packed.Len(), &packed)}, classMalformed, "not a JSON object", 0, 1,
+		"what is compressed is not decompressed": {
+			raw(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s", packed.Len(), &packed)),
+			classMalformed, "not a JSON object", 0, 1,
 		},
-		{ // the library repeats such a line in its error
-			simulator.Fault{Kind: simulator.FaultRaw, Raw: "+" + goodToken + " " + theSecret + "\r\n\r\n"},
-			classUnreachable, "exchange failed", time.Second, 3,
+		"a line that the library repeats in its error": {
+			raw("+" + goodToken + " " + theSecret + "\r\n\r\n"), classUnreachable, "exchange failed", time.Second, 3,
 		},
-		{simulator.Fault{Kind: simulator.FaultSurplus}, "", "", 0, 1},
-	} {
-		t.Run(c.fault.Kind, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				u, dingTalk := newFaultyUpstream(t, c.fault)
-				began := time.Now()
-				tok, err := u.fetch(t, &token{Value: newSensitive(dingTalk.LastToken(theKey))})
-				require.LessOrEqual(t, time.Since(began), c.took)
-				require.LessOrEqual(t, int(u.read.Load()), little*c.attempts)
-				if c.class == "" {
-					require.Nil(t, err)
-					require.Equal(t, dingTalk.LastToken(theKey), tok.Value.reveal())
-					return
-				}
-				require.NotNil(t, err)
-				require.Equal(t, c.class, err.class, err)
-				require.Contains(t, err.describe(theApp, theURL), c.holds)
-				require.Equal(t, c.attempts, err.attempts)
-			})
-		})
-	}
+		"surplus": {fault{Kind: simulator.FaultSurplus}, "", "", 0, 1},
+	}, func(t *testing.T, m *mount, c test) {
+		m.upstream.SetFault(theKey, c.fault)
+		began := time.Now()
+		tok, attempts, err := m.fetch(theCredentials)
+		require.LessOrEqual(t, time.Since(began), c.took)
+		require.LessOrEqual(t, int(m.network.read.Load()), little*c.attempts)
+		require.Equal(t, c.attempts, attempts)
+		if c.class == "" {
+			require.Nil(t, err)
+			require.Equal(t, m.upstream.LastToken(theKey), tok.Value.reveal())
+			return
+		}
+		require.NotNil(t, err)
+		require.Equal(t, c.class, err.class, err)
+		require.Contains(t, err.describe(theApp, theURL), c.says)
+	})
 	require.Empty(t, logged.String())
 }
 
@@ -497,48 +369,43 @@ type transportFunc func(r *http.Request) (*http.Response, error)
 
 func (f transportFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-func TestClient_a_panic_in_the_transport_is_that_fetchs_alone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		u := newUpstream(t, response(200, nil, goodBody))
-		m := mountOver(t, &logical.InmemStorage{}, transportFunc(func(r *http.Request) (*http.Response, error) {
-			body, _ := io.ReadAll(r.Body)
-			if strings.Contains(string(body), `"mad"`) {
-				panic("the transport went mad over " + string(body))
-			}
-			r.Body = io.NopCloser(bytes.NewReader(body))
-			return u.transport.RoundTrip(r)
-		}))
-		m.configure("other", nil)
-		m.configure(theApp, map[string]any{"app_key": "mad"})
-		got := m.read(theApp)
-		require.Equal(t, http.StatusInternalServerError, got.status)
-		require.ErrorContains(t, got.err, `internal error while fetching a token of app "myapp"`)
-		require.Contains(t, m.log.String(), "class=internal")
-		require.Contains(t, m.log.String(), "client_test.go", "the stack")
-		require.NotContains(t, m.log.String()+got.err.Error(), "went mad", "not the panic's value")
-		require.NotContains(t, m.log.String()+got.err.Error(), theSecret)
-		require.Equal(t, goodToken, m.token("other"))
-		m.configure(theApp, nil)
-		require.Equal(t, goodToken, m.token(theApp))
-	})
-}
-
-func TestClient_says_in_a_few_words_what_the_network_did(t *testing.T) {
+func TestClient_says_in_a_few_words_what_the_network_did_and_tries_what_may_pass_again(t *testing.T) {
 	dial := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
+	cert := func(err error) error { return &tls.CertificateVerificationError{Err: err} }
+	proxy := func(status int) error {
+		words := http.Header{"Words": {goodToken}}
+		return newTransport().OnProxyConnectResponse(t.Context(), nil, nil, &http.Response{
+			StatusCode: status, Status: goodToken, Header: words,
+		})
+	}
+	require.NoError(t, proxy(200))
 	dns := &net.DNSError{Err: "no such host", Name: "api.invalid", Server: "192.0.2.53:53", IsNotFound: true}
+	const untrusted = "its certificate is not trusted: "
 	for _, c := range []struct {
 		err   error
 		cause string
+		calls int
 	}{
-		{dial(dns), `the name "api.invalid" cannot be resolved`},
-		{dial(&net.DNSError{Name: theSecret + ".invalid"}), "the name \"" + withheld + "\" cannot be resolved"},
-		{dial(os.NewSyscallError("connect", syscall.ECONNREFUSED)), "connection refused"},
-		{dial(os.NewSyscallError("connect", syscall.EHOSTUNREACH)), "no route to host"},
-		{dial(os.ErrDeadlineExceeded), "timed out"},
-		{&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, "connection reset by peer"},
-		{&net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EPIPE)}, "broken pipe"},
-		{io.EOF, "the connection ended before the response did"},
-		{dial(fmt.Errorf("with %s inside", theSecret)), "the HTTP exchange failed, or what came is not HTTP"},
+		{dial(dns), `the name "api.invalid" cannot be resolved`, 3},
+		{dial(&net.DNSError{Name: theSecret + ".invalid"}), "the name \"" + withheld + "\" cannot be resolved", 3},
+		{dial(os.NewSyscallError("connect", syscall.ECONNREFUSED)), "connection refused", 3},
+		{dial(os.NewSyscallError("connect", syscall.EHOSTUNREACH)), "no route to host", 3},
+		{dial(os.ErrDeadlineExceeded), "timed out", 3},
+		{&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, "connection reset by peer", 3},
+		{&net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EPIPE)}, "broken pipe", 3},
+		{io.EOF, "the connection ended before the response did", 3},
+		{io.ErrUnexpectedEOF, "the connection ended before the response did", 3},
+		{dial(fmt.Errorf("with %s inside", theSecret)), "the HTTP exchange failed, or what came is not HTTP", 3},
+		{cert(x509.UnknownAuthorityError{}), untrusted + "x509: certificate signed by unknown authority", 1},
+		{cert(fmt.Errorf("x509: valid for %s.example", theSecret)), untrusted + withheld, 1},
+		{tls.RecordHeaderError{Msg: goodToken}, "it does not speak TLS", 1},
+		{http.ErrSchemeMismatch, "it does not speak TLS", 1},
+		{
+			&net.OpError{Op: "remote error", Err: tls.AlertError(70)},
+			"the TLS handshake failed: tls: protocol version not supported", 1,
+		},
+		{proxy(403), "the proxy refused to connect with HTTP status 403", 3},
+		{proxy(502), "the proxy refused to connect with HTTP status 502", 3},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			_, calls, err := newClient(transportFunc(func(*http.Request) (*http.Response, error) {
@@ -547,169 +414,17 @@ func TestClient_says_in_a_few_words_what_the_network_did(t *testing.T) {
 			requireTellsNothing(t, err)
 			require.Equal(t, classUnreachable, err.class)
 			require.Equal(t, c.cause, err.cause)
-			require.Equal(t, 3, calls)
-		})
-	}
-	synctest.Test(t, func(t *testing.T) {
-		half := http.Header{"Content-Length": {"100"}}
-		_, err := newUpstream(t, response(200, half, goodBody)).fetch(t)
-		require.Equal(t, "the connection ended before the response did", err.cause)
-	})
-}
-
-// fetchFrom fetches through the transport, from a real address.
-func fetchFrom(t *testing.T, transport *http.Transport, baseURL string) (*token, *fetchError) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	creds := theCredentials
-	creds.BaseURL = baseURL
-	tok, _, err := newClient(transport, hclog.NewNullLogger()).fetch(ctx, creds)
-	if err != nil {
-		requireTellsNothing(t, err)
-		require.Equal(t, classUnreachable, err.class)
-	}
-	return tok, err
-}
-
-// newTLSServer serves a good response over TLS, by default with the certificate of httptest: for
-// 127.0.0.1 and example.com, by an authority of its own, which the transport trusts. HTTP/2 is
-// offered, and hellos is what each client that connects takes.
-func newTLSServer(t *testing.T, conf *tls.Config) (
-	server *httptest.Server, transport *http.Transport, hellos chan *tls.ClientHelloInfo,
-) {
-	t.Helper()
-	hellos = make(chan *tls.ClientHelloInfo, 10)
-	conf.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		hellos <- hello
-		return nil, nil //nolint:nilnil // the configuration stays
-	}
-	server = httptest.NewUnstartedServer(response(200, nil, goodBody))
-	server.TLS, server.EnableHTTP2 = conf, true
-	server.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes fail on purpose
-	server.StartTLS()
-	t.Cleanup(server.Close)
-	transport = newTransport()
-	require.NotNil(t, transport.Proxy, "the environment's")
-	transport.TLSClientConfig.RootCAs = x509.NewCertPool()
-	transport.TLSClientConfig.RootCAs.AddCert(server.Certificate())
-	return server, transport, hellos
-}
-
-// certificateFor is a certificate for a name, signed with its own key.
-func certificateFor(t *testing.T, name string) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), DNSNames: []string{name}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	require.NoError(t, err)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
-
-func TestClient_speaks_HTTP_1_1_over_TLS_1_2_and_up_with_who_has_a_trusted_certificate(t *testing.T) {
-	const untrusted = "its certificate is not trusted: "
-	secretName := &tls.Config{Certificates: []tls.Certificate{certificateFor(t, theSecret+".example")}}
-	tooOld := &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
-	plain := httptest.NewServer(http.NotFoundHandler())
-	defer plain.Close()
-	for name, c := range map[string]struct {
-		server  *tls.Config // nil is the usual one
-		baseURL string      // in place of the server's; PORT is its port
-		client  func(conf *tls.Config)
-		causes  []string // none is a good response
-	}{
-		"trusted": {},
-		"an unknown authority": {
-			client: func(c *tls.Config) { c.RootCAs = nil }, causes: []string{untrusted, "unknown authority"},
-		},
-		"another name": {baseURL: "https://localhost:PORT", causes: []string{untrusted, "not localhost"}},
-		"expired": {client: func(c *tls.Config) {
-			c.Time = func() time.Time { return time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) }
-		}, causes: []string{untrusted, "expired"}},
-		"the secret for a name": {
-			server: secretName, baseURL: "https://localhost:PORT", causes: []string{untrusted + withheld},
-		},
-		"TLS 1.1": {server: tooOld, causes: []string{"the TLS handshake failed: "}},
-		"no TLS": {
-			baseURL: strings.Replace(plain.URL, "http:", "https:", 1), causes: []string{"it does not speak TLS"},
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			server, transport, hellos := newTLSServer(t, cmp.Or(c.server, &tls.Config{}))
-			baseURL := server.URL
-			if c.baseURL != "" {
-				baseURL = strings.Replace(c.baseURL, "PORT", baseURL[strings.LastIndex(baseURL, ":")+1:], 1)
-			}
-			if c.client != nil {
-				c.client(transport.TLSClientConfig)
-			}
-			tok, err := fetchFrom(t, transport, baseURL)
-			for len(hellos) > 0 {
-				require.NotContains(t, (<-hellos).SupportedProtos, "h2")
-			}
-			if c.causes == nil {
-				require.Nil(t, err)
-				require.Equal(t, goodToken, tok.Value.reveal())
-				return
-			}
-			require.NotNil(t, err, "no request is sent")
-			for _, cause := range c.causes {
-				require.Contains(t, err.cause, cause)
-			}
-			require.Equal(t, 1, err.attempts, "at once")
+			require.Equal(t, c.calls, calls)
 		})
 	}
 }
 
-func TestClient_goes_through_a_proxy_without_showing_it_the_secret_and_shows_nothing_of_a_proxys_refusal(t *testing.T) {
-	server, transport, _ := newTLSServer(t, &tls.Config{})
-	var asked []string
-	refusal := 0
-	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked = append(asked, r.Method+" "+r.Host)
-		if refusal != 0 {
-			w.Header().Set("Words", goodToken)
-			http.Error(w, goodToken, refusal)
-			return
-		}
-		up, err := (&net.Dialer{}).DialContext(r.Context(), "tcp", server.Listener.Addr().String())
-		if err != nil {
-			http.Error(w, "", http.StatusBadGateway)
-			return
-		}
-		defer up.Close()
-		down, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			return
-		}
-		defer down.Close()
-		_, _ = io.WriteString(down, "HTTP/1.1 200 Connection established\r\n\r\n")
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			_, _ = io.Copy(down, up)
-		}()
-		_, _ = io.Copy(up, down)
-		_ = up.Close()
-		<-ended
-	}))
-	defer proxy.Close()
-	at, perr := url.Parse(proxy.URL)
-	require.NoError(t, perr)
-	at.User = url.UserPassword("proxyuser", "proxypassword")
-	transport.Proxy = http.ProxyURL(at)
-	tok, err := fetchFrom(t, transport, "https://example.com")
-	require.Nil(t, err)
-	require.Equal(t, goodToken, tok.Value.reveal())
-	require.Equal(t, []string{"CONNECT example.com:443"}, asked)
-	for _, refusal = range []int{403, 407, 502} {
-		_, err = fetchFrom(t, transport, "https://example.com")
-		require.Equal(t, fmt.Sprintf("the proxy refused to connect with HTTP status %d", refusal), err.cause)
-	}
+func TestClient_speaks_HTTP_1_1_over_TLS_1_2_and_up_through_the_proxy_of_the_environment(t *testing.T) {
+	transport := newTransport()
+	require.EqualValues(t, tls.VersionTLS12, transport.TLSClientConfig.MinVersion)
+	require.False(t, transport.TLSClientConfig.InsecureSkipVerify)
+	require.Equal(t, "{HTTP1}", transport.Protocols.String())
+	require.NotNil(t, transport.Proxy)
 }
 
 func TestClient_every_class_says_whose_app_it_is_and_what_to_do(t *testing.T) {
@@ -727,30 +442,28 @@ func TestClient_every_class_says_whose_app_it_is_and_what_to_do(t *testing.T) {
 }
 
 func TestBan_pauses_every_app_of_the_host_for_five_minutes(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
+	withApp(t, func(t *testing.T, m *mount) {
 		m.upstream.SetApp("otherkey", "othersecret")
 		m.network.host(t, "localhost:80").SetApp("otherkey", "othersecret")
 		other := func(baseURL string) map[string]any {
 			return map[string]any{"app_key": "otherkey", "app_secret": "othersecret", "base_url": baseURL}
 		}
-		m.configure(theApp, nil)
 		m.configure("other", other(theURL))
 		m.configure("elsewhere", other("http://localhost"))
 		m.configure("spelt", other("HTTP://127.0.0.1:080/"))
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultBanned, Status: http.StatusServiceUnavailable})
-		end := time.Now().Add(5 * time.Minute)
+		end := timestamp(time.Now().Add(5 * time.Minute))
 
 		for _, app := range []string{theApp, "other", "spelt"} {
-			got := m.read(app)
-			require.Equal(t, http.StatusBadGateway, got.status)
-			require.Contains(t, got.err.Error(), "banned")
-			require.Contains(t, got.err.Error(), timestamp(end))
+			m.read(app).gets(t, http.StatusBadGateway, "banned", end)
 			require.Equal(t, 1, m.upstream.Requests(simulator.AnyApp), "a ban is not tried again")
-			require.Len(t, m.do(logical.UpdateOperation, "refresh/"+app, nil).Warnings, 1)
-			require.Equal(t, timestamp(end), m.state(app)["next_attempt_at"])
+			m.refresh(app).warns(t)
+			require.Equal(t, end, m.state(app)["next_attempt_at"])
 			m.upstream.ClearFaults()
 		}
-		require.Equal(t, http.StatusBadGateway, m.do(logical.UpdateOperation, "config/new", other(theURL)).status)
+		m.write("new", other(theURL)).gets(t, http.StatusBadGateway, end)
+		m.write("other", verified).gets(t, http.StatusBadGateway, end)
+		m.write(theApp, theFields(anotherSecret)).gets(t, http.StatusBadGateway, end)
 		require.Zero(t, m.upstream.Requests("otherkey"))
 		m.token("elsewhere")
 
@@ -762,50 +475,48 @@ func TestBan_pauses_every_app_of_the_host_for_five_minutes(t *testing.T) {
 
 func TestRetry_After_of_up_to_ten_minutes_stops_every_call_with_its_key_whatever_app_or_generation(t *testing.T) {
 	refresh := func(name string) func(m *mount) answer {
-		return func(m *mount) answer { return m.do(logical.UpdateOperation, "refresh/"+name, nil) }
+		return func(m *mount) answer { return m.refresh(name) }
 	}
 	write := func(name string) func(m *mount) answer { // with a verification
 		return func(m *mount) answer {
-			return m.do(logical.UpdateOperation, "config/"+name, map[string]any{
-				"app_key": theKey, "app_secret": "another", "base_url": theURL,
-			})
+			before, got := m.snapshot(), m.write(name, theFields(anotherSecret))
+			require.True(m.t, got.err == nil || maps.Equal(before, m.snapshot()), "one that fails stores nothing")
+			return got
 		}
 	}
-	for name, again := range map[string]func(m *mount) answer{
+	cases := map[string]func(m *mount) answer{
 		"a read":                func(m *mount) answer { return m.read(theApp) },
 		"a refresh":             refresh(theApp),
 		"a write":               write(theApp),
+		"a verification alone":  func(m *mount) answer { return m.write(theApp, verified) },
 		"another app's read":    func(m *mount) answer { return m.read("twin") },
 		"another app's refresh": refresh("twin"),
 		"another app's write":   write("twin"),
 		"a new app":             write("third"),
 		"the app's next generation": func(m *mount) answer {
-			m.configure(theApp, map[string]any{"app_secret": "another"})
+			m.configure(theApp, anotherSecret)
 			return m.read(theApp)
 		},
 		"the app, after an invalidation": func(m *mount) answer {
 			m.engine.InvalidateKey(m.t.Context(), "config/myapp")
 			return m.read(theApp)
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
+	}
+	for name, first := range map[string]func(m *mount) answer{"read": cases["a read"], "write": write("third")} {
+		t.Run("after a "+name, func(t *testing.T) {
+			forEach(t, cases, func(t *testing.T, m *mount, again func(m *mount) answer) {
+				const until = "2000-01-01T00:10:00Z"
 				m.configure(theApp, nil)
-				m.configure("twin", map[string]any{"leased": false})
+				m.configure("twin", unleased)
 				m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "90000"})
-				got := m.read(theApp)
-				require.Equal(t, http.StatusBadGateway, got.status)
-				require.Contains(t, got.err.Error(), "2000-01-01T00:10:00Z")
+				first(m).gets(t, http.StatusBadGateway, until)
 				m.upstream.ClearFault(theKey)
 
 				time.Sleep(599 * time.Second)
-				got = again(m)
-				if got.err == nil {
-					require.Contains(t, fmt.Sprint(got.Warnings), "2000-01-01T00:10:00Z")
-					require.Equal(t, "absent", got.Data["state"])
+				if got := again(m); got.err == nil { // a refresh
+					require.Equal(t, "absent", got.warns(t, until).Data["state"])
 				} else {
-					require.Equal(t, http.StatusBadGateway, got.status)
-					require.Contains(t, got.err.Error(), "2000-01-01T00:10:00Z")
+					got.gets(t, http.StatusBadGateway, until)
 				}
 				require.Equal(t, 1, m.calls())
 				time.Sleep(time.Second)

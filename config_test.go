@@ -3,13 +3,21 @@
 package dingtalk
 
 // This file tests an app's configuration without an engine: the limits of each field, which changes
-// a write may make, and what is read of storage. The form in storage is golden_test.go's.
+// a write may make, and the form in storage.
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -125,10 +133,7 @@ func TestConfig_durations_are_whole_seconds_in_their_range(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		if field == "request_timeout" {
-			return change.requestTimeout, nil
-		}
-		return change.refreshBefore, nil
+		return cmp.Or(change.refreshBefore, change.requestTimeout), nil
 	}
 	for _, c := range []struct {
 		field string
@@ -182,11 +187,7 @@ func TestConfig_booleans_are_true_and_false_also_as_text_or_number(t *testing.T)
 		} {
 			change, err := parseChange(map[string]any{field: given})
 			require.NoError(t, err, "%v", given)
-			got := change.leased
-			if field == "verify_connection" {
-				got = change.verify
-			}
-			require.Equal(t, want, *got, "%v", given)
+			require.Equal(t, want, *cmp.Or(change.leased, change.verify), "%v", given)
 		}
 		for _, given := range []any{
 			nil, "", " ", "yes", "on", "2", 2, -1, json.Number("1.0"), 1.5, []any{true}, map[string]any{},
@@ -238,56 +239,147 @@ func TestConfig_moving_an_app_needs_its_secret_and_a_secret_for_a_strangers_host
 	}
 }
 
-const (
-	storedConfig = `{"version":1,"generation":"0123456789abcdef0123456789abcdef","app_key":"dingtestkey",` +
-		`"app_secret":"test-secret-GT-lsu-taDAxxxsTsxxxx","base_url":"https://api.dingtalk.com",` +
-		`"refresh_before":120,"request_timeout":7,"leased":false}`
-	storedToken = `{"version":1,"generation":"0123456789abcdef0123456789abcdef",` +
-		`"access_token":"fw8ef8we8f76e6f7s8dxxxx",` +
-		`"expires_at":"2026-01-02T05:04:05.25Z","fetched_at":"2026-01-02T03:04:05.25Z"}`
-)
-
-func storedEntry() *appConfig {
-	return &appConfig{
-		Generation: "0123456789abcdef0123456789abcdef", AppKey: theKey, AppSecret: newSensitive(theSecret),
-		BaseURL: "https://api.dingtalk.com", RefreshBefore: 2 * time.Minute, RequestTimeout: 7 * time.Second,
-	}
+// goldenCase says what the entries config_<name>.json and token_<name>.json below testdata/v1 stand
+// for, which are as the first release stored them: every later release must read them. What is
+// written today must equal them to the byte, so that a change of the form cannot go unnoticed: it
+// raises entryVersion, gets a directory of its own and leaves the old one be.
+type goldenCase struct {
+	generation string
+	fields     map[string]any // the write that makes the entry
+	token      string
+	fetched    time.Time
+	lives      time.Duration
 }
 
-// putRaw puts bytes into storage.
-func putRaw(t *testing.T, s logical.Storage, key, value string) {
+var (
+	marchFirst     = time.Date(2026, 3, 1, 8, 0, 0, 0, time.UTC)
+	printableASCII = "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"
+)
+
+var goldenCases = map[string]goldenCase{
+	"default": {
+		"000102030405060708090a0b0c0d0e0f",
+		map[string]any{"app_key": "dingdefaultkey", "app_secret": "default-app-secret"},
+		"0123456789abcdef0123456789abcdef", marchFirst, 7200 * time.Second,
+	},
+	"all_fields": {
+		"ffeeddccbbaa99887766554433221100", map[string]any{
+			"app_key": "dingallfieldskey", "app_secret": "GT-lsu_taDA~xxxsTsxxxx",
+			"base_url": "https://DingTalk.Example.com:8443/", "refresh_before": "30m", "request_timeout": "25s",
+			"leased": true, "verify_connection": false,
+		}, "token-of-all-fields", marchFirst, 7200 * time.Second,
+	},
+	"china_edition": {
+		"0badc0de0badc0de0badc0de0badc0de", map[string]any{
+			"app_key": "dingchinakey", "app_secret": "china-app-secret", "base_url": "https://api.dingtalk.com",
+		}, "token-of-the-china-edition", time.Date(2026, 2, 28, 23, 59, 59, 0, time.UTC), 86400 * time.Second,
+	},
+	"unleased": {
+		"00000000000000000000000000000001", map[string]any{
+			"app_key": "dingunleasedkey", "app_secret": "unleased-app-secret", "leased": false,
+			"refresh_before": 0, "request_timeout": 1,
+		}, "token-without-a-lease", marchFirst, 7200 * time.Second,
+	},
+	"fractional_times": {
+		"123456789abcdef0123456789abcdef0", map[string]any{
+			"app_key": "dingfractionkey", "app_secret": "fraction-app-secret", "base_url": "http://[::1]:8080",
+			"refresh_before": 3600,
+		}, "token-of-a-fraction", marchFirst.Add(123456789 * time.Nanosecond), 7199 * time.Second,
+	},
+	"every_character": {
+		"5555555555555555aaaaaaaaaaaaaaaa",
+		map[string]any{"app_key": printableASCII, "app_secret": strings.Repeat(`<&>"\/`, 85) + "!~"},
+		`<t>&"\/~!`, marchFirst.Add(500 * time.Millisecond), 7200 * time.Second,
+	},
+}
+
+// config is what the entry stands for.
+func (c goldenCase) config(t *testing.T) *appConfig {
 	t.Helper()
-	require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: key, Value: []byte(value)}))
+	change, err := parseChange(c.fields)
+	require.NoError(t, err)
+	config, _, err := change.apply(theApp, nil)
+	require.NoError(t, err)
+	config.Generation = c.generation
+	return config
+}
+
+// golden reads a golden entry; the file ends in a line break, which the entry does not.
+func golden(t *testing.T, version int, kind, name string) string {
+	t.Helper()
+	content, err := os.ReadFile(fmt.Sprintf("testdata/v%d/%s_%s.json", version, kind, name))
+	require.NoError(t, err)
+	return strings.TrimSuffix(string(content), "\n")
 }
 
 // readStored reads a configuration and a token of storage, without an engine.
-func readStored(t *testing.T, config, tok string) (c *appConfig, stored *token, log string, configErr error) {
+func readStored(t *testing.T, config, tok string, present *appConfig) (
+	c *appConfig, stored *token, log string, configErr error,
+) {
 	t.Helper()
-	s, out := &logical.InmemStorage{}, &safeBuffer{}
-	putRaw(t, s, "config/myapp", config)
-	putRaw(t, s, "token/myapp", tok)
-	c, configErr = readConfig(t.Context(), s, theApp)
+	m, out := &mount{t: t, storage: &faultyStorage{Storage: &logical.InmemStorage{}}}, &safeBuffer{}
+	m.putRaw("config/myapp", config)
+	m.putRaw("token/myapp", tok)
+	c, configErr = readConfig(t.Context(), m.storage, theApp)
 	logger := hclog.New(&hclog.LoggerOptions{Output: out})
 	r := newRegistry(newClient(newTransport(), logger), logger)
-	stored, err := r.newApp(theApp, storedEntry()).readToken(t.Context(), s)
+	stored, err := r.newApp(theApp, present).readToken(t.Context(), m.storage)
 	require.NoError(t, err)
 	return c, stored, out.String(), configErr
 }
 
-func TestStored_records_may_have_fields_of_a_later_release(t *testing.T) {
-	for _, more := range []string{"}", `,"of_a_later_release":{"a":[1]}}`} {
-		extend := func(record string) string { return strings.TrimSuffix(record, "}") + more }
-		c, tok, log, err := readStored(t, extend(storedConfig), extend(storedToken))
-		require.NoError(t, err)
-		require.True(t, c.equal(storedEntry()))
-		require.Equal(t, goodToken, tok.Value.reveal())
-		require.Equal(t, 2*time.Hour, tok.lifetime)
-		require.True(t, tok.fetchedAt.Equal(time.Date(2026, 1, 2, 3, 4, 5, 250_000_000, time.UTC)))
-		require.Empty(t, log)
+func TestStored_records_of_every_known_version_are_read_also_with_fields_of_a_later_release(t *testing.T) {
+	for _, version := range knownVersions {
+		for name, want := range goldenCases {
+			for _, more := range []string{"}", `,"of_a_later_release":{"a":[1]}}`} {
+				entry := func(kind string) string {
+					return strings.TrimSuffix(golden(t, version, kind, name), "}") + more
+				}
+				c, tok, log, err := readStored(t, entry("config"), entry("token"), want.config(t))
+				require.NoError(t, err)
+				require.Equal(t, want.config(t), c, name)
+				require.Equal(t, want.token, tok.Value.reveal())
+				require.WithinDuration(t, want.fetched, tok.fetchedAt, 0)
+				require.WithinDuration(t, want.fetched.Add(want.lives), tok.expiresAt, 0)
+				require.Equal(t, want.lives, tok.lifetime)
+				require.Empty(t, log)
+			}
+		}
+	}
+	files, err := fs.Glob(os.DirFS("testdata"), "v*/*.json")
+	require.NoError(t, err)
+	require.Len(t, files, 2*len(knownVersions)*len(goldenCases), "each belongs to a case")
+}
+
+func TestStored_records_written_today_are_of_the_form_of_their_version(t *testing.T) {
+	for name, c := range goldenCases {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				issued, err := json.Marshal(map[string]any{"accessToken": c.token, "expireIn": c.lives / time.Second})
+				require.NoError(t, err)
+				m := mountOver(t, &logical.InmemStorage{}, transportFunc(func(*http.Request) (*http.Response, error) {
+					return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(bytes.NewReader(issued))}, nil
+				}))
+				time.Sleep(time.Until(c.fetched))
+				m.write(theApp, c.fields).works(t)
+				m.read(theApp).works(t)
+				for _, kind := range []string{"config", "token"} {
+					key := kind + "/" + theApp
+					require.True(t, m.storage.sealed[key])
+					generation := m.stored(key)["generation"].(string)
+					require.Regexp(t, `^[0-9a-f]{32}$`, generation)
+					written := strings.Replace(m.snapshot()[key], generation, c.generation, 1)
+					require.Equal(t, golden(t, entryVersion, kind, name), written,
+						"the stored form has changed: raise entryVersion, give it a directory of its own in testdata, "+
+							"and keep reading the old one")
+				}
+			})
+		})
 	}
 }
 
 func TestStored_records_that_cannot_be_read_are_a_config_error_and_no_token_and_nothing_of_them_is_shown(t *testing.T) {
+	present := goldenCases["default"].config(t)
 	for name, spoil := range map[string]func(record string) string{
 		"a later version": func(r string) string { return strings.Replace(r, `"version":1`, `"version":2`, 1) },
 		"no version":      func(r string) string { return strings.Replace(r, `"version":1,`, ``, 1) },
@@ -301,7 +393,8 @@ func TestStored_records_that_cannot_be_read_are_a_config_error_and_no_token_and_
 		"empty":     func(string) string { return "" },
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, tok, log, err := readStored(t, spoil(storedConfig), spoil(storedToken))
+			config, stored := golden(t, 1, "config", "default"), golden(t, 1, "token", "default")
+			c, tok, log, err := readStored(t, spoil(config), spoil(stored), present)
 			require.Nil(t, c)
 			require.ErrorContains(t, err, "configuration in storage: the entry ")
 			if name == "a later version" {
@@ -310,7 +403,7 @@ func TestStored_records_that_cannot_be_read_are_a_config_error_and_no_token_and_
 			require.Nil(t, tok)
 			require.Contains(t, log, "the stored token is not used")
 			require.Contains(t, log, "app=myapp")
-			for _, secret := range []string{theSecret, goodToken} {
+			for _, secret := range []string{theSecret, goodToken, present.AppSecret.reveal(), goldenCases["default"].token} {
 				require.NotContains(t, err.Error()+log, secret)
 			}
 		})
@@ -318,23 +411,15 @@ func TestStored_records_that_cannot_be_read_are_a_config_error_and_no_token_and_
 }
 
 func TestConfig_is_equal_to_another_where_every_field_is(t *testing.T) {
+	entry := func() *appConfig { return goldenCases["all_fields"].config(t) }
 	var none *appConfig
 	require.True(t, none.equal(nil))
-	require.False(t, none.equal(storedEntry()))
-	require.False(t, storedEntry().equal(nil))
-	require.True(t, storedEntry().equal(storedEntry()))
-	for name, change := range map[string]func(*appConfig){
-		"generation": func(c *appConfig) { c.Generation = "x" },
-		"key":        func(c *appConfig) { c.AppKey = "x" },
-		"secret":     func(c *appConfig) { c.AppSecret = newSensitive("x") },
-		"host":       func(c *appConfig) { c.BaseURL = "x" },
-		"before":     func(c *appConfig) { c.RefreshBefore++ },
-		"timeout":    func(c *appConfig) { c.RequestTimeout++ },
-		"leased":     func(c *appConfig) { c.Leased = true },
-	} {
-		other := storedEntry()
-		change(other)
-		require.False(t, storedEntry().equal(other), name)
-		require.NotEmpty(t, other.AppSecret.reveal(), "comparing changes nothing")
+	require.False(t, none.equal(entry()))
+	require.False(t, entry().equal(nil))
+	require.True(t, entry().equal(entry()))
+	for i := range reflect.TypeFor[appConfig]().NumField() {
+		other := entry()
+		reflect.ValueOf(other).Elem().Field(i).SetZero()
+		require.False(t, entry().equal(other), reflect.TypeFor[appConfig]().Field(i).Name)
 	}
 }

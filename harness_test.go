@@ -8,6 +8,7 @@ package dingtalk
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -43,44 +45,76 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
 }
 
-// network is DingTalk's hosts, each a simulator behind pipes, which testing/synctest can wait for.
+// network is DingTalk's hosts, behind pipes, which testing/synctest can wait for.
 type network struct {
 	mu    sync.Mutex
 	hosts map[string]*host // by address
+
+	conns, open, read atomic.Int64 // connections, those that are not closed, and bytes that came over all
+}
+
+// countedConn is the engine's end of a connection.
+type countedConn struct {
+	net.Conn
+
+	n    *network
+	once sync.Once
+}
+
+func (c *countedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.n.read.Add(int64(n))
+	return n, err
+}
+
+func (c *countedConn) Close() error {
+	c.once.Do(func() { c.n.open.Add(-1) })
+	return c.Conn.Close()
 }
 
 // host is a listener whose connections are pipes.
 type host struct {
-	*simulator.Server
+	server   server
 	incoming chan net.Conn
 	closed   chan struct{}
 	once     sync.Once
 }
 
-func newHost(s *simulator.Server) *host {
-	return &host{Server: s, incoming: make(chan net.Conn), closed: make(chan struct{})}
+// server is a simulator or an http.Server.
+type server interface {
+	Serve(l net.Listener) error
+	Close() error
 }
 
 // host returns the simulator at an address, such as 127.0.0.2:80, which is there from then on.
 func (n *network) host(t *testing.T, address string) *simulator.Server {
 	t.Helper()
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	if h := n.hosts[address]; h != nil {
-		return h.Server
+	h := n.hosts[address]
+	n.mu.Unlock()
+	if h != nil {
+		return h.server.(*simulator.Server)
 	}
-	h := newHost(simulator.New(simulator.Options{}))
+	s := simulator.New(simulator.Options{})
+	n.serve(t, address, s)
+	return s
+}
+
+// serve has a server listen at an address until the test ends.
+func (n *network) serve(t *testing.T, address string, s server) {
+	t.Helper()
+	h, served := &host{server: s, incoming: make(chan net.Conn), closed: make(chan struct{})}, make(chan struct{})
+	n.mu.Lock()
 	n.hosts[address] = h
-	served := make(chan struct{})
+	n.mu.Unlock()
 	go func() {
 		defer close(served)
-		_ = h.Serve(h)
+		_ = s.Serve(h)
 	}()
 	t.Cleanup(func() {
-		_ = h.Server.Close()
+		_ = s.Close()
 		<-served
 	})
-	return h.Server
 }
 
 // Accept implements net.Listener.
@@ -113,7 +147,9 @@ func (n *network) dial(ctx context.Context, _, address string) (net.Conn, error)
 	near, far := net.Pipe()
 	select {
 	case h.incoming <- far:
-		return near, nil
+		n.conns.Add(1)
+		n.open.Add(1)
+		return &countedConn{Conn: near, n: n}, nil
 	case <-h.closed:
 		return nil, os.NewSyscallError("connect", syscall.ECONNREFUSED)
 	case <-ctx.Done():
@@ -206,15 +242,27 @@ func (s *faultyStorage) effect(ctx context.Context, late time.Duration, effect f
 
 // Get implements logical.Storage.
 func (s *faultyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
-	var e *logical.StorageEntry
-	err := s.call(ctx, "get", key, func(ctx context.Context) (err error) {
-		e, err = s.Storage.Get(ctx, key)
+	return storageRead(ctx, s, "get", key, s.Storage.Get)
+}
+
+// List implements logical.Storage.
+func (s *faultyStorage) List(ctx context.Context, prefix string) ([]string, error) {
+	return storageRead(ctx, s, "list", prefix, s.Storage.List)
+}
+
+// storageRead is a call that reads; one that fails reads nothing.
+func storageRead[T any](
+	ctx context.Context, s *faultyStorage, op, key string, read func(context.Context, string) (T, error),
+) (got T, err error) {
+	err = s.call(ctx, op, key, func(ctx context.Context) error {
+		read, err := read(ctx, key)
+		got = read
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return *new(T), err
 	}
-	return e, nil
+	return got, nil
 }
 
 // Put implements logical.Storage.
@@ -233,19 +281,6 @@ func (s *faultyStorage) Put(ctx context.Context, e *logical.StorageEntry) error 
 // Delete implements logical.Storage.
 func (s *faultyStorage) Delete(ctx context.Context, key string) error {
 	return s.call(ctx, "delete", key, func(ctx context.Context) error { return s.Storage.Delete(ctx, key) })
-}
-
-// List implements logical.Storage.
-func (s *faultyStorage) List(ctx context.Context, prefix string) ([]string, error) {
-	var keys []string
-	err := s.call(ctx, "list", prefix, func(ctx context.Context) (err error) {
-		keys, err = s.Storage.List(ctx, prefix)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return keys, nil
 }
 
 // safeBuffer is a log that several goroutines write.
@@ -276,21 +311,33 @@ type mount struct {
 	upstream *simulator.Server // at theURL
 	log      *safeBuffer
 
-	// transport, if it is set, takes the network's place.
 	transport http.RoundTripper
 }
 
+// newMount mounts an engine over an empty storage, with the simulator as its upstream.
 func newMount(t *testing.T) *mount {
 	t.Helper()
+	return mountOver(t, &logical.InmemStorage{}, nil)
+}
+
+// mountOver mounts an engine over a storage, with any upstream; nil is the simulator.
+func mountOver(t *testing.T, storage logical.Storage, upstream http.RoundTripper) *mount {
+	t.Helper()
 	m := &mount{
-		t:       t,
-		storage: &faultyStorage{Storage: &logical.InmemStorage{}},
-		system:  &logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour},
-		network: &network{hosts: map[string]*host{}},
-		log:     &safeBuffer{},
+		t:         t,
+		storage:   &faultyStorage{Storage: storage},
+		system:    &logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour},
+		network:   &network{hosts: map[string]*host{}},
+		log:       &safeBuffer{},
+		transport: upstream,
 	}
-	m.upstream = m.network.host(t, "127.0.0.1:80")
-	m.upstream.SetApp(theKey, theSecret)
+	if upstream == nil {
+		m.upstream = m.network.host(t, "127.0.0.1:80")
+		m.upstream.SetApp(theKey, theSecret)
+		transport := newTransport()
+		transport.Proxy, transport.DialContext = nil, m.network.dial
+		m.transport = transport
+	}
 	m.start()
 	return m
 }
@@ -302,41 +349,53 @@ func (m *mount) start() {
 	if m.engine != nil {
 		m.engine.Cleanup(context.Background())
 	}
-	upstream := m.transport
-	if upstream == nil {
-		transport := newTransport()
-		transport.Proxy = nil
-		transport.DialContext = m.network.dial
-		upstream = transport
-	}
 	engine, err := newBackend(m.t.Context(), &logical.BackendConfig{
 		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: m.log}),
 		System:      m.system,
 		StorageView: m.storage,
-	}, upstream)
+	}, m.transport)
 	require.NoError(m.t, err)
 	m.engine = engine
 	m.t.Cleanup(func() { engine.Cleanup(context.Background()) })
-}
-
-// mountOver mounts an engine over a storage, with any upstream.
-func mountOver(t *testing.T, storage logical.Storage, upstream http.RoundTripper) *mount {
-	t.Helper()
-	m := &mount{
-		t:         t,
-		storage:   &faultyStorage{Storage: storage},
-		system:    &logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour},
-		log:       &safeBuffer{},
-		transport: upstream,
-	}
-	m.start()
-	return m
 }
 
 // inVirtualTime runs a test with a mount in a bubble of testing/synctest.
 func inVirtualTime(t *testing.T, test func(t *testing.T, m *mount)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) { test(t, newMount(t)) })
+}
+
+// withApp is inVirtualTime where theApp is configured.
+func withApp(t *testing.T, test func(t *testing.T, m *mount)) {
+	t.Helper()
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		m.configure(theApp, nil)
+		test(t, m)
+	})
+}
+
+// withToken is withApp where a token was fetched.
+func withToken(t *testing.T, test func(t *testing.T, m *mount, tok string)) {
+	t.Helper()
+	withApp(t, func(t *testing.T, m *mount) { test(t, m, m.token(theApp)) })
+}
+
+// forEach runs a test inVirtualTime for each case of a table.
+func forEach[K comparable, C any](t *testing.T, cases map[K]C, test func(t *testing.T, m *mount, c C)) {
+	t.Helper()
+	for name, c := range cases {
+		t.Run(fmt.Sprint(name), func(t *testing.T) {
+			inVirtualTime(t, func(t *testing.T, m *mount) { test(t, m, c) })
+		})
+	}
+}
+
+// begin sends a request, and returns when it waits for something.
+func begin(request func() answer) <-chan answer {
+	got := make(chan answer, 1)
+	go func() { got <- request() }()
+	synctest.Wait()
+	return got
 }
 
 // answer is what a client of Vault's gets.
@@ -347,6 +406,33 @@ type answer struct {
 }
 
 func (a answer) String() string { return fmt.Sprintf("%d %v %+v", a.status, a.err, a.Response) }
+
+// works wants no error, and returns the answer.
+func (a answer) works(t *testing.T) answer {
+	t.Helper()
+	require.NoError(t, a.err)
+	return a
+}
+
+// warns wants no error and one warning, which says all this.
+func (a answer) warns(t *testing.T, says ...string) answer {
+	t.Helper()
+	require.NoError(t, a.err)
+	require.Len(t, a.Warnings, 1)
+	for _, part := range says {
+		require.Contains(t, a.Warnings[0], part)
+	}
+	return a
+}
+
+// gets wants this status, and an error that says all this.
+func (a answer) gets(t *testing.T, status int, says ...string) {
+	t.Helper()
+	require.Equal(t, status, a.status, a)
+	for _, part := range says {
+		require.ErrorContains(t, a.err, part)
+	}
+}
 
 // do sends a request the way Vault does: a write is preceded by the existence check, and the
 // answer's status is what Vault makes of it.
@@ -377,17 +463,10 @@ func (m *mount) send(ctx context.Context, req *logical.Request) (got answer) {
 	if err != nil {
 		logical.AdjustErrorStatusCode(&status, err)
 	}
-	switch {
-	case status != 0:
-	case resp == nil:
+	if status == 0 && resp == nil {
 		status = http.StatusNoContent
-	default:
-		status = http.StatusOK
 	}
-	if rerr == nil {
-		rerr = err
-	}
-	return answer{Response: resp, status: status, err: rerr}
+	return answer{Response: resp, status: cmp.Or(status, http.StatusOK), err: cmp.Or(rerr, err)}
 }
 
 // configure writes an app, by default one with the simulator's credentials that is not verified.
@@ -395,8 +474,45 @@ func (m *mount) configure(name string, changes map[string]any) {
 	m.t.Helper()
 	data := map[string]any{"app_key": theKey, "app_secret": theSecret, "base_url": theURL, "verify_connection": false}
 	maps.Copy(data, changes)
-	got := m.do(logical.UpdateOperation, "config/"+name, data)
-	require.NoError(m.t, got.err)
+	m.write(name, data).works(m.t)
+}
+
+// write sends an update, which Vault makes a create where the app does not exist.
+func (m *mount) write(name string, data map[string]any) answer {
+	return m.do(logical.UpdateOperation, "config/"+name, data)
+}
+
+// changed is a write to theApp that must work without a warning.
+func (m *mount) changed(data map[string]any) {
+	m.t.Helper()
+	m.write(theApp, data).gets(m.t, http.StatusNoContent)
+}
+
+func (m *mount) patch(name string, data map[string]any) answer {
+	return m.do(logical.PatchOperation, "config/"+name, data)
+}
+
+func (m *mount) config(name string) answer { return m.do(logical.ReadOperation, "config/"+name, nil) }
+
+// delete deletes theApp.
+func (m *mount) delete() {
+	m.t.Helper()
+	m.do(logical.DeleteOperation, "config/myapp", nil).gets(m.t, http.StatusNoContent)
+}
+
+func (m *mount) refresh(name string) answer {
+	return m.do(logical.UpdateOperation, "refresh/"+name, nil)
+}
+
+// theFields are what creates an app that works, with changes; a nil change leaves the field out.
+func theFields(changes map[string]any) map[string]any {
+	fields := map[string]any{"app_key": theKey, "app_secret": theSecret, "base_url": theURL}
+	for k, v := range changes {
+		if fields[k] = v; v == nil {
+			delete(fields, k)
+		}
+	}
+	return fields
 }
 
 func (m *mount) read(name string) answer {
@@ -406,8 +522,7 @@ func (m *mount) read(name string) answer {
 // token reads an app's token, which must work without a warning.
 func (m *mount) token(name string) string {
 	m.t.Helper()
-	got := m.read(name)
-	require.NoError(m.t, got.err)
+	got := m.read(name).works(m.t)
 	require.Empty(m.t, got.Warnings)
 	return got.Data["access_token"].(string)
 }
@@ -415,9 +530,7 @@ func (m *mount) token(name string) string {
 // state reads an app's status.
 func (m *mount) state(name string) map[string]any {
 	m.t.Helper()
-	got := m.do(logical.ReadOperation, "status/"+name, nil)
-	require.NoError(m.t, got.err)
-	return got.Data
+	return m.do(logical.ReadOperation, "status/"+name, nil).works(m.t).Data
 }
 
 // calls is how many calls the simulator got for the app.
@@ -430,22 +543,53 @@ func (m *mount) tick() {
 	synctest.Wait()
 }
 
-// stored reads a storage entry into a map; nil where there is none.
-func (m *mount) stored(key string) map[string]any {
+// stored reads a storage entry past the faults; nil where there is none.
+func (m *mount) stored(key string) (entry map[string]any) {
 	m.t.Helper()
-	return storedIn(m.t, m.storage, key)
+	m.record(key, &entry)
+	return entry
 }
 
-func storedIn(t *testing.T, storage logical.Storage, key string) map[string]any {
-	t.Helper()
-	e, err := storage.Get(t.Context(), key)
-	require.NoError(t, err)
-	if e == nil {
-		return nil
+// record reads a storage entry past the faults, and reports whether there is one.
+func (m *mount) record(key string, into any) bool {
+	m.t.Helper()
+	e, err := m.storage.Storage.Get(m.t.Context(), key)
+	require.NoError(m.t, err)
+	if e != nil {
+		require.NoError(m.t, json.Unmarshal(e.Value, into))
 	}
-	var v map[string]any
-	require.NoError(t, json.Unmarshal(e.Value, &v))
-	return v
+	return e != nil
+}
+
+// putRaw puts bytes into storage, past the faults.
+func (m *mount) putRaw(key, value string) {
+	m.t.Helper()
+	entry := &logical.StorageEntry{Key: key, Value: []byte(value)}
+	require.NoError(m.t, m.storage.Storage.Put(m.t.Context(), entry))
+}
+
+// rewrite changes an entry in storage as another node does, without an invalidation.
+func (m *mount) rewrite(key string, change func(entry map[string]any)) {
+	m.t.Helper()
+	entry := m.stored(key)
+	change(entry)
+	value, err := json.Marshal(entry)
+	require.NoError(m.t, err)
+	m.putRaw(key, string(value))
+}
+
+// snapshot is every byte in storage.
+func (m *mount) snapshot() map[string]string {
+	m.t.Helper()
+	all := map[string]string{}
+	keys, err := logical.CollectKeys(m.t.Context(), m.storage)
+	require.NoError(m.t, err)
+	for _, k := range keys {
+		e, err := m.storage.Get(m.t.Context(), k)
+		require.NoError(m.t, err)
+		all[k] = string(e.Value)
+	}
+	return all
 }
 
 // requireNoLock wants every lock over storage to have been given back.

@@ -6,7 +6,6 @@ package dingtalk
 // and what it leaves alone, verification, and generations.
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -28,43 +27,6 @@ const (
 	secondSecret = "second-secret-GT-lsu-taDAxxxsTs"
 )
 
-// write sends an update, which Vault makes a create where the app does not exist.
-func (m *mount) write(name string, data map[string]any) answer {
-	return m.do(logical.UpdateOperation, "config/"+name, data)
-}
-
-func (m *mount) patch(name string, data map[string]any) answer {
-	return m.do(logical.PatchOperation, "config/"+name, data)
-}
-
-func (m *mount) config(name string) answer {
-	return m.do(logical.ReadOperation, "config/"+name, nil)
-}
-
-// delete deletes theApp.
-func (m *mount) delete() {
-	m.t.Helper()
-	require.Equal(m.t, http.StatusNoContent, m.do(logical.DeleteOperation, "config/myapp", nil).status)
-}
-
-// changed is a write to theApp that must work.
-func (m *mount) changed(data map[string]any) {
-	m.t.Helper()
-	got := m.write(theApp, data)
-	require.Equal(m.t, http.StatusNoContent, got.status, got)
-}
-
-// theFields are what creates an app that works, with changes; a nil change leaves the field out.
-func theFields(changes map[string]any) map[string]any {
-	fields := map[string]any{"app_key": theKey, "app_secret": theSecret, "base_url": theURL}
-	for k, v := range changes {
-		if fields[k] = v; v == nil {
-			delete(fields, k)
-		}
-	}
-	return fields
-}
-
 // secondFields are another app of DingTalk's, which takes so long to respond.
 func (m *mount) secondFields(delay time.Duration) map[string]any {
 	m.upstream.SetApp(secondKey, secondSecret)
@@ -74,54 +36,13 @@ func (m *mount) secondFields(delay time.Duration) map[string]any {
 	return theFields(map[string]any{"app_key": secondKey, "app_secret": secondSecret})
 }
 
-// begin sends a request, and returns when it waits for something.
-func begin(request func() answer) <-chan answer {
-	got := make(chan answer, 1)
-	go func() { got <- request() }()
-	synctest.Wait()
-	return got
-}
-
-// snapshot is every byte in storage.
-func (m *mount) snapshot() map[string]string {
-	m.t.Helper()
-	all := map[string]string{}
-	keys, err := logical.CollectKeys(m.t.Context(), m.storage)
-	require.NoError(m.t, err)
-	for _, k := range keys {
-		e, err := m.storage.Get(m.t.Context(), k)
-		require.NoError(m.t, err)
-		all[k] = string(e.Value)
-	}
-	return all
-}
-
-func TestConfig_is_read_back_without_the_secret_and_a_write_changes_only_what_it_names(t *testing.T) {
+func TestConfig_is_read_back_without_the_secret(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.changed(map[string]any{"app_key": theKey, "app_secret": theSecret, "verify_connection": false})
-		want := map[string]any{
+		require.Equal(t, map[string]any{
 			"app_key": theKey, "base_url": "https://api.dingtalk.io",
 			"refresh_before": int64(200), "request_timeout": int64(10), "leased": true,
-		}
-		require.Equal(t, want, m.config(theApp).Data)
-		for _, c := range []struct {
-			field       string
-			given, want any
-		}{
-			{"refresh_before", "90s", int64(90)},
-			{"request_timeout", json.Number("7"), int64(7)},
-			{"leased", "false", false},
-		} {
-			for _, op := range []logical.Operation{logical.PatchOperation, logical.UpdateOperation} {
-				m.changed(map[string]any{"refresh_before": 200, "request_timeout": 10, "leased": true})
-				got := m.do(op, "config/myapp", map[string]any{c.field: c.given})
-				require.Equal(t, http.StatusNoContent, got.status, got)
-				changed := maps.Clone(want)
-				changed[c.field] = c.want
-				require.Equal(t, changed, m.config(theApp).Data)
-				require.Equal(t, theSecret, m.stored("config/myapp")["app_secret"])
-			}
-		}
+		}, m.config(theApp).Data)
 	})
 }
 
@@ -130,15 +51,11 @@ func TestConfig_of_an_unknown_app_is_created_by_a_write_that_has_key_and_secret(
 		for _, fields := range []map[string]any{
 			{}, theFields(map[string]any{"app_key": nil}), theFields(map[string]any{"app_secret": nil}),
 		} {
-			got := m.write(theApp, fields)
-			require.Equal(t, http.StatusBadRequest, got.status)
-			require.ErrorContains(t, got.err, `app "myapp" does not exist yet`)
-			require.ErrorContains(t, got.err, "app_key and app_secret are required")
+			m.write(theApp, fields).
+				gets(t, http.StatusBadRequest, `app "myapp" does not exist yet`, "app_key and app_secret are required")
 		}
-		got := m.patch(theApp, theFields(nil))
-		require.Equal(t, http.StatusNotFound, got.status)
-		require.ErrorContains(t, got.err, theApp, "an empty response would print as success")
-		require.Equal(t, http.StatusNotFound, m.config(theApp).status)
+		m.patch(theApp, theFields(nil)).gets(t, http.StatusNotFound, theApp)
+		m.config(theApp).gets(t, http.StatusNotFound)
 		m.delete()
 		require.Empty(t, m.snapshot())
 		require.Zero(t, m.calls())
@@ -158,46 +75,49 @@ func TestConfig_of_an_unknown_app_is_created_by_a_write_that_has_key_and_secret(
 }
 
 func TestConfig_an_invalid_field_is_a_400_that_names_it_and_what_is_allowed_and_changes_nothing(t *testing.T) {
-	for _, c := range []struct {
-		field   string
-		given   any
-		allowed string
-	}{
-		{"app_key", "two words", "1 to 512 printable ASCII"},
-		{"app_key", json.Number("17"), "one string"},
-		{"app_secret", "two words", "1 to 512 printable ASCII"},
-		{"base_url", "https://user:hunter2@api.dingtalk.com", "https://host[:port]"},
-		{"base_url", []any{"https://api.dingtalk.com"}, "one string"},
-		{"refresh_before", "500ms", "whole seconds from"},
-		{"request_timeout", "-0.5s", "whole seconds from"},
-		{"leased", "maybe", "true and false"},
-		{"verify_connection", json.Number("2"), "true and false"},
-	} {
-		inVirtualTime(t, func(t *testing.T, m *mount) {
-			m.configure(theApp, nil)
-			tok := m.token(theApp)
-			before, calls := m.snapshot(), m.calls()
-			for _, given := range []any{c.given, nil} {
+	withToken(t, func(t *testing.T, m *mount, tok string) {
+		before := m.snapshot()
+		for _, c := range []struct {
+			field   string
+			given   any
+			allowed string
+		}{
+			{"app_key", "two words", "1 to 512 printable ASCII"},
+			{"app_key", json.Number("17"), "one string"},
+			{"app_secret", "two words", "1 to 512 printable ASCII"},
+			{"base_url", "https://user:hunter2@api.dingtalk.com", "https://host[:port]"},
+			{"base_url", []any{"https://api.dingtalk.com"}, "one string"},
+			{"refresh_before", "500ms", "whole seconds from"},
+			{"request_timeout", "-0.5s", "whole seconds from"},
+			{"leased", "maybe", "true and false"},
+			{"verify_connection", json.Number("2"), "true and false"},
+		} {
+			for allowed, given := range map[string]any{c.allowed: c.given, "null": nil} {
 				fields := theFields(map[string]any{"refresh_before": 60})
 				fields[c.field] = given
 				for _, got := range []answer{m.write(theApp, fields), m.patch(theApp, fields), m.write("another", fields)} {
-					require.Equal(t, http.StatusBadRequest, got.status)
-					require.ErrorContains(t, got.err, c.field+": ")
-					require.ErrorContains(t, got.err, map[bool]string{true: "null", false: c.allowed}[given == nil])
+					got.gets(t, http.StatusBadRequest, c.field+": ", allowed)
 					require.NotRegexp(t, "two words|hunter2", got.err.Error())
 				}
 			}
-			require.Equal(t, before, m.snapshot())
-			require.Equal(t, tok, m.token(theApp))
-			require.Equal(t, calls, m.calls())
-		})
-	}
+		}
+		require.Equal(t, before, m.snapshot())
+		require.Equal(t, tok, m.token(theApp))
+		require.Equal(t, 1, m.calls())
+	})
 }
 
 func TestConfig_a_secret_that_is_not_a_string_is_refused_before_anything_repeats_it(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure("other", nil)
 		before := m.snapshot()
+		requireRefused := func(err error) {
+			t.Helper()
+			require.ErrorContains(t, err, "app_secret: expected one string")
+			for _, part := range []string{theSecret, secondSecret, "1234567890", "12345.67"} {
+				require.NotContains(t, err.Error()+m.log.String(), part)
+			}
+		}
 		for _, given := range []any{
 			[]any{theSecret, secondSecret},
 			[]string{theSecret, secondSecret},
@@ -206,17 +126,8 @@ func TestConfig_a_secret_that_is_not_a_string_is_refused_before_anything_repeats
 			[]any{[]any{theSecret}},
 			[]any{nil, theSecret},
 		} {
-			requireRefused := func(err error) {
-				t.Helper()
-				require.ErrorContains(t, err, "app_secret: expected one string")
-				for _, part := range []string{theSecret, secondSecret, "1234567890", "12345.67"} {
-					require.NotContains(t, err.Error()+m.log.String(), part)
-				}
-			}
 			for _, path := range []string{"config/myapp", "config/other"} {
-				for _, op := range []logical.Operation{
-					logical.CreateOperation, logical.UpdateOperation, logical.PatchOperation,
-				} {
+				for _, op := range []logical.Operation{"create", "update", "patch"} {
 					req := &logical.Request{Operation: op, Path: path, Storage: m.storage, Data: theFields(nil)}
 					req.Data["app_secret"] = given
 					_, _, err := m.engine.HandleExistenceCheck(t.Context(), req)
@@ -237,32 +148,26 @@ func TestConfig_a_secret_that_is_not_a_string_is_refused_before_anything_repeats
 }
 
 func TestConfig_a_secret_in_a_wrong_place_is_not_repeated(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	fields := []string{
+		"app_secret", "app_key", "base_url", "refresh_before", "request_timeout", "leased", "verify_connection", "app",
+	}
+	withApp(t, func(t *testing.T, m *mount) {
+		m.configure("other", nil)
 		for _, given := range []any{[]any{theSecret, "b"}, map[string]any{"x": theSecret}} {
-			got := m.do(logical.ReadOperation, "config/myapp", map[string]any{"app_key": given, "leased": given})
-			require.NoError(t, got.err, "a query is not looked at")
-			for _, op := range []logical.Operation{
-				logical.CreateOperation, logical.UpdateOperation, logical.PatchOperation, logical.ReadOperation,
-				logical.DeleteOperation, logical.ListOperation,
-			} {
-				for _, path := range []string{"config/", "creds/myapp", "status/myapp", "refresh/myapp", "nothing/myapp"} {
-					got := m.do(op, path, map[string]any{"app_secret": given})
-					require.NotContains(t, got.String(), theSecret, "%s %s", op, path)
-				}
-				for _, field := range []string{
-					"app_secret", "app_key", "base_url", "refresh_before", "request_timeout", "leased",
-					"verify_connection", "app",
+			query := map[string]any{"app_key": given, "leased": given}
+			m.do(logical.ReadOperation, "config/myapp", query).works(t) // a query is not looked at
+			for _, op := range []logical.Operation{"create", "update", "patch", "read", "delete", "list"} {
+				for _, path := range []string{
+					"config/", "config/myapp", "creds/myapp", "status/myapp", "refresh/myapp", "nothing/myapp",
 				} {
-					got := m.do(op, "config/myapp", map[string]any{field: given})
-					require.NotContains(t, got.String(), theSecret, "%s %s", op, field)
+					for _, field := range fields {
+						got := m.do(op, path, map[string]any{field: given})
+						require.NotContains(t, got.String(), theSecret, "%s %s %s", op, path, field)
+					}
 				}
 			}
-			got = m.write(theApp, theFields(map[string]any{"app_secrt": theSecret}))
-			require.Equal(t, http.StatusOK, got.status, got)
-			require.Len(t, got.Warnings, 1)
-			require.Contains(t, got.Warnings[0], "app_secrt", "a field that it does not know")
-			require.NotContains(t, got.Warnings[0]+m.log.String(), theSecret)
+			got := m.write(theApp, theFields(map[string]any{"app_secrt": theSecret})).warns(t, "app_secrt")
+			require.NotContains(t, got.Warnings[0]+m.log.String(), theSecret, "a field that it does not know")
 		}
 	})
 }
@@ -271,173 +176,138 @@ func TestConfig_names_have_128_characters_at_most_and_no_two_dots_in_a_row(t *te
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		longest := strings.Repeat("x", 128)
 		for _, name := range []string{longest, "b", "a.b-c_9"} {
-			require.Equal(t, http.StatusNoContent, m.write(name, theFields(nil)).status)
-			require.Equal(t, http.StatusOK, m.config(name).status)
+			m.write(name, theFields(nil)).gets(t, http.StatusNoContent)
+			m.config(name).gets(t, http.StatusOK)
 			m.token(name)
 		}
 		list := m.do(logical.ListOperation, "config/", nil)
 		require.Equal(t, map[string]any{"keys": []string{"a.b-c_9", "b", longest}}, list.Data)
 		before := m.snapshot()
 		for name, why := range map[string]string{longest + "x": "128", "a..b": "two dots"} { // Vault's storage refuses these
-			for what, got := range map[string]answer{
-				"write":   m.write(name, theFields(nil)),
-				"patch":   m.patch(name, theFields(nil)),
-				"read":    m.config(name),
-				"delete":  m.do(logical.DeleteOperation, "config/"+name, nil),
-				"creds":   m.read(name),
-				"status":  m.do(logical.ReadOperation, "status/"+name, nil),
-				"refresh": m.do(logical.UpdateOperation, "refresh/"+name, nil),
+			for _, got := range []answer{
+				m.write(name, theFields(nil)), m.patch(name, theFields(nil)), m.config(name),
+				m.do(logical.DeleteOperation, "config/"+name, nil), m.read(name),
+				m.do(logical.ReadOperation, "status/"+name, nil), m.refresh(name),
 			} {
-				require.Equal(t, http.StatusBadRequest, got.status, what)
-				require.ErrorContains(t, got.err, why, what)
+				got.gets(t, http.StatusBadRequest, why)
 			}
 		}
 		for _, name := range []string{"a/b", "-a", "a-", ".a", "a b", "a%2fb", "钉钉", "a\n"} {
-			require.Equal(t, http.StatusNotFound, m.write(name, theFields(nil)).status, name)
-			require.Equal(t, http.StatusNotFound, m.config(name).status, name)
+			m.write(name, theFields(nil)).gets(t, http.StatusNotFound)
+			m.config(name).gets(t, http.StatusNotFound)
 		}
 		require.Equal(t, before, m.snapshot())
 	})
 }
 
-func TestConfig_another_key_secret_or_host_starts_a_generation_which_is_verified_by_default(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		fields map[string]any
+func TestConfig_a_write_changes_what_it_names_and_another_key_secret_or_host_is_verified_and_starts_a_generation(
+	t *testing.T,
+) {
+	type fields = map[string]any
+	type test struct {
+		fields fields
 		calls  int
 		starts bool
-	}{
-		{"another secret", map[string]any{"app_secret": secondSecret, "base_url": theURL}, 1, true},
-		{"another key", theFields(map[string]any{"app_key": secondKey, "app_secret": secondSecret}), 1, true},
-		{"another host", map[string]any{"base_url": "http://127.0.0.2", "app_secret": theSecret}, 1, true},
-		{"another port", map[string]any{"base_url": "http://127.0.0.1:81", "app_secret": theSecret}, 1, true},
-		{"not verified", theFields(map[string]any{"app_secret": secondSecret, "verify_connection": false}), 0, true},
-		{"the same values", theFields(nil), 0, false},
-		{"the same values, verified", theFields(map[string]any{"verify_connection": true}), 1, false},
-		{"the same secret with a line break", theFields(map[string]any{"app_secret": theSecret + "\n"}), 0, false},
-		{"the same host written otherwise", map[string]any{"base_url": "HTTP://127.0.0.1:80/"}, 0, false},
-		{"tuning", map[string]any{"leased": false, "refresh_before": int64(60), "request_timeout": int64(7)}, 0, false},
-		{"tuning, verified", map[string]any{"leased": false, "verify_connection": true}, 1, false},
-		{"nothing", map[string]any{}, 0, false},
-		{"nothing but the verification", map[string]any{"verify_connection": "true"}, 1, false},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.changed(theFields(nil))
-				require.Equal(t, 1, m.calls(), "a create is verified")
-				tok, before := m.token(theApp), m.stored("config/myapp")
-				if c.fields["app_secret"] == secondSecret {
-					m.upstream.SetApp(secondKey, secondSecret)
-					m.upstream.SetApp(theKey, secondSecret)
+	}
+	for _, op := range []logical.Operation{"update", "patch"} {
+		forEach(t, map[string]test{
+			"another secret":            {fields{"app_secret": secondSecret, "base_url": theURL}, 1, true},
+			"another key":               {theFields(fields{"app_key": secondKey, "app_secret": secondSecret}), 1, true},
+			"another host":              {fields{"base_url": "http://127.0.0.2", "app_secret": theSecret}, 1, true},
+			"another port":              {fields{"base_url": "http://127.0.0.1:81", "app_secret": theSecret}, 1, true},
+			"not verified":              {theFields(fields{"app_secret": secondSecret, "verify_connection": false}), 0, true},
+			"the same values":           {theFields(nil), 0, false},
+			"the same values, verified": {theFields(verified), 1, false},
+			"the same and a line break": {theFields(fields{"app_secret": theSecret + "\n"}), 0, false},
+			"the same host, otherwise":  {fields{"base_url": "HTTP://127.0.0.1:80/"}, 0, false},
+			"one setting":               {fields{"refresh_before": int64(90)}, 0, false},
+			"another setting":           {fields{"request_timeout": int64(7)}, 0, false},
+			"a third setting, verified": {fields{"leased": false, "verify_connection": true}, 1, false},
+			"nothing":                   {fields{}, 0, false},
+			"just the verification":     {fields{"verify_connection": "true"}, 1, false},
+		}, func(t *testing.T, m *mount, c test) {
+			m.changed(theFields(nil))
+			require.Equal(t, 1, m.calls(), "a create is verified")
+			tok, before, want := m.token(theApp), m.stored("config/myapp"), m.config(theApp).Data
+			if c.fields["app_secret"] == secondSecret {
+				m.upstream.SetApp(secondKey, secondSecret)
+				m.upstream.SetApp(theKey, secondSecret)
+			}
+			otherHost, otherPort := m.network.host(t, "127.0.0.2:80"), m.network.host(t, "127.0.0.1:81")
+			otherHost.SetApp(theKey, theSecret)
+			otherPort.SetApp(theKey, theSecret)
+			m.do(op, "config/myapp", maps.Clone(c.fields)).gets(t, http.StatusNoContent)
+			calls := func() int { return m.upstream.Requests("*") + otherHost.Requests("*") + otherPort.Requests("*") }
+			require.Equal(t, 1+c.calls, calls())
+			require.Equal(t, c.starts, m.stored("config/myapp")["generation"] != before["generation"])
+			for field, given := range c.fields {
+				if _, shown := want[field]; shown && given != "HTTP://127.0.0.1:80/" {
+					want[field] = given
 				}
-				hosts := []*simulator.Server{m.upstream}
-				for _, address := range []string{"127.0.0.2:80", "127.0.0.1:81"} {
-					hosts = append(hosts, m.network.host(t, address))
-					hosts[len(hosts)-1].SetApp(theKey, theSecret)
-				}
-				m.changed(c.fields)
-				calls := -1 // the create's
-				for _, host := range hosts {
-					calls += host.Requests("*")
-				}
-				require.Equal(t, c.calls, calls)
-				require.Equal(t, c.starts, m.stored("config/myapp")["generation"] != before["generation"])
-				for field, got := range m.config(theApp).Data {
-					if want, given := c.fields[field]; given && field != "base_url" {
-						require.Equal(t, want, got)
-					}
-				}
-				if !c.starts {
-					require.Equal(t, tok, m.stored("token/myapp")["access_token"])
-					require.Equal(t, tok, m.token(theApp))
-					require.Equal(t, 1+c.calls, m.calls(), "the token is kept")
-				} else if c.calls == 0 {
-					require.Nil(t, m.stored("token/myapp"))
-					require.Equal(t, "absent", m.state(theApp)["state"])
-				}
-			})
+			}
+			require.Equal(t, want, m.config(theApp).Data)
+			if !c.starts {
+				require.Equal(t, tok, m.stored("token/myapp")["access_token"])
+				require.Equal(t, tok, m.token(theApp))
+				require.Equal(t, 1+c.calls, calls(), "the token is kept")
+			} else if c.calls == 0 {
+				require.Nil(t, m.stored("token/myapp"))
+				require.Equal(t, "absent", m.state(theApp)["state"])
+			}
 		})
 	}
 }
 
-func TestConfig_a_verified_token_is_the_generations_first(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		began := time.Now()
-		m.changed(theFields(nil))
-		require.Equal(t, m.stored("config/myapp")["generation"], m.stored("token/myapp")["generation"])
-		require.Equal(t, "fresh", m.state(theApp)["state"])
-		require.Equal(t, timestamp(began), m.state(theApp)["fetched_at"])
-		require.EqualValues(t, 1, m.state(theApp)["upstream_calls"])
-		require.Equal(t, m.upstream.LastToken(theKey), m.token(theApp))
-		m.start()
-		require.Equal(t, m.upstream.LastToken(theKey), m.token(theApp))
-		require.Equal(t, 1, m.calls(), "neither a read nor a restart fetches another")
-	})
-}
-
 func TestConfig_a_verification_that_fails_says_why_and_changes_nothing(t *testing.T) {
-	const budget = defaultRequestTimeout
+	type fault = simulator.Fault
 	for _, c := range []struct {
-		fault  simulator.Fault
+		fault  fault
 		status int
-		holds  string
 		took   time.Duration // at most
+		says   []string
 	}{
-		{simulator.Fault{Kind: simulator.FaultUnavailableEmpty}, 502, "HTTP status 503", time.Second},
-		{simulator.Fault{Kind: simulator.FaultHang}, 502, "within 10s", budget},
-		{simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "30"}, 502, "due at 2000-01-01T00:00:30Z", 0},
-		{simulator.Fault{Kind: simulator.FaultBanned}, 502, "to be made, at 2000-01-01T00:05:00Z", 0},
-		{simulator.Fault{Kind: simulator.FaultHTML}, 502, "HTML", 0},
-		{simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "1"}, 502, "expired", 0},
-		{simulator.Fault{Kind: simulator.FaultRedirect}, 502, "redirect", 0},
-		{simulator.Fault{Kind: simulator.FaultIPNotAllowed}, 400, "allow-list", 0},
-		{simulator.Fault{Kind: simulator.FaultPermissionDenied}, 400, "AccessTokenPermissionDenied", 0},
-		{simulator.Fault{Kind: simulator.FaultRejectedCredentials}, 400, "code invalidClientIdOrSecret, " +
-			"message \"无效的clientId或者clientSecret\", request id ", 0},
-		{simulator.Fault{Kind: simulator.FaultRejectedCredentials}, 400, "; check app_key and app_secret, that base_url (" +
-			theURL + ") is the app's edition, and that the app's version is published", 0},
+		{fault{Kind: simulator.FaultUnavailableEmpty}, 502, time.Second, []string{"HTTP status 503"}},
+		{fault{Kind: simulator.FaultHang}, 502, defaultRequestTimeout, []string{"within 10s"}},
+		{fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "30"}, 502, 0, []string{"due at 2000-01-01T00:00:30Z"}},
+		{fault{Kind: simulator.FaultBanned}, 502, 0, []string{"to be made, at 2000-01-01T00:05:00Z"}},
+		{fault{Kind: simulator.FaultIPNotAllowed}, 400, 0, []string{"allow-list"}},
+		{fault{Kind: simulator.FaultRejectedCredentials}, 400, 0, []string{
+			"code invalidClientIdOrSecret, message \"无效的clientId或者clientSecret\", request id ",
+			"; check app_key and app_secret, that base_url (" + theURL + ") is the app's edition, " +
+				"and that the app's version is published",
+		}},
 	} {
-		for name, op := range map[string]logical.Operation{
-			"create": logical.UpdateOperation, "another secret": logical.PatchOperation, "unchanged": logical.UpdateOperation,
-		} {
-			t.Run(name+" "+c.fault.Kind+c.fault.ExpireIn, func(t *testing.T) {
-				inVirtualTime(t, func(t *testing.T, m *mount) {
-					fields := theFields(map[string]any{"app_secret": secondSecret, "leased": false})
-					if name == "unchanged" {
-						fields = map[string]any{"leased": false, "verify_connection": true}
-					}
-					var tok string
-					if name != "create" {
-						m.configure(theApp, nil)
-						tok = m.token(theApp)
-					}
-					if name != "unchanged" {
-						m.upstream.SetApp(theKey, secondSecret) // so that the fault alone is in the way
-					}
-					before := m.snapshot()
-					m.upstream.SetFault(theKey, c.fault)
-					began := time.Now()
-					got := m.do(op, "config/myapp", fields)
-					require.Equal(t, c.status, got.status, got)
-					require.ErrorContains(t, got.err, "nothing was stored")
-					require.ErrorContains(t, got.err, c.holds)
-					require.ErrorContains(t, got.err, theApp)
-					require.LessOrEqual(t, time.Since(began), c.took)
-					for _, secret := range []string{theSecret, secondSecret} {
-						require.NotContains(t, got.err.Error()+m.log.String(), secret)
-					}
-					require.Equal(t, before, m.snapshot())
-					switch name {
-					case "create":
-						require.Nil(t, m.engine.apps.inMemory(theApp))
-						return
-					case "another secret":
-						require.NotContains(t, m.state(theApp), "last_error")
-					}
-					require.Equal(t, tok, m.token(theApp))
-				})
+		t.Run(c.fault.Kind, func(t *testing.T) {
+			secondWrite := theFields(map[string]any{"app_secret": secondSecret, "leased": false})
+			forEach(t, map[string]map[string]any{
+				"create": secondWrite, "another secret": secondWrite, "unchanged": {"leased": false, "verify_connection": true},
+			}, func(t *testing.T, m *mount, fields map[string]any) {
+				create, unchanged := strings.HasSuffix(t.Name(), "create"), fields["app_secret"] == nil
+				var tok string
+				if !create {
+					m.configure(theApp, nil)
+					tok = m.token(theApp)
+				}
+				if !unchanged {
+					m.upstream.SetApp(theKey, secondSecret) // so that the fault alone is in the way
+				}
+				before, began := m.snapshot(), time.Now()
+				m.upstream.SetFault(theKey, c.fault)
+				got := m.write(theApp, fields)
+				got.gets(t, c.status, append(c.says, "nothing was stored", theApp)...)
+				require.LessOrEqual(t, time.Since(began), c.took)
+				for _, secret := range []string{theSecret, secondSecret} {
+					require.NotContains(t, got.err.Error()+m.log.String(), secret)
+				}
+				require.Equal(t, before, m.snapshot())
+				if create {
+					require.Nil(t, m.engine.apps.inMemory(theApp))
+					return
+				}
+				require.Equal(t, unchanged, m.state(theApp)["last_error"] != nil, "of the app's own credentials")
+				require.Equal(t, tok, m.token(theApp))
 			})
-		}
+		})
 	}
 }
 
@@ -448,7 +318,7 @@ func TestConfig_a_verification_has_the_request_timeout_that_is_to_be_stored(t *t
 			m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
 			time.Sleep(time.Minute)
 			began := time.Now()
-			require.Equal(t, http.StatusBadGateway, m.write(theApp, fields).status)
+			m.write(theApp, fields).gets(t, http.StatusBadGateway)
 			require.Equal(t, time.Duration(seconds)*time.Second, time.Since(began))
 		}
 		took(3, theFields(map[string]any{"request_timeout": 3}))
@@ -459,91 +329,58 @@ func TestConfig_a_verification_has_the_request_timeout_that_is_to_be_stored(t *t
 		time.Sleep(time.Minute)
 		reading := begin(func() answer { return m.read(theApp) }) // whose fetch has one second
 		m.changed(tune)
-		require.Equal(t, http.StatusBadGateway, (<-reading).status)
+		(<-reading).gets(t, http.StatusBadGateway)
 		require.EqualValues(t, 10, m.config(theApp).Data["request_timeout"])
 		took(10, map[string]any{"request_timeout": 3, "verify_connection": true}) // nor less than the one in force
 	})
 }
 
-func TestConfig_a_verification_waits_out_a_ban_and_a_Retry_After_but_no_back_off(t *testing.T) {
-	for _, c := range []struct {
-		fault simulator.Fault
-		until string // empty is that there is no wait
-	}{
-		{simulator.Fault{Kind: simulator.FaultRejectedCredentials}, ""},
-		{simulator.Fault{Kind: simulator.FaultThrottledQPS}, ""},
-		{simulator.Fault{Kind: simulator.FaultThrottledQPS, RetryAfter: "30"}, "2000-01-01T00:00:30Z"},
-		{simulator.Fault{Kind: simulator.FaultBanned}, "2000-01-01T00:05:00Z"},
-	} {
-		for name, fields := range map[string]map[string]any{
-			"new":            theFields(map[string]any{"app_secret": secondSecret}),
-			"another secret": theFields(map[string]any{"app_secret": secondSecret}),
-			"unchanged":      {"verify_connection": true},
-		} {
-			t.Run(c.fault.Kind+c.fault.RetryAfter+" "+name, func(t *testing.T) {
-				inVirtualTime(t, func(t *testing.T, m *mount) {
-					m.upstream.SetFault(theKey, c.fault)
-					if name == "new" { // the failure is a verification's
-						require.GreaterOrEqual(t, m.write(theApp, fields).status, 400)
-					} else {
-						m.configure(theApp, nil)
-						require.GreaterOrEqual(t, m.read(theApp).status, 400)
-					}
-					m.upstream.ClearFaults()
-					if name != "unchanged" {
-						m.upstream.SetApp(theKey, secondSecret)
-					}
-					if c.until != "" {
-						for range 2 { // Vault's client repeats a 502 after one and after three seconds
-							before := m.snapshot()
-							got := m.write(theApp, fields)
-							require.Equal(t, http.StatusBadGateway, got.status, got)
-							require.ErrorContains(t, got.err, c.until)
-							require.Equal(t, before, m.snapshot())
-							time.Sleep(2 * time.Second)
-						}
-						require.Equal(t, 1, m.calls())
-						time.Sleep(5 * time.Minute)
-					}
-					m.changed(fields)
-					require.Equal(t, 2, m.calls())
-					require.Equal(t, m.upstream.LastToken(theKey), m.token(theApp), "success ends the back-off")
-				})
-			})
-		}
+// A ban and a Retry-After it waits out: see client_test.go.
+func TestConfig_a_verification_waits_for_the_end_of_no_back_off(t *testing.T) {
+	for _, kind := range []string{simulator.FaultRejectedCredentials, simulator.FaultThrottledQPS} {
+		secondWrite := theFields(map[string]any{"app_secret": secondSecret})
+		forEach(t, map[string]map[string]any{
+			kind + " new": secondWrite, kind + " another secret": secondWrite, kind + " unchanged": verified,
+		}, func(t *testing.T, m *mount, fields map[string]any) {
+			m.upstream.SetFault(theKey, simulator.Fault{Kind: kind})
+			if strings.HasSuffix(t.Name(), "new") { // the failure is a verification's
+				require.Error(t, m.write(theApp, fields).err)
+			} else {
+				m.configure(theApp, nil)
+				require.Error(t, m.read(theApp).err)
+			}
+			m.upstream.ClearFaults()
+			if fields["app_secret"] != nil {
+				m.upstream.SetApp(theKey, secondSecret)
+			}
+			m.changed(fields)
+			require.Equal(t, 2, m.calls())
+			require.Equal(t, m.upstream.LastToken(theKey), m.token(theApp), "success ends the back-off")
+		})
 	}
 }
 
 func TestConfig_verifying_unchanged_credentials_is_a_refresh_and_as_rare(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		verify := map[string]any{"verify_connection": true, "leased": false}
-		m.configure(theApp, nil)
-		m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, _ string) {
 		time.Sleep(time.Hour)
-		m.changed(map[string]any{"verify_connection": true})
+		m.changed(verified)
 		require.Equal(t, 2, m.calls())
 		require.EqualValues(t, 7200, m.state(theApp)["ttl"])
 
-		got := m.write(theApp, verify)
-		require.Equal(t, http.StatusOK, got.status, "within 10 s")
-		require.Len(t, got.Warnings, 1)
+		m.write(theApp, map[string]any{"verify_connection": true, "leased": false}).warns(t, "less than 10 seconds ago")
 		require.Equal(t, 2, m.calls())
 		require.Equal(t, false, m.config(theApp).Data["leased"])
 
 		time.Sleep(10 * time.Second)
 		m.upstream.RemoveApp(theKey)
-		require.Equal(t, http.StatusBadRequest, m.do(logical.UpdateOperation, "refresh/myapp", nil).status)
+		m.refresh(theApp).gets(t, http.StatusBadRequest)
 		require.Equal(t, 3, m.calls())
 		before := m.snapshot()
-		got = m.write(theApp, map[string]any{"verify_connection": true, "leased": true})
-		require.Equal(t, http.StatusBadRequest, got.status, "what failed a moment ago is not taken for verified")
-		require.ErrorContains(t, got.err, "nothing was stored")
-		require.ErrorContains(t, got.err, "invalidClientIdOrSecret")
+		// What failed a moment ago is not taken for verified.
+		m.write(theApp, map[string]any{"verify_connection": true, "leased": true}).
+			gets(t, http.StatusBadRequest, "nothing was stored", "invalidClientIdOrSecret")
 		require.Equal(t, before, m.snapshot())
-		got = m.do(logical.UpdateOperation, "refresh/myapp", nil)
-		require.Equal(t, http.StatusOK, got.status)
-		require.Len(t, got.Warnings, 1)
-		require.Contains(t, got.Warnings[0], "invalidClientIdOrSecret")
+		m.refresh(theApp).warns(t, "invalidClientIdOrSecret")
 		require.Equal(t, 3, m.calls())
 	})
 }
@@ -551,9 +388,9 @@ func TestConfig_verifying_unchanged_credentials_is_a_refresh_and_as_rare(t *test
 func TestConfig_tuning_keeps_the_back_off_and_a_new_generation_drops_it(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.configure(theApp, map[string]any{"app_secret": "wrong"})
-		require.Equal(t, http.StatusBadRequest, m.read(theApp).status)
+		m.read(theApp).gets(t, http.StatusBadRequest)
 		m.changed(map[string]any{"leased": false})
-		require.Equal(t, http.StatusBadRequest, m.read(theApp).status)
+		m.read(theApp).gets(t, http.StatusBadRequest)
 		require.Equal(t, 1, m.calls())
 		m.configure(theApp, nil)
 		require.NotContains(t, m.state(theApp), "last_error")
@@ -576,114 +413,79 @@ func (m *mount) requireSecond() {
 }
 
 func TestConfig_a_fetch_of_the_old_generation_is_neither_awaited_nor_served_nor_stored(t *testing.T) {
-	for _, fault := range []simulator.Fault{{Kind: simulator.FaultHang, Times: 1}, {Delay: 3 * time.Second, Times: 1}} {
-		for _, verify := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s, verify_connection=%t", fault.Kind, verify), func(t *testing.T) {
-				inVirtualTime(t, func(t *testing.T, m *mount) {
-					m.configure(theApp, nil)
-					m.upstream.SetFault(theKey, fault)
-					var waiting []<-chan answer
-					for range 10 {
-						waiting = append(waiting, begin(func() answer { return m.read(theApp) }))
-					}
-					began := time.Now()
-					fields := m.secondFields(0)
-					fields["verify_connection"] = verify
-					m.changed(fields)
-					for _, reading := range waiting {
-						got := <-reading
-						require.NoError(t, got.err)
-						require.Equal(t, m.upstream.LastToken(secondKey), got.Data["access_token"])
-					}
-					require.Zero(t, time.Since(began))
-					time.Sleep(time.Minute)
-					m.requireSecond()
-				})
-			})
-		}
+	for _, verify := range []bool{true, false} {
+		forEach(t, map[string]simulator.Fault{
+			fmt.Sprintf("it hangs, verify_connection=%t", verify):   {Kind: simulator.FaultHang, Times: 1},
+			fmt.Sprintf("it is slow, verify_connection=%t", verify): {Delay: 3 * time.Second, Times: 1},
+		}, func(t *testing.T, m *mount, fault simulator.Fault) {
+			m.configure(theApp, nil)
+			m.upstream.SetFault(theKey, fault)
+			var waiting []<-chan answer
+			for range 10 {
+				waiting = append(waiting, begin(func() answer { return m.read(theApp) }))
+			}
+			began := time.Now()
+			fields := m.secondFields(0)
+			fields["verify_connection"] = verify
+			m.changed(fields)
+			for _, reading := range waiting {
+				got := (<-reading).works(t)
+				require.Equal(t, m.upstream.LastToken(secondKey), got.Data["access_token"])
+			}
+			require.Zero(t, time.Since(began))
+			time.Sleep(time.Minute)
+			m.requireSecond()
+		})
 	}
 }
 
 func TestConfig_a_write_and_a_fetch_store_one_after_the_other_and_the_writes_generation_stays(t *testing.T) {
-	for _, slow := range []string{"put token/myapp", "put config/myapp"} {
-		t.Run(slow, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
-				m.upstream.SetFault(theKey, simulator.Fault{Delay: time.Second})
-				m.storage.on(func(op, key string) error {
-					if op+" "+key == slow {
-						time.Sleep(3 * time.Second) // the other one waits for the app's lock meanwhile
-					}
-					return nil
-				})
-				reading := begin(func() answer { return m.read(theApp) })
-				if slow == "put token/myapp" {
-					time.Sleep(2 * time.Second)
+	forEach(t, map[string]time.Duration{"put token/myapp": 2 * time.Second, "put config/myapp": 0},
+		func(t *testing.T, m *mount, head time.Duration) {
+			m.configure(theApp, nil)
+			m.upstream.SetFault(theKey, simulator.Fault{Delay: time.Second})
+			m.storage.on(func(op, key string) error {
+				if op == "put" && strings.HasPrefix(key, "token/") == (head > 0) {
+					time.Sleep(3 * time.Second) // the other one waits for the app's lock meanwhile
 				}
-				m.changed(m.secondFields(0))
-				require.NoError(t, (<-reading).err)
-				m.requireSecond()
+				return nil
 			})
+			reading := begin(func() answer { return m.read(theApp) })
+			time.Sleep(head)
+			m.changed(m.secondFields(0))
+			(<-reading).works(t)
+			m.requireSecond()
 		})
-	}
 }
 
 func TestConfig_a_change_during_a_verification_wins(t *testing.T) {
-	for name, change := range map[string]func(m *mount){
-		"tuning":            func(m *mount) { m.configure(theApp, map[string]any{"leased": false}) },
-		"generation":        func(m *mount) { m.configure(theApp, map[string]any{"app_secret": "third"}) },
-		"delete":            (*mount).delete,
-		"delete and create": after((*mount).delete, configured),
-	} {
-		t.Run(name, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
-				verifying := begin(func() answer { return m.write(theApp, m.secondFields(3*time.Second)) })
-				change(m)
-				left := m.snapshot()
-				got := <-verifying
-				require.Equal(t, http.StatusBadRequest, got.status, got)
-				require.ErrorContains(t, got.err, "nothing was stored")
-				require.ErrorContains(t, got.err, "changed")
-				require.Equal(t, left, m.snapshot())
-			})
-		})
-	}
-}
-
-func TestConfig_of_two_creates_at_once_one_wins(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.upstream.SetFault(theKey, simulator.Fault{Delay: time.Second})
-		create := func() answer { return m.write(theApp, theFields(nil)) }
-		first, second := begin(create), begin(create)
-		require.ElementsMatch(t, []int{204, 400}, []int{(<-first).status, (<-second).status})
-		require.Equal(t, m.upstream.LastToken(theKey), m.token(theApp))
+	type test struct{ before, change func(m *mount) }
+	forEach(t, map[string]test{
+		"tuning":            {configured, configuredUnleased},
+		"generation":        {configured, configuredWrongly},
+		"delete":            {configured, (*mount).delete},
+		"delete and create": {configured, after((*mount).delete, configured)},
+		"create":            {nothing, configured},
+	}, func(t *testing.T, m *mount, c test) {
+		c.before(m)
+		verifying := begin(func() answer { return m.write(theApp, m.secondFields(3*time.Second)) })
+		c.change(m)
+		left := m.snapshot()
+		(<-verifying).gets(t, http.StatusBadRequest, "nothing was stored", "changed")
+		require.Equal(t, left, m.snapshot())
 	})
 }
 
 func TestConfig_a_verification_holds_up_no_reader(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		tok := m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, tok string) {
 		verifying := begin(func() answer { return m.write(theApp, m.secondFields(3*time.Second)) })
 		began := time.Now()
 		require.Equal(t, tok, m.token(theApp))
 		require.Equal(t, theKey, m.config(theApp).Data["app_key"])
 		require.Zero(t, time.Since(began))
-		require.Equal(t, http.StatusNoContent, (<-verifying).status)
+		(<-verifying).gets(t, http.StatusNoContent)
+		require.EqualValues(t, 1, m.state(theApp)["upstream_calls"], "the verification's")
 		m.requireSecond()
-	})
-}
-
-func TestConfig_a_writer_that_gives_up_stores_nothing(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.upstream.SetFault(theKey, simulator.Fault{Delay: 3 * time.Second})
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		got := m.send(ctx, &logical.Request{Operation: logical.UpdateOperation, Path: "config/myapp", Data: theFields(nil)})
-		require.Error(t, got.err)
-		time.Sleep(time.Minute)
-		require.Empty(t, m.snapshot())
 	})
 }
 
@@ -694,15 +496,14 @@ func TestConfig_delete_removes_config_and_token_also_in_the_middle_of_a_fetch(t 
 		before := m.snapshot()
 		requireGone := func(got answer) {
 			t.Helper()
-			require.Equal(t, http.StatusBadRequest, got.status)
-			require.ErrorContains(t, got.err, "config/myapp")
+			got.gets(t, http.StatusBadRequest, "config/myapp")
 		}
 		for _, fetching := range []bool{false, true} {
 			m.configure(theApp, nil)
 			m.upstream.SetFault(theKey, simulator.Fault{Delay: 3 * time.Second})
 			reading := begin(func() answer { return m.read(theApp) })
 			if !fetching {
-				require.NoError(t, (<-reading).err)
+				(<-reading).works(t)
 			}
 			m.delete()
 			if fetching {
@@ -712,8 +513,8 @@ func TestConfig_delete_removes_config_and_token_also_in_the_middle_of_a_fetch(t 
 			require.Equal(t, before, m.snapshot())
 			requireGone(m.read(theApp))
 			requireGone(m.do(logical.ReadOperation, "status/myapp", nil))
-			requireGone(m.do(logical.UpdateOperation, "refresh/myapp", nil))
-			require.Equal(t, http.StatusNotFound, m.config(theApp).status)
+			requireGone(m.refresh(theApp))
+			m.config(theApp).gets(t, http.StatusNotFound)
 		}
 		m.token("other")
 	})
@@ -721,13 +522,12 @@ func TestConfig_delete_removes_config_and_token_also_in_the_middle_of_a_fetch(t 
 
 func TestConfig_an_app_made_again_with_the_same_values_starts_without_a_token(t *testing.T) {
 	for _, leftOver := range []bool{false, true} {
-		inVirtualTime(t, func(t *testing.T, m *mount) {
-			m.configure(theApp, nil)
+		withApp(t, func(t *testing.T, m *mount) {
 			m.upstream.RotateTokens(theKey, true)
 			old, stored := m.token(theApp), m.snapshot()["token/myapp"]
 			m.delete()
 			if leftOver {
-				putRaw(t, m.storage, "token/myapp", stored)
+				m.putRaw("token/myapp", stored)
 			}
 			m.configure(theApp, nil)
 			require.Equal(t, "absent", m.state(theApp)["state"])
@@ -741,14 +541,12 @@ func TestConfig_an_app_made_again_with_the_same_values_starts_without_a_token(t 
 
 func TestConfig_in_storage_that_cannot_be_read_can_be_deleted_and_made_again(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
-		putRaw(t, m.storage, "config/myapp", `{"version":99,"app_secret":"`+theSecret+`"}`)
-		for what, got := range map[string]answer{
-			"config": m.config(theApp), "creds": m.read(theApp),
-			"write": m.write(theApp, theFields(nil)), "patch": m.patch(theApp, theFields(nil)),
+		m.putRaw("config/myapp", `{"version":99,"app_secret":"`+theSecret+`"}`)
+		for _, got := range []answer{
+			m.config(theApp), m.read(theApp), m.write(theApp, theFields(nil)), m.patch(theApp, theFields(nil)),
 		} {
-			require.Equal(t, http.StatusInternalServerError, got.status, what)
-			require.ErrorContains(t, got.err, "version 99", what)
-			require.NotContains(t, got.err.Error(), theSecret, what)
+			got.gets(t, http.StatusInternalServerError, "version 99")
+			require.NotContains(t, got.err.Error(), theSecret)
 		}
 		m.delete()
 		m.changed(theFields(nil))
@@ -757,8 +555,7 @@ func TestConfig_in_storage_that_cannot_be_read_can_be_deleted_and_made_again(t *
 }
 
 func TestConfig_the_existence_check_and_a_read_wait_for_no_lock(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		unlock, err := m.engine.apps.lock(t.Context(), theApp)
 		require.NoError(t, err)
 		defer unlock()
@@ -767,6 +564,6 @@ func TestConfig_the_existence_check_and_a_read_wait_for_no_lock(t *testing.T) {
 		})
 		require.NoError(t, err)
 		require.True(t, exists)
-		require.Equal(t, http.StatusOK, m.config(theApp).status)
+		m.config(theApp).gets(t, http.StatusOK)
 	})
 }

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -32,57 +31,53 @@ type lease struct {
 // issue reads the app's token with a lease.
 func (m *mount) issue() *lease {
 	m.t.Helper()
-	got := m.read(theApp)
-	require.NoError(m.t, got.err)
+	got := m.read(theApp).works(m.t)
 	l := &lease{m: m, token: got.Data["access_token"].(string), secret: *got.Secret}
 	l.secret.IssueTime = time.Now()
-	ttl, warnings, err := framework.CalculateTTL(m.system, 0, got.Secret.TTL, 0, got.Secret.MaxTTL, 0, time.Time{})
-	require.NoError(m.t, err)
+	ttl, warnings := l.sum(got, 0)
 	require.Empty(m.t, warnings)
 	l.expires = time.Now().Add(ttl)
 	return l
 }
 
-// renew does what Vault's expiration manager does, and returns the warnings a client gets.
-func (l *lease) renew(increment time.Duration) (warnings []string, got answer) {
+// renew does what Vault's expiration manager does; the warnings are those that a client gets.
+func (l *lease) renew(increment time.Duration) answer {
 	l.m.t.Helper()
 	secret := l.secret
 	secret.Increment = increment
-	got = l.m.send(l.m.t.Context(), &logical.Request{
+	got := l.m.send(l.m.t.Context(), &logical.Request{
 		Operation: logical.RenewOperation, Path: "creds/myapp", MountPoint: "team/dingtalk/", Secret: &secret,
 	})
 	if got.err != nil {
-		return nil, got
+		return got
 	}
 	require.Same(l.m.t, &secret, got.Secret)
 	require.Empty(l.m.t, got.Data, "no token in the response")
-	l.expires = time.Now().Add(l.sum(got, increment, &got.Warnings))
-	return got.Warnings, got
+	ttl, warnings := l.sum(got, increment)
+	l.expires = time.Now().Add(ttl)
+	got.Warnings = append(got.Warnings, warnings...)
+	return got
 }
 
-// sum is the TTL that Vault reckons from a response to a renewal, with its warnings.
-func (l *lease) sum(got answer, increment time.Duration, warnings *[]string) time.Duration {
+// sum is the TTL that Vault reckons from a response, with its warnings.
+func (l *lease) sum(got answer, increment time.Duration) (ttl time.Duration, warnings []string) {
 	l.m.t.Helper()
-	ttl, capped, err := framework.CalculateTTL(
+	ttl, warnings, err := framework.CalculateTTL(
 		l.m.system, increment, got.Secret.TTL, 0, got.Secret.MaxTTL, 0, l.secret.IssueTime)
 	require.NoError(l.m.t, err)
-	*warnings = append(*warnings, capped...)
-	return ttl
+	return ttl, warnings
 }
 
 // renewed renews without a warning, and wants this TTL.
 func (l *lease) renewed(ttl time.Duration) {
 	l.m.t.Helper()
-	warnings, got := l.renew(0)
-	require.NoError(l.m.t, got.err)
-	require.Empty(l.m.t, warnings)
+	got := l.renew(0).works(l.m.t)
+	require.Empty(l.m.t, got.Warnings)
 	require.Equal(l.m.t, ttl, got.Secret.TTL)
 }
 
 func TestLease_lives_as_long_as_the_token_and_names_no_secret(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, _ string) {
 		time.Sleep(1000*time.Second + 500*time.Millisecond)
 		got := m.read(theApp)
 		require.Equal(t, map[string]any{"access_token": m.upstream.LastToken(theKey)}, got.Data)
@@ -98,14 +93,13 @@ func TestLease_lives_as_long_as_the_token_and_names_no_secret(t *testing.T) {
 }
 
 func TestRenew_in_the_first_half_costs_no_call_and_in_the_second_extends_the_token_for_all(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		leases := make([]*lease, 30)
 		for i := range leases {
 			leases[i] = m.issue()
 		}
 		m.start() // the leases outlive a restart, and that reads come without one from now on
-		m.changed(map[string]any{"leased": false})
+		m.changed(unleased)
 		require.Nil(t, m.read(theApp).Secret)
 		time.Sleep(3600 * time.Second)
 		for _, l := range leases {
@@ -128,22 +122,20 @@ func TestRenew_in_the_first_half_costs_no_call_and_in_the_second_extends_the_tok
 
 func TestRenew_never_outlives_the_token_and_without_an_increment_never_warns(t *testing.T) {
 	for increment, times := range map[time.Duration]int{0: 2000, 24 * time.Hour: 500} {
-		inVirtualTime(t, func(t *testing.T, m *mount) {
-			m.configure(theApp, nil)
+		withApp(t, func(t *testing.T, m *mount) {
 			time.Sleep(300 * time.Millisecond)
 			l := m.issue()
 			for i := range times {
 				time.Sleep(time.Duration(i%500) * 437 * time.Millisecond)
 				began := time.Now()
-				warnings, got := l.renew(increment)
-				require.NoError(t, got.err)
+				got := l.renew(increment).works(t)
 				require.LessOrEqual(t, time.Since(began), 20*time.Millisecond)
 				left, known := m.upstream.LifeLeft(l.token)
 				require.True(t, known)
 				require.LessOrEqual(t, time.Until(l.expires), left)
 				require.GreaterOrEqual(t, time.Until(l.expires), left-time.Second)
 				if increment == 0 {
-					require.Empty(t, warnings)
+					require.Empty(t, got.Warnings)
 				}
 			}
 		})
@@ -151,60 +143,44 @@ func TestRenew_never_outlives_the_token_and_without_an_increment_never_warns(t *
 }
 
 func TestRenew_keeps_the_life_left_when_DingTalk_is_down(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		l := m.issue()
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultThrottledBusy})
 		time.Sleep(7000 * time.Second)
-		warnings, got := l.renew(0)
-		require.NoError(t, got.err)
-		require.Equal(t, 200*time.Second, got.Secret.TTL)
-		require.Len(t, warnings, 1)
-		require.Contains(t, warnings[0], "system.busy")
-
+		require.Equal(t, 200*time.Second, l.renew(0).warns(t, "system.busy").Secret.TTL)
 		time.Sleep(199 * time.Second)
-		_, got = l.renew(0)
-		require.Equal(t, http.StatusBadGateway, got.status, "there is no token and none can be had")
+		l.renew(0).gets(t, http.StatusBadGateway) // there is no token and none can be had
 	})
 }
 
 func TestRenew_of_a_lease_whose_token_is_no_longer_the_apps_ends_it_within_a_second(t *testing.T) {
-	for name, c := range map[string]struct {
+	type test struct {
 		change func(m *mount)
 		why    string
 		calls  int // of the renewal
-	}{
-		"replaced": {func(m *mount) {
-			m.upstream.ExpireTokens(theKey)
-			refresh(m)
-		}, "another token", 0},
+	}
+	expire := func(m *mount) { m.upstream.ExpireTokens(theKey) }
+	forEach(t, map[string]test{
+		"replaced":                     {after(expire, refresh), "another token", 0},
 		"replaced by the very renewal": {func(m *mount) { m.upstream.RotateTokens(theKey, true) }, "another token", 1},
 		"the app is gone":              {(*mount).delete, "no longer configured", 0},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inVirtualTime(t, func(t *testing.T, m *mount) {
-				m.configure(theApp, nil)
-				l := m.issue()
-				c.change(m)
-				calls := m.calls()
-				time.Sleep(5000 * time.Second)
-				warnings, got := l.renew(0)
-				require.NoError(t, got.err)
-				require.Equal(t, time.Second, got.Secret.TTL)
-				require.Len(t, warnings, 1)
-				require.Contains(t, warnings[0], c.why)
-				require.Contains(t, warnings[0], "Read team/dingtalk/creds/myapp again")
-				require.Equal(t, c.calls, m.calls()-calls)
+	}, func(t *testing.T, m *mount, c test) {
+		m.configure(theApp, nil)
+		l := m.issue()
+		c.change(m)
+		calls := m.calls()
+		time.Sleep(5000 * time.Second)
+		got := l.renew(0).warns(t, c.why, "Read team/dingtalk/creds/myapp again")
+		require.Equal(t, time.Second, got.Secret.TTL)
+		require.Equal(t, c.calls, m.calls()-calls)
 
-				_, ended := l.renew(24 * time.Hour)
-				require.NoError(t, ended.err)
-				require.LessOrEqual(t, time.Until(l.expires), time.Second)
-				_, ended = l.renew(0)
-				time.Sleep(5 * time.Second) // a machine that stands still before Vault does its sum
-				require.Equal(t, time.Second, l.sum(ended, 0, &warnings))
-			})
-		})
-	}
+		l.renew(24 * time.Hour).works(t)
+		require.LessOrEqual(t, time.Until(l.expires), time.Second)
+		ended := l.renew(0)
+		time.Sleep(5 * time.Second) // a machine that stands still before Vault does its sum
+		ttl, _ := l.sum(ended, 0)
+		require.Equal(t, time.Second, ttl)
+	})
 }
 
 func TestRenew_counts_as_a_read_for_the_background(t *testing.T) {
@@ -227,21 +203,6 @@ func TestRenew_counts_as_a_read_for_the_background(t *testing.T) {
 	})
 }
 
-func TestRevoke_always_succeeds_and_ends_no_token(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		l := m.issue()
-		require.NoError(t, m.upstream.Close())
-		m.delete()
-		m.storage.fail(nil)
-		got := m.send(t.Context(), &logical.Request{
-			Operation: logical.RevokeOperation, Path: "creds/myapp", Secret: &l.secret,
-		})
-		require.NoError(t, got.err)
-		require.Empty(t, m.storage.calls())
-	})
-}
-
 func TestCreds_wrapped_for_longer_than_the_token_lives_are_not(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		for name, leased := range map[string]bool{"leased": true, "unleased": false} {
@@ -261,15 +222,12 @@ func TestCreds_wrapped_for_longer_than_the_token_lives_are_not(t *testing.T) {
 }
 
 func TestCreds_min_ttl_must_be_a_sensible_duration(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		for _, bad := range []any{
 			"", "-1s", "500ms", "soon", "3000000h", "36028797018963968", 1e30, true, nil, []any{"1s", "2s"},
 		} {
-			got := m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": bad})
-			require.Equal(t, http.StatusBadRequest, got.status, "%v", bad)
-			require.Contains(t, got.err.Error(), "min_ttl")
-			require.Contains(t, got.err.Error(), "allowed")
+			m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": bad}).
+				gets(t, http.StatusBadRequest, "min_ttl", "allowed")
 		}
 		require.Zero(t, m.calls())
 	})
@@ -277,10 +235,9 @@ func TestCreds_min_ttl_must_be_a_sensible_duration(t *testing.T) {
 
 func TestUnleased_responses_say_when_to_read_again(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, map[string]any{"leased": false})
+		m.configure(theApp, unleased)
 		fetched := time.Now()
-		got := m.read(theApp)
-		require.NoError(t, got.err)
+		got := m.read(theApp).works(t)
 		require.Nil(t, got.Secret)
 		require.Equal(t, map[string]any{
 			"access_token":        m.upstream.LastToken(theKey),
@@ -289,6 +246,12 @@ func TestUnleased_responses_say_when_to_read_again(t *testing.T) {
 			"rotation_period":     int64(7000),
 			"last_vault_rotation": timestamp(fetched),
 		}, got.Data)
+
+		for before, ttl := range map[int]int64{0: 7198, 1: 7198, 3: 7197} { // it ends before the token does
+			m.patch(theApp, map[string]any{"refresh_before": before}).works(t)
+			require.Equal(t, ttl, m.read(theApp).Data["ttl"])
+		}
+		m.patch(theApp, map[string]any{"refresh_before": 200}).works(t)
 
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultIPNotAllowed})
 		time.Sleep(7100 * time.Second)
@@ -302,39 +265,20 @@ func TestUnleased_responses_say_when_to_read_again(t *testing.T) {
 	})
 }
 
-func TestUnleased_ttl_ends_before_the_token_does_where_nothing_is_refreshed_ahead(t *testing.T) {
+func TestUnleased_ttl_of_a_due_token_ends_with_the_back_off_or_at_once_where_a_refresh_is_under_way(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, map[string]any{"leased": false})
-		for before, ttl := range map[int]int64{0: 7198, 1: 7198, 3: 7197} {
-			require.NoError(t, m.do(logical.PatchOperation, "config/myapp", map[string]any{"refresh_before": before}).err)
-			require.Equal(t, ttl, m.read(theApp).Data["ttl"])
-		}
-	})
-}
-
-func TestUnleased_ttl_ends_with_the_back_off_where_storage_does_not_give_the_secret(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, map[string]any{"leased": false})
+		m.configure(theApp, unleased)
 		m.token(theApp)
 		time.Sleep(7001 * time.Second)
-		m.storage.on(func(string, string) error { return errStorage })
-		got := m.read(theApp)
-		require.Len(t, got.Warnings, 1)
-		require.InDelta(t, 5, got.Data["ttl"], 1)
+		m.storage.on(func(string, string) error { return errStorage }) // which does not give the secret
+		require.InDelta(t, 5, m.read(theApp).warns(t).Data["ttl"], 1)
 		require.Equal(t, 1, m.calls())
-	})
-}
 
-func TestUnleased_reader_during_a_refresh_is_told_to_come_back_at_once(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, map[string]any{"leased": false})
-		m.token(theApp)
-		time.Sleep(7001 * time.Second)
+		m.storage.fail(nil)
+		time.Sleep(longestFirstBackOff)
 		m.upstream.SetFault(theKey, simulator.Fault{Delay: 5 * time.Second})
-		first := make(chan string)
-		go func() { first <- m.token(theApp) }()
-		synctest.Wait()
+		first := begin(func() answer { return m.read(theApp) })
 		require.EqualValues(t, 1, m.read(theApp).Data["ttl"])
-		<-first
+		require.Empty(t, (<-first).works(t).Warnings)
 	})
 }

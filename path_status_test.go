@@ -10,20 +10,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
 func TestStatus_says_what_applies_and_holds_no_secret(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		want := map[string]any{"state": "absent", "upstream_calls": uint64(0), "upstream_failures": uint64(0)}
-		require.Equal(t, want, m.state(theApp))
-
-		fetched := time.Now()
-		tok := m.token(theApp)
+	withApp(t, func(t *testing.T, m *mount) {
+		fetched, tok := time.Now(), m.token(theApp)
 		require.Equal(t, map[string]any{
 			"state": "fresh", "fetched_at": timestamp(fetched), "expires_at": timestamp(fetched.Add(2 * time.Hour)),
 			"ttl": int64(7200), "upstream_calls": uint64(1), "upstream_failures": uint64(0),
@@ -37,68 +31,57 @@ func TestStatus_says_what_applies_and_holds_no_secret(t *testing.T) {
 		require.Equal(t, uint64(4), got["upstream_calls"], "three attempts")
 		require.Equal(t, uint64(3), got["upstream_failures"])
 		require.Contains(t, got["last_error"], "unknownError")
-		require.Contains(t, got, "last_error_at")
-		require.Contains(t, got, "next_attempt_at")
+		require.Equal(t, timestamp(time.Now()), got["last_error_at"])
 		require.NotContains(t, fmt.Sprint(got), theSecret)
 		require.NotContains(t, fmt.Sprint(got), tok)
 	})
 }
 
 func TestRefresh_fetches_now_and_answers_like_status(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
-		m.token(theApp)
+	withToken(t, func(t *testing.T, m *mount, _ string) {
 		time.Sleep(time.Hour)
-		got := m.do(logical.UpdateOperation, "refresh/myapp", nil)
-		require.NoError(t, got.err)
+		got := m.refresh(theApp).works(t)
 		require.Empty(t, got.Warnings)
 		require.Equal(t, 2, m.calls())
 		require.Equal(t, m.state(theApp), got.Data)
 		require.EqualValues(t, 7200, got.Data["ttl"])
 
 		time.Sleep(10*time.Second - time.Millisecond)
-		got = m.do(logical.UpdateOperation, "refresh/myapp", nil)
-		require.NoError(t, got.err)
-		require.Len(t, got.Warnings, 1, "too soon")
+		m.refresh(theApp).warns(t, "less than 10s ago")
 		require.Equal(t, 2, m.calls())
 		time.Sleep(time.Millisecond)
-		require.Empty(t, m.do(logical.UpdateOperation, "refresh/myapp", nil).Warnings)
+		require.Empty(t, m.refresh(theApp).Warnings)
 		require.Equal(t, 3, m.calls())
 	})
 }
 
 func TestRefresh_ignores_the_back_off_and_one_that_fails_is_an_error_though_there_is_a_token(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultIPNotAllowed})
-		require.Equal(t, http.StatusBadRequest, m.read(theApp).status)
+		m.read(theApp).gets(t, http.StatusBadRequest)
 		m.upstream.ClearFaults()
-		require.Equal(t, "fresh", m.do(logical.UpdateOperation, "refresh/myapp", nil).Data["state"])
+		require.Equal(t, "fresh", m.refresh(theApp).Data["state"])
 		m.token(theApp)
 
 		time.Sleep(10 * time.Second)
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultRejectedCredentials})
-		require.Equal(t, http.StatusBadRequest, m.do(logical.UpdateOperation, "refresh/myapp", nil).status)
+		m.refresh(theApp).gets(t, http.StatusBadRequest)
 		m.token(theApp)
 	})
 }
 
 func TestRefresh_held_by_a_Retry_After_says_when_that_ends(t *testing.T) {
-	inVirtualTime(t, func(t *testing.T, m *mount) {
-		m.configure(theApp, nil)
+	withApp(t, func(t *testing.T, m *mount) {
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultReset})
 		for range 5 {
-			m.do(logical.UpdateOperation, "refresh/myapp", nil)
+			m.refresh(theApp)
 			time.Sleep(11 * time.Second)
 		}
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "20"})
-		m.do(logical.UpdateOperation, "refresh/myapp", nil)
+		m.refresh(theApp)
 		ends := timestamp(time.Now().Add(20 * time.Second))
 		require.NotEqual(t, ends, m.state(theApp)["next_attempt_at"], "a reader waits for the back-off")
 		time.Sleep(15 * time.Second)
-		got := m.do(logical.UpdateOperation, "refresh/myapp", nil)
-		require.NoError(t, got.err)
-		require.Len(t, got.Warnings, 1)
-		require.Contains(t, got.Warnings[0], ends)
+		m.refresh(theApp).warns(t, ends)
 	})
 }

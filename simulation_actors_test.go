@@ -23,28 +23,26 @@ import (
 // clients, so that one which waits does not keep the others from reading.
 const mostPatience = 35 * time.Second
 
-// deck deals its cards in random order, every one once before any comes again.
-type deck[T interface{ event() string }] struct {
-	cards []T
-	dealt int
+// card is something that may happen. Playing it reports whether it did.
+type card struct {
+	event string
+	play  func(r *rand.Rand) bool
 }
 
-// newDeck announces what will happen, so that what never did is found out.
-func newDeck[T interface{ event() string }](w *world, cards []T) *deck[T] {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// deal plays cards in random order, with a pause before each, and every one once before any comes
+// again.
+func (w *world) deal(r *rand.Rand, least, most time.Duration, cards ...card) {
 	for _, c := range cards {
-		w.events[c.event()] += 0
+		w.count(c.event, 0) // so that what never happens is found out
 	}
-	return &deck[T]{cards: cards}
-}
-
-func (d *deck[T]) deal(r *rand.Rand) T {
-	if d.dealt%len(d.cards) == 0 {
-		r.Shuffle(len(d.cards), func(i, j int) { d.cards[i], d.cards[j] = d.cards[j], d.cards[i] })
+	for dealt := 0; w.sleep(between(r, least, most)); dealt++ {
+		if dealt%len(cards) == 0 {
+			r.Shuffle(len(cards), func(i, j int) { cards[i], cards[j] = cards[j], cards[i] })
+		}
+		if c := cards[dealt%len(cards)]; c.play(r) {
+			w.count(c.event, 1)
+		}
 	}
-	d.dealt++
-	return d.cards[(d.dealt-1)%len(d.cards)]
 }
 
 // between draws a duration.
@@ -69,7 +67,7 @@ func (w *world) use() {
 			})
 		}
 		for n := range a.crowd.holders {
-			if a.leased {
+			if a.leasedFirst {
 				w.act("holder "+strconv.Itoa(n)+" of "+a.name, func(r *rand.Rand) { w.hold(a, r) })
 			}
 		}
@@ -100,6 +98,8 @@ func (i *instance) tickAsVault() {
 	i.w.mu.Unlock()
 	got := i.do(logical.RollbackOperation, "", nil)
 	if took := time.Since(began); took > 0 || got.err != nil {
+		i.w.mu.Lock()
+		defer i.w.mu.Unlock()
 		i.w.violate(nil, "prompt periodic function", "it took %s: %v", took, got.err)
 	}
 }
@@ -163,15 +163,13 @@ func (w *world) issue(a *simulatedApp) *leaseHeld {
 // tried again ever more slowly. It returns false at the end of the world.
 func (w *world) watch(l *leaseHeld, r *rand.Rand) bool {
 	grace := func(d time.Duration) time.Duration { return between(r, d/10, d/5) }
-	renewed, granted := time.Now(), time.Until(l.expires)
-	before := granted
-	threshold := grace(granted)
+	granted := time.Until(l.expires)
+	renewed, before, threshold := time.Now(), granted, grace(granted)
 	var failingSince time.Time
 	var retry time.Duration
-	for {
-		var left, pause time.Duration
-		ttl, err := w.renew(l)
-		if err == nil {
+	for pause := time.Duration(0); w.sleep(pause); {
+		var left time.Duration
+		if ttl, err := w.renew(l); err == nil {
 			renewed, granted, left, retry = time.Now(), ttl, ttl, 0
 			if left > before {
 				threshold = grace(left)
@@ -189,94 +187,69 @@ func (w *world) watch(l *leaseHeld, r *rand.Rand) bool {
 			retry = min(2*retry, 5*time.Minute)
 		}
 		before = left
-		if left <= threshold || left-pause <= threshold {
+		if left-pause <= threshold {
 			return true
 		}
-		if !w.sleep(pause) {
-			return false
-		}
 	}
-}
-
-// fault is a card of the weather's.
-type fault struct {
-	name  string
-	lasts time.Duration
-	simulator.Fault
-}
-
-func (f fault) event() string { return f.name }
-
-func weatherCards() []fault {
-	return []fault{
-		{"outage", time.Minute, simulator.Fault{Kind: simulator.FaultReset}},
-		{"outage", 5 * time.Minute, simulator.Fault{Kind: simulator.FaultUnavailableEmpty}},
-		{"outage", 30 * time.Minute, simulator.Fault{Kind: simulator.FaultHang}},
-		{"outage", time.Hour, simulator.Fault{Kind: simulator.FaultUnavailableUnknown, Delay: 700 * time.Millisecond}},
-		{"outage", 150 * time.Minute, simulator.Fault{Kind: simulator.FaultReset}},
-		{"throttling", 10 * time.Minute, simulator.Fault{Kind: simulator.FaultThrottledQPS}},
-		{
-			"throttling with Retry-After", 20 * time.Minute,
-			simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "90"},
-		},
-		{"throttling with Retry-After", time.Hour, simulator.Fault{Kind: simulator.FaultThrottledQPS, RetryAfter: "3600"}},
-		{"ban", 5 * time.Minute, simulator.Fault{Kind: simulator.FaultBanned}},
-		{"slow responses", time.Hour, simulator.Fault{Delay: 650 * time.Millisecond}},
-		{"slow responses", 30 * time.Minute, simulator.Fault{Delay: 8300 * time.Millisecond}},
-		{"responses slower than request_timeout", 30 * time.Minute, simulator.Fault{Delay: 40 * time.Second}},
-		{"broken responses", 15 * time.Minute, simulator.Fault{Kind: simulator.FaultTruncated}},
-		{"broken responses", 15 * time.Minute, simulator.Fault{Kind: simulator.FaultHTML}},
-	}
+	return false
 }
 
 // weather is what befalls all apps of one host at a time.
 func (w *world) weather(host string, r *rand.Rand) {
-	cards := newDeck(w, weatherCards())
-	for w.sleep(between(r, 30*time.Minute, 6*time.Hour)) {
-		f := cards.deal(r)
-		w.count(f.name)
-		w.hosts[host].SetFault(simulator.AnyApp, f.Fault)
-		goesOn := w.sleep(spread(r, f.lasts))
-		w.hosts[host].ClearFault(simulator.AnyApp)
-		if !goesOn {
-			return
-		}
+	fault := func(event string, lasts time.Duration, f simulator.Fault) card {
+		return card{event, func(r *rand.Rand) bool {
+			w.hosts[host].SetFault(simulator.AnyApp, f)
+			w.sleep(spread(r, lasts))
+			w.hosts[host].ClearFault(simulator.AnyApp)
+			return true
+		}}
 	}
-}
-
-const tokensEnded = "token replaced by DingTalk before its time"
-
-func mishapCards() []fault {
-	return []fault{
-		{"IP not allowed for one app", 20 * time.Minute, simulator.Fault{Kind: simulator.FaultIPNotAllowed}},
-		{"permission denied to one app", 20 * time.Minute, simulator.Fault{Kind: simulator.FaultPermissionDenied}},
-		{"one app throttled", 2 * time.Hour, simulator.Fault{Kind: simulator.FaultThrottledQPS}},
-		{tokensEnded, 0, simulator.Fault{}},
-	}
+	const minute = time.Minute
+	w.deal(r, 30*minute, 6*time.Hour,
+		fault("outage", minute, simulator.Fault{Kind: simulator.FaultReset}),
+		fault("outage", 5*minute, simulator.Fault{Kind: simulator.FaultUnavailableEmpty}),
+		fault("outage", 30*minute, simulator.Fault{Kind: simulator.FaultHang}),
+		fault("outage", 60*minute, simulator.Fault{Kind: simulator.FaultUnavailableUnknown, Delay: 700 * time.Millisecond}),
+		fault("outage", 150*minute, simulator.Fault{Kind: simulator.FaultReset}),
+		fault("throttling", 10*minute, simulator.Fault{Kind: simulator.FaultThrottledQPS}),
+		fault("Retry-After", 20*minute, simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "90"}),
+		fault("Retry-After", 60*minute, simulator.Fault{Kind: simulator.FaultThrottledQPS, RetryAfter: "3600"}),
+		fault("ban", 5*minute, simulator.Fault{Kind: simulator.FaultBanned}),
+		fault("slow responses", 60*minute, simulator.Fault{Delay: 650 * time.Millisecond}),
+		fault("slow responses", 30*minute, simulator.Fault{Delay: 8300 * time.Millisecond}),
+		fault("responses slower than request_timeout", 30*minute, simulator.Fault{Delay: 40 * time.Second}),
+		fault("broken responses", 15*minute, simulator.Fault{Kind: simulator.FaultTruncated}),
+		fault("broken responses", 15*minute, simulator.Fault{Kind: simulator.FaultHTML}),
+	)
 }
 
 // mishaps are what befalls a single app.
 func (w *world) mishaps(r *rand.Rand) {
-	cards := newDeck(w, mishapCards())
-	for w.sleep(between(r, 5*time.Minute, 40*time.Minute)) {
-		a, f := w.someApp(r), cards.deal(r)
-		w.count(f.name)
-		g := w.moment(a).inForce
-		if g == nil {
-			continue
-		}
-		key := g.key
-		if f.name == tokensEnded {
-			w.endTokens(a, key)
-			continue
-		}
-		lasts := spread(r, f.lasts)
-		w.hosts[a.host].SetFault(key, f.Fault)
-		w.actors.Go(func() {
-			time.Sleep(lasts)
-			w.hosts[a.host].ClearFault(key)
-		})
+	mishap := func(event string, lasts time.Duration, kind string) card {
+		return card{event, func(r *rand.Rand) bool {
+			a, lasts := w.someApp(r), spread(r, lasts)
+			g := w.moment(a).inForce
+			switch {
+			case g == nil:
+				return false
+			case kind == "":
+				w.endTokens(a, g.key)
+			default:
+				w.hosts[a.host].SetFault(g.key, simulator.Fault{Kind: kind})
+				w.actors.Go(func() {
+					time.Sleep(lasts)
+					w.hosts[a.host].ClearFault(g.key)
+				})
+			}
+			return true
+		}}
 	}
+	w.deal(r, 5*time.Minute, 40*time.Minute,
+		mishap("IP not allowed for one app", 20*time.Minute, simulator.FaultIPNotAllowed),
+		mishap("permission denied to one app", 20*time.Minute, simulator.FaultPermissionDenied),
+		mishap("one app throttled", 2*time.Hour, simulator.FaultThrottledQPS),
+		mishap("token replaced by DingTalk before its time", 0, ""),
+	)
 }
 
 // endTokens makes DingTalk end an app's tokens, which nobody is told.
@@ -284,7 +257,8 @@ func (w *world) endTokens(a *simulatedApp, key string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for token, t := range w.granted {
-		w.ended[token] = w.ended[token] || t.key == key
+		t.ended = t.ended || t.key == key
+		w.granted[token] = t
 	}
 	w.hosts[a.host].ExpireTokens(key)
 }
@@ -303,48 +277,41 @@ func (w *world) someApp(r *rand.Rand) *simulatedApp {
 	}
 }
 
-// change is a card of the operator's.
+// change is what an operator does to an app's configuration.
 type change struct {
-	name                                        string
 	tune, secret, key, verify, inFlight, remake bool
-}
-
-func (c change) event() string { return c.name }
-
-func (c change) rotates() bool { return c.secret || c.key }
-
-func changeCards() []change {
-	return []change{
-		{name: "tuning", tune: true},
-		{name: "tuning in mid-flight", tune: true, inFlight: true},
-		{name: "same values again"},
-		{name: "same values again in mid-flight", inFlight: true},
-		{name: "new secret, verified", secret: true, verify: true},
-		{name: "new secret, unverified", secret: true},
-		{name: "new secret in mid-flight", secret: true, verify: true, inFlight: true},
-		{name: "new app key, verified", key: true, verify: true},
-		{name: "new app key, unverified", key: true},
-		{name: "new app key in mid-flight, unverified", key: true, inFlight: true},
-		{name: "new app key in mid-flight, verified", key: true, verify: true, inFlight: true},
-		{name: "deleted and made again", remake: true},
-		{name: "deleted and made again in mid-flight", remake: true, inFlight: true},
-	}
 }
 
 // operate rewrites configurations.
 func (w *world) operate(r *rand.Rand) {
-	cards := newDeck(w, changeCards())
-	for w.sleep(between(r, 5*time.Minute, 25*time.Minute)) {
-		a, c := w.someApp(r), cards.deal(r)
-		dice := rand.New(rand.NewPCG(r.Uint64(), r.Uint64()))
-		if w.claim(a) {
-			w.count(c.name)
+	does := func(event string, c change) card {
+		return card{event, func(r *rand.Rand) bool {
+			a, dice := w.someApp(r), rand.New(rand.NewPCG(r.Uint64(), r.Uint64()))
+			if !a.writing.TryLock() {
+				return false
+			}
 			w.actors.Go(func() {
-				defer w.release(a)
+				defer a.writing.Unlock()
 				w.change(a, c, dice)
 			})
-		}
+			return true
+		}}
 	}
+	w.deal(r, 5*time.Minute, 25*time.Minute,
+		does("tuning", change{tune: true}),
+		does("tuning in mid-flight", change{tune: true, inFlight: true}),
+		does("same values again", change{}),
+		does("same values again in mid-flight", change{inFlight: true}),
+		does("new secret, verified", change{secret: true, verify: true}),
+		does("new secret, unverified", change{secret: true}),
+		does("new secret in mid-flight", change{secret: true, verify: true, inFlight: true}),
+		does("new app key, verified", change{key: true, verify: true}),
+		does("new app key, unverified", change{key: true}),
+		does("new app key in mid-flight, unverified", change{key: true, inFlight: true}),
+		does("new app key in mid-flight, verified", change{key: true, verify: true, inFlight: true}),
+		does("deleted and made again", change{remake: true}),
+		does("deleted and made again in mid-flight", change{remake: true, inFlight: true}),
+	)
 }
 
 // change writes until it is done.
@@ -353,16 +320,13 @@ func (w *world) change(a *simulatedApp, c change, r *rand.Rand) {
 		w.slowCall(a, r)
 		time.Sleep(between(r, 0, time.Second))
 	}
-	w.mu.Lock()
-	g := a.inForce
-	w.mu.Unlock()
-	data := map[string]any{}
+	g, data := w.moment(a).inForce, map[string]any{}
 	if c.remake {
 		w.delete(a)
-		data[fieldLeased], data[fieldVerifyConnection] = a.leased, r.IntN(2) == 0
+		data[fieldLeased], data[fieldVerifyConnection] = a.leasedFirst, r.IntN(2) == 0
 		time.Sleep(between(r, 0, time.Minute))
 	}
-	if c.rotates() {
+	if c.secret || c.key {
 		g = w.rotate(a, c.key)
 		time.Sleep(between(r, 0, time.Minute))
 		data["verify_connection"] = c.verify
@@ -386,70 +350,42 @@ func (w *world) slowCall(a *simulatedApp, r *rand.Rand) {
 	w.actors.Go(func() { w.refresh(a) })
 }
 
-// handover is a card of those who start and end Vault's servers.
+// handover is how one of Vault's servers takes over from another, or from itself after a restart.
 type handover struct {
-	name                         string
-	clean, kill, amidWrite, lead bool
-	behind                       time.Duration // the new instance's clock is, by up to so much; negative is ahead
-}
-
-func (h handover) event() string { return h.name }
-
-func handoverCards() []handover {
-	const some = 5 * time.Minute
-	return []handover{
-		{name: "restart", clean: true},
-		{name: "restart, clock set back", clean: true, behind: some},
-		{name: "restart, clock set forward", clean: true, behind: -some},
-		{name: "process killed", kill: true},
-		{name: "process killed amid a config write", kill: true, amidWrite: true},
-		{name: "leader change, old one not cleaned up", lead: true},
-		{name: "leader change, clock behind", lead: true, behind: some},
-		{name: "leader change, clock ahead", lead: true, behind: -some},
-	}
+	kill, amidWrite, lead bool
+	behind                time.Duration // the new instance's clock is, by up to so much; negative is ahead
 }
 
 // handOvers end the engine's instance and start the next, most times with calls in the air.
 func (w *world) handOvers(r *rand.Rand) {
-	cards := newDeck(w, handoverCards())
-	for w.sleep(between(r, 30*time.Minute, 5*time.Hour)) {
-		c := cards.deal(r)
-		for range r.IntN(10) {
-			w.slowCall(w.someApp(r), r)
-		}
-		time.Sleep(between(r, 0, 3*time.Second))
-		w.count(c.name)
-		w.handOver(c, r)
+	does := func(event string, h handover) card {
+		return card{event, func(r *rand.Rand) bool {
+			for range r.IntN(10) {
+				w.slowCall(w.someApp(r), r)
+			}
+			time.Sleep(between(r, 0, 3*time.Second))
+			w.handOver(h, r)
+			return true
+		}}
 	}
+	const some = 5 * time.Minute
+	w.deal(r, 30*time.Minute, 5*time.Hour,
+		does("restart", handover{}),
+		does("restart, clock set back", handover{behind: some}),
+		does("restart, clock set forward", handover{behind: -some}),
+		does("process killed", handover{kill: true}),
+		does("process killed amid a config write", handover{kill: true, amidWrite: true}),
+		does("leader change, old one not cleaned up", handover{lead: true}),
+		does("leader change, clock behind", handover{lead: true, behind: some}),
+		does("leader change, clock ahead", handover{lead: true, behind: -some}),
+	)
 }
 
 func (w *world) handOver(c handover, r *rand.Rand) {
 	old := w.active.Load()
 	behind := c.behind / time.Second * time.Duration(r.IntN(int(time.Second)))
 	down := between(r, time.Second, time.Minute)
-	switch {
-	case c.clean:
-		w.active.Store(nil)
-		old.clean()
-		time.Sleep(down)
-		w.active.Store(w.newInstance(behind))
-	case c.kill:
-		if a := w.someApp(r); c.amidWrite && w.claim(a) {
-			defer w.release(a)
-			g := w.rotate(a, true)
-			w.mu.Lock()
-			old.killAfter = g
-			w.mu.Unlock()
-			w.write(a, logical.UpdateOperation, g, map[string]any{"verify_connection": r.IntN(2) == 0})
-		}
-		w.mu.Lock()
-		old.deposed, old.killed = true, true
-		w.mu.Unlock()
-		w.active.Store(nil)
-		time.Sleep(down)
-		w.active.Store(w.newInstance(behind))
-		old.clean() // only because a test cannot kill goroutines
-	case c.lead:
+	if c.lead {
 		w.active.Store(w.newInstance(behind))
 		w.actors.Go(func() {
 			time.Sleep(down)
@@ -457,22 +393,26 @@ func (w *world) handOver(c handover, r *rand.Rand) {
 			time.Sleep(down)
 			old.clean()
 		})
+		return
 	}
-}
-
-// claim takes the right to write an app's configuration, if nobody has it.
-func (w *world) claim(a *simulatedApp) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if a.claimed {
-		return false
+	if a := w.someApp(r); c.amidWrite && a.writing.TryLock() {
+		defer a.writing.Unlock()
+		g := w.rotate(a, true)
+		w.mu.Lock()
+		old.killAfter = g
+		w.mu.Unlock()
+		w.write(a, logical.UpdateOperation, g, map[string]any{"verify_connection": r.IntN(2) == 0})
 	}
-	a.claimed = true
-	return true
-}
-
-func (w *world) release(a *simulatedApp) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	a.claimed = false
+	old.deposed, old.killed = old.deposed || c.kill, c.kill
+	w.mu.Unlock()
+	w.active.Store(nil)
+	if !c.kill {
+		old.clean()
+	}
+	time.Sleep(down)
+	w.active.Store(w.newInstance(behind))
+	if c.kill {
+		old.clean() // only because a test cannot kill goroutines
+	}
 }

@@ -11,6 +11,7 @@ package dingtalk
 import (
 	"fmt"
 	"net/http"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -25,14 +26,8 @@ import (
 // tooMany is how many broken promises end the simulation.
 const tooMany = 20
 
-// violate notes a promise that the engine broke.
+// violate notes a promise that the engine broke. It is called with w.mu held.
 func (w *world) violate(a *simulatedApp, promise, format string, args ...any) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.violateLocked(a, promise, format, args...)
-}
-
-func (w *world) violateLocked(a *simulatedApp, promise, format string, args ...any) {
 	name := "-"
 	if a != nil {
 		name = a.name
@@ -41,34 +36,24 @@ func (w *world) violateLocked(a *simulatedApp, promise, format string, args ...a
 	text := fmt.Sprintf("seed %d, day %.5f, app %s, %s: %s", w.seed, day, name, promise, fmt.Sprintf(format, args...))
 	w.t.Error(text)
 	w.note("%s", text)
-	w.broken[promise]++
-	if w.stopped.Load() {
-		return
-	}
-	total := 0
-	for _, n := range w.broken {
-		total += n
-	}
-	w.stopped.Store(total >= tooMany)
+	w.broken++
+	w.stopped.Store(w.broken >= tooMany)
 }
 
-func (w *world) count(event string) {
+func (q *request) violate(promise, format string, args ...any) {
+	q.w.violate(q.app, promise, format, args...)
+}
+
+func (w *world) count(event string, times int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.events[event]++
-}
-
-// moment is what is in force for an app at a moment.
-type moment struct {
-	inForce, before *generation
-	tuning
-	limit time.Duration
+	w.events[event] += times
 }
 
 func (w *world) moment(a *simulatedApp) moment {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return moment{a.inForce, a.before, a.tuning, a.limit}
+	return a.moment
 }
 
 // request is one request for an app, from its beginning to its response.
@@ -86,7 +71,7 @@ type request struct {
 	generations []*generation
 }
 
-// uses is the counter of such requests in the air; nil for those that are no use of the app.
+// uses is the counter of such requests in the air.
 func (u *upkeep) uses(req *logical.Request) *int {
 	switch {
 	case req.Operation == logical.RenewOperation:
@@ -94,7 +79,7 @@ func (u *upkeep) uses(req *logical.Request) *int {
 	case strings.HasPrefix(req.Path, refreshPrefix):
 		return &u.forcing
 	case !strings.HasPrefix(req.Path, credsPrefix) || req.Operation != logical.ReadOperation:
-		return nil
+		return &u.others
 	case len(req.Data) > 0:
 		return &u.longer
 	default:
@@ -102,36 +87,51 @@ func (u *upkeep) uses(req *logical.Request) *int {
 	}
 }
 
-// send sends a request to the active instance; nil is that Vault is down, or went down before it
-// responded.
-func (w *world) send(a *simulatedApp, req *logical.Request) *request {
-	q := &request{w: w, app: a, i: w.active.Load(), begun: time.Now()}
+// request begins one to the active instance; nil is that Vault is down.
+func (w *world) request(a *simulatedApp) *request {
+	q := &request{w: w, app: a, i: w.active.Load(), begun: time.Now(), at: w.moment(a)}
 	if q.i == nil {
-		w.count("request while Vault was down")
+		w.count("request while Vault was down", 1)
 		return nil
 	}
-	q.at = w.moment(a)
-	w.mu.Lock()
-	u := q.i.upkeepOf(a)
-	uses, since := u.uses(req), u.since
-	if uses != nil {
-		*uses++
-		u.used = q.begun
-	}
-	w.mu.Unlock()
+	return q
+}
+
+// exchange sends the request and notes what it got. It is called with w.mu held, and gives it back
+// meanwhile.
+func (q *request) exchange(uses *int, req *logical.Request) {
 	op := req.Operation
-	q.got = q.i.send(w.t.Context(), req)
-	q.now = time.Now()
-	time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
-	w.checkWait(a, q.i, q.begun, q.now.Sub(q.begun), q.at)
+	*uses++
+	func() {
+		q.w.mu.Unlock()
+		defer q.w.mu.Lock()
+		q.got = q.i.send(q.w.t.Context(), req)
+		q.now = time.Now()
+		time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
+	}()
+	*uses--
+	q.w.checkResponse(q.app, op, req.Path, q.got)
+}
+
+// send sends a request that writes no configuration; nil is that Vault is down, or went down before
+// it responded.
+func (w *world) send(a *simulatedApp, req *logical.Request) *request {
+	q := w.request(a)
+	if q == nil {
+		return nil
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.checkResponse(a, op, req.Path, q.got)
-	if uses != nil {
-		*uses--
+	u := q.i.upkeepOf(a)
+	uses, since := u.uses(req), u.since
+	if uses != &u.others {
+		u.used = q.begun
+	}
+	q.exchange(uses, req)
+	q.checkWait()
+	if uses != &u.others {
 		u.used = q.now
-		u.loaded = u.loaded || a.inForce != nil && since.Equal(u.since) &&
-			q.got.status < http.StatusInternalServerError
+		u.loaded = u.loaded || a.inForce != nil && since.Equal(u.since) && q.got.status < http.StatusInternalServerError
 	}
 	for _, g := range [...]*generation{q.at.before, q.at.inForce, a.before, a.inForce} {
 		if (g != nil || q.at.inForce == nil || a.inForce == nil) && !slices.Contains(q.generations, g) {
@@ -154,7 +154,7 @@ func (w *world) checkShown(a *simulatedApp, text string) {
 	if strings.Contains(text, "secret-") || slices.ContainsFunc(tokenLike.FindAllString(text, -1), func(like string) bool {
 		return w.granted[like].key != ""
 	}) {
-		w.violateLocked(a, "nothing leaks", "a secret or a token is shown: %s", text)
+		w.violate(a, "nothing leaks", "a secret or a token is shown: %s", text)
 	}
 }
 
@@ -171,23 +171,20 @@ func (w *world) checkResponse(a *simulatedApp, op logical.Operation, path string
 		}
 	}
 	w.note("%s %s: %d %s", op, path, got.status, shown)
-	if shown != "" {
-		w.checkShown(a, shown)
-	}
+	w.checkShown(a, shown)
 }
 
 // checkWait checks that nobody waited for longer than request_timeout and a second.
-func (w *world) checkWait(a *simulatedApp, i *instance, begun time.Time, took time.Duration, at moment) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	limit := max(at.limit, a.limit)
-	if took > limit+time.Second && !i.killed {
-		w.violateLocked(a, "bounded wait", "waited for %s, with a request_timeout of %s", took, limit)
+func (q *request) checkWait() {
+	a, c, took := q.app, q.app.crowd, q.now.Sub(q.begun)
+	limit := max(q.at.limit, a.limit)
+	if took > limit+time.Second && !q.i.killed {
+		q.w.violate(a, "bounded wait", "waited for %s, with a request_timeout of %s", took, limit)
 	}
-	if took > 100*time.Millisecond && !a.served.IsZero() && begun.After(a.served) { // more than storage takes
-		a.crowd.waits++
+	if took > 100*time.Millisecond && !a.served.IsZero() && q.begun.After(a.served) { // more than storage takes
+		c.waits++
 	}
-	if c := a.crowd; took > c.longest {
+	if took > c.longest {
 		c.longest, c.limit = took, limit
 	}
 }
@@ -205,6 +202,15 @@ func (i *instance) held(g *generation, now time.Time) []*delivery {
 	return nil
 }
 
+// candidates are the deliveries of which the response may be: those held, or any where none has to
+// be; none without a generation.
+func (q *request) candidates(g *generation) []*delivery {
+	if held := q.i.held(g, q.now); held != nil {
+		return held
+	}
+	return q.i.known[g]
+}
+
 // checkCall checks that the app may be fetched a token now.
 func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 	u := i.upkeepOf(a)
@@ -217,10 +223,10 @@ func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 	asked := u.reads + u.longer + u.renewals + u.forcing + u.writes
 	passing := now.Sub(i.ticked) <= settled || !i.w.small
 	if asked == 0 && !(m.served && passing) {
-		i.w.violateLocked(a, "idle apps cost no calls", "nobody asked, and nobody has read the token since it was fetched")
+		i.w.violate(a, "idle apps cost no calls", "nobody asked, and nobody has read the token since it was fetched")
 	}
 	if u.forcing == 0 && now.Before(m.quiet) {
-		i.w.violateLocked(a, "back-off", "a call %s before it ends", m.quiet.Sub(now))
+		i.w.violate(a, "back-off", "a call %s before it ends", m.quiet.Sub(now))
 	}
 	forced := u.forcing > 0 && asked == u.forcing
 	if held := i.held(a.inForce, now); len(held) == 1 && held[0].skew <= 0 { // one of the future is due
@@ -229,11 +235,11 @@ func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 		switch {
 		case u.longer > 0:
 			limit = d.lifetime * 3 / 4
-		case !a.leased && u.renewals == 0 && !passing:
+		case u.renewals == 0 && !passing:
 			limit = d.window(a.tuning) + time.Second
 		}
 		if left > limit && u.forcing == 0 {
-			i.w.violateLocked(a, "fresh tokens cost no call", "the current one has %s left", left)
+			i.w.violate(a, "fresh tokens cost no call", "the current one has %s left", left)
 		}
 		forced = forced || left > d.lifetime/2
 	}
@@ -241,7 +247,7 @@ func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 		return
 	}
 	if ago := now.Sub(m.forced); ago < leastApart-settled {
-		i.w.violateLocked(a, "10 seconds", "a fetch was forced %s after another", ago)
+		i.w.violate(a, "10 seconds", "a fetch was forced %s after another", ago)
 	}
 	m.forced = now
 }
@@ -267,8 +273,8 @@ func (w *world) read(a *simulatedApp, query map[string]any) answer {
 	all := q.checkToken(token)
 	leased := q.got.Secret != nil
 	switch {
-	case leased != q.at.leased && leased != a.tuning.leased:
-		w.violateLocked(a, "leased as configured", "it is not so, or it should not be")
+	case leased != q.at.leased && leased != a.leased:
+		q.violate("leased as configured", "it is not so, or it should not be")
 	case leased:
 		q.checkLease(all, 0, q.got.Secret.TTL, q.got.Secret.MaxTTL, time.Time{})
 	default:
@@ -290,8 +296,7 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 	secret := l.secret
 	secret.Increment = l.increment
 	q := w.send(l.app, &logical.Request{
-		Operation: logical.RenewOperation, Path: credsPrefix + l.app.name,
-		Secret: &secret,
+		Operation: logical.RenewOperation, Path: credsPrefix + l.app.name, Secret: &secret,
 	})
 	if q == nil {
 		return 0, errShuttingDown
@@ -304,7 +309,7 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 		return 0, q.got.err
 	}
 	if q.got.Secret != &secret || len(q.got.Data) > 0 {
-		w.violateLocked(l.app, "renewals return the lease", "warnings %q", q.got.Warnings)
+		q.violate("renewals return the lease", "warnings %q", q.got.Warnings)
 	}
 	if secret.TTL == endedTTL {
 		q.checkEnded(l)
@@ -314,7 +319,7 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 	all := q.checkToken(l.token)
 	if last := latest(all); last != nil && last.remaining(q.now) < last.lifetime/2 && last.lifetime >= 2*leastApart &&
 		len(q.got.Warnings) == 0 && q.i.refused[last.of] == nil && len(all) == 1 {
-		w.violateLocked(l.app, "renewals extend", "%s left, and no warning", last.remaining(q.now))
+		q.violate("renewals extend", "%s left, and no warning", last.remaining(q.now))
 	}
 	ttl := q.checkLease(all, l.increment, secret.TTL, secret.MaxTTL, l.secret.IssueTime)
 	l.expires = q.now.Add(ttl)
@@ -325,18 +330,9 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 // of them.
 func (q *request) checkToken(token string) []*delivery {
 	var all []*delivery
-	ours := false
 	q.i.upkeepOf(q.app).served = true
 	for _, g := range q.generations {
-		if g == nil {
-			continue
-		}
-		ours = ours || q.w.granted[token].key == g.key
-		known := q.i.held(g, q.now)
-		if known == nil {
-			known = q.i.known[g]
-		}
-		for _, d := range known {
+		for _, d := range q.candidates(g) {
 			if d.token == token {
 				all = append(all, d)
 			}
@@ -344,27 +340,25 @@ func (q *request) checkToken(token string) []*delivery {
 	}
 	stored := q.app.stored
 	if !q.i.deposed && !q.app.unstored && len(q.generations) == 1 && (stored == nil || stored.of != q.generations[0]) {
-		q.w.violateLocked(q.app, "stored before it is served", "storage has none of these credentials")
+		q.violate("stored before it is served", "storage has none of these credentials")
 	}
 	last := latest(all)
 	if last == nil {
-		q.w.violateLocked(q.app, "own token", "handed out a token of %q that came to another instance, "+
+		q.violate("own token", "handed out a token of %q that came to another instance, "+
 			"for other credentials, or was replaced", q.w.granted[token].key)
 		return nil
 	}
 	left := time.Until(q.w.granted[token].ends)
 	switch {
-	case !ours:
-		q.w.violateLocked(q.app, "own token", "handed out a token of %q", q.w.granted[token].key)
 	case !slices.ContainsFunc(all, func(d *delivery) bool { return d.remaining(q.now) >= leastLife }):
-		q.w.violateLocked(q.app, "no expired token", "handed out with %s left", last.ends().Sub(q.now))
-	case q.w.ended[token]:
+		q.violate("no expired token", "handed out with %s left", last.ends().Sub(q.now))
+	case q.w.granted[token].ended:
 		q.w.unknowable["a token that DingTalk ended before its time"]++
 	case left > 0:
 	case -left <= last.skew:
 		q.w.unknowable["an expired token, stored by a clock ahead"]++
 	default:
-		q.w.violateLocked(q.app, "no expired token", "DingTalk refuses it since %s", -left)
+		q.violate("no expired token", "DingTalk refuses it since %s", -left)
 	}
 	return all
 }
@@ -383,10 +377,10 @@ func latest(all []*delivery) *delivery {
 func (q *request) checkLease(all []*delivery, increment, ttl, maxTTL time.Duration, issued time.Time) time.Duration {
 	lease, warnings, err := framework.CalculateTTL(q.w.system, increment, ttl, 0, maxTTL, 0, issued)
 	if err != nil || increment == 0 && len(warnings) > 0 {
-		q.w.violateLocked(q.app, "true lease", "Vault makes of it: %v, %v", warnings, err)
+		q.violate("true lease", "Vault makes of it: %v, %v", warnings, err)
 	}
 	if !slices.ContainsFunc(all, func(d *delivery) bool { return ttl == d.remaining(q.now) && lease <= ttl }) {
-		q.w.violateLocked(q.app, "true lease", "a TTL of %s, a lease of %s: not the token's life", ttl, lease)
+		q.violate("true lease", "a TTL of %s, a lease of %s: not the token's life", ttl, lease)
 	}
 	return lease
 }
@@ -398,7 +392,7 @@ func (q *request) checkUnleased(all []*delivery) {
 		return q.got.Data["expires_at"] == timestamp(d.ends()) && q.got.Data["last_vault_rotation"] == timestamp(d.sent) &&
 			ttl >= 1 && time.Duration(ttl)*time.Second <= d.remaining(q.now)
 	}) {
-		q.w.violateLocked(q.app, "true expires_at and ttl", "expires_at %v, last_vault_rotation %v, ttl %v",
+		q.violate("true expires_at and ttl", "expires_at %v, last_vault_rotation %v, ttl %v",
 			q.got.Data["expires_at"], q.got.Data["last_vault_rotation"], ttl)
 	}
 }
@@ -409,7 +403,7 @@ func (q *request) checkMinTTL(all []*delivery, query map[string]any) {
 	asked := time.Duration(seconds) * time.Second
 	if last := latest(all); last != nil && len(q.got.Warnings) == 0 &&
 		last.remaining(q.now) < min(asked, last.lifetime*3/4).Truncate(time.Second) {
-		q.w.violateLocked(q.app, "min_ttl", "%s left without a warning, %s asked for", last.remaining(q.now), asked)
+		q.violate("min_ttl", "%s left without a warning, %s asked for", last.remaining(q.now), asked)
 	}
 }
 
@@ -421,7 +415,7 @@ func (q *request) checkEnded(l *leaseHeld) {
 			return
 		}
 	}
-	q.w.violateLocked(q.app, "leases that last", "a lease was ended though its token is the app's: %q", q.got.Warnings)
+	q.violate("leases that last", "a lease was ended though its token is the app's: %q", q.got.Warnings)
 }
 
 // checkFailure checks that a read or renewal had to fail, and says why: there is no token, by any
@@ -429,18 +423,14 @@ func (q *request) checkEnded(l *leaseHeld) {
 func (q *request) checkFailure() {
 	usable := q.i.upkeepOf(q.app).loaded || q.app.faulted.Before(q.begun)
 	for _, g := range q.generations {
-		usable = usable && g != nil && q.usable(g)
+		held := q.i.held(g, q.now)
+		usable = usable && len(held) > 0 &&
+			!slices.ContainsFunc(held, func(d *delivery) bool { return d.remaining(q.now) < leastLife })
 	}
 	if usable {
-		q.w.violateLocked(q.app, "usable tokens are served", "failed though there is one: %v", q.got.err)
+		q.violate("usable tokens are served", "failed though there is one: %v", q.got.err)
 	}
 	q.checkError(q.got.err.Error())
-}
-
-// usable reports whether the instance must have a token that is good.
-func (q *request) usable(g *generation) bool {
-	held := q.i.held(g, q.now)
-	return len(held) > 0 && !slices.ContainsFunc(held, func(d *delivery) bool { return d.remaining(q.now) < leastLife })
 }
 
 // checkError checks that the error is one of those that the request may fail with.
@@ -452,7 +442,7 @@ func (q *request) checkError(text string) {
 			return
 		}
 	}
-	q.w.violateLocked(q.app, "right errors", "got %d %v", q.got.status, q.got.err)
+	q.violate("right errors", "got %d %v", q.got.status, q.got.err)
 }
 
 // reasons are all that may have made the request fail.
@@ -514,26 +504,20 @@ func (w *world) look(a *simulatedApp, req *logical.Request) {
 	}
 	agrees := false
 	for _, g := range q.generations {
-		if g == nil {
-			continue
-		}
-		known := q.i.held(g, q.now)
-		if known == nil {
-			agrees = agrees || q.got.Data["state"] == string(stateAbsent)
-			known = q.i.known[g]
-		}
-		for _, d := range known {
+		absent := g != nil && q.i.held(g, q.now) == nil
+		agrees = agrees || absent && q.got.Data["state"] == string(stateAbsent)
+		for _, d := range q.candidates(g) {
 			agrees = agrees || q.agrees(d, q.at.tuning) || q.agrees(d, q.app.tuning)
 		}
 	}
 	if !agrees {
-		w.violateLocked(a, "true status", "%v", q.got.Data)
+		q.violate("true status", "%v", q.got.Data)
 	}
 	u := q.i.upkeepOf(a)
 	next, _ := q.got.Data["next_attempt_at"].(string)
 	if len(q.generations) == 1 && u.quiet.After(q.now) && q.begun.Sub(u.last.ended) > time.Second &&
 		q.i.calling[a.inForce] == 0 && (next < timestamp(u.quiet) || q.got.Data["last_error"] == nil) {
-		w.violateLocked(a, "true status", "fetches fail, back-off lasts until %s: %v", timestamp(u.quiet), q.got.Data)
+		q.violate("true status", "fetches fail, back-off lasts until %s: %v", timestamp(u.quiet), q.got.Data)
 	}
 }
 
@@ -554,39 +538,34 @@ func (q *request) agrees(d *delivery, c tuning) bool {
 // write writes or deletes an app's configuration and checks that what it responded is what storage
 // holds. Without credentials, the data may name some of them.
 func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data map[string]any) answer {
-	q := &request{w: w, i: w.active.Load(), app: a, begun: time.Now(), at: w.moment(a)}
-	if q.i == nil {
+	q := w.request(a)
+	if q == nil {
 		return answer{status: http.StatusServiceUnavailable, err: errShuttingDown}
 	}
 	if g != nil {
 		data[fieldAppKey], data[fieldAppSecret], data[fieldBaseURL] = g.key, g.secret, g.host
 	}
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	old := q.at.inForce
-	g, want, wrong := q.wanted(op, data)
+	g, after, wrong := q.wanted(op, data)
 	q.generations = []*generation{g}
-	verify := g != nil && valueIn(data, fieldVerifyConnection, g != old)
-	a.began, a.limit = q.begun, max(a.limit, want.timeout)
+	verify, given := data[fieldVerifyConnection].(bool)
+	verify = g != nil && (verify || !given && g != old)
+	seconds, _ := after[fieldRequestTimeout].(int64)
+	a.began, a.limit = q.begun, max(a.limit, time.Duration(seconds)*time.Second)
 	u := q.i.upkeepOf(a)
 	uses := &u.writes
 	if verify && g == old {
 		uses = &u.forcing
 	}
-	*uses++
-	w.mu.Unlock()
-	q.got = q.i.do(op, configPrefix+a.name, data)
-	q.now = time.Now()
-	time.Sleep(time.Nanosecond) // until what ended in the same moment has noted it
+	q.exchange(uses, &logical.Request{Operation: op, Path: configPrefix + a.name, Data: data})
 	stored, err := w.storage.Get(w.t.Context(), tokenPrefix+a.name)
 	require.NoError(w.t, err)
-
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	*uses--
-	w.checkResponse(a, op, configPrefix+a.name, q.got)
 	a.before = nil
 	faulted := !a.faulted.Before(q.begun)
-	taken, left := a.inForce == g && a.tuning == want, a.inForce == old && a.tuning == q.at.tuning
+	taken := a.inForce == g && reflect.DeepEqual(a.config(), after)
+	left := a.inForce == old && a.tuning == q.at.tuning
 	if left || q.got.err == nil {
 		a.limit = a.timeout
 	}
@@ -597,52 +576,41 @@ func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data
 	switch {
 	case q.i.deposed:
 	case q.got.err == nil && wrong != 0:
-		w.violateLocked(a, "right writes", "one was taken that must not be: %v", data)
+		q.violate("right writes", "one was taken that must not be: %v", data)
 	case q.got.err == nil && (!taken || g == nil && stored != nil):
-		w.violateLocked(a, "writes that work", "a write that was acknowledged is not in storage")
+		q.violate("writes that work", "a write that was acknowledged is not in storage")
 	case q.got.err == nil && verify && g != old && (last == nil || last.sent.Before(q.begun)):
-		w.violateLocked(a, "verified writes", "taken without a token")
+		q.violate("verified writes", "taken without a token")
 	case q.got.err == nil:
 		u.loaded = u.loaded || g != old && g != nil && !faulted
 	case !left && !(faulted && taken):
-		w.violateLocked(a, "writes that work", "a write that failed has taken effect: %v", q.got.err)
+		q.violate("writes that work", "a write that failed has taken effect: %v", q.got.err)
 	case wrong != 0 && q.got.status != wrong && !faulted:
-		w.violateLocked(a, "right errors", "a write failed with %d %v", q.got.status, q.got.err)
+		q.violate("right errors", "a write failed with %d %v", q.got.status, q.got.err)
 	case wrong == 0:
 		q.checkError(q.got.err.Error() + " attempt") // there is no next one to name
 	}
 	return q.got
 }
 
-// wanted is what is to be in force after a write; wrong is the status if it must fail.
-func (q *request) wanted(op logical.Operation, data map[string]any) (g *generation, want tuning, wrong int) {
+// wanted is what is to be in force after a write, and what config/ then responds; wrong is the status
+// if it must fail.
+func (q *request) wanted(op logical.Operation, data map[string]any) (g *generation, after map[string]any, wrong int) {
 	if op == logical.DeleteOperation {
-		return nil, tuning{}, 0
+		return nil, nil, 0
 	}
-	old, want := q.at.inForce, q.at.tuning
-	if old == nil {
-		old, want = &generation{host: "https://api.dingtalk.io"}, tuning{true, 200 * time.Second, 10 * time.Second}
-	}
-	host, key := valueIn(data, fieldBaseURL, old.host), valueIn(data, fieldAppKey, old.key)
-	g = q.w.generations[host+" "+key+" "+valueIn(data, fieldAppSecret, old.secret)]
-	want.leased = valueIn(data, fieldLeased, want.leased)
-	want.refreshBefore = time.Duration(valueIn(data, fieldRefreshBefore, int(want.refreshBefore.Seconds()))) * time.Second
-	want.timeout = time.Duration(valueIn(data, fieldRequestTimeout, int(want.timeout.Seconds()))) * time.Second
+	after, ok := modelConfig(q.at.config(), data)
 	switch {
 	case op == logical.PatchOperation && q.at.inForce == nil:
-		wrong = http.StatusNotFound
-	case g == nil || (host != old.host || key != old.key) && data[fieldAppSecret] == nil:
-		wrong = http.StatusBadRequest
+		return nil, nil, http.StatusNotFound
+	case !ok:
+		return nil, nil, http.StatusBadRequest
 	}
-	return g, want, wrong
-}
-
-// valueIn is a field of a write, or what it is otherwise.
-func valueIn[T any](data map[string]any, field string, otherwise T) T {
-	if v, given := data[field].(T); given {
-		return v
+	secret, given := data[fieldAppSecret].(string)
+	if !given {
+		secret = q.at.inForce.secret
 	}
-	return otherwise
+	return q.w.generations[login{after[fieldBaseURL].(string), after[fieldAppKey].(string), secret}], after, 0
 }
 
 func (w *world) delete(a *simulatedApp) { w.write(a, logical.DeleteOperation, nil, nil) }
@@ -651,10 +619,11 @@ func (w *world) delete(a *simulatedApp) { w.write(a, logical.DeleteOperation, ni
 func (w *world) revoke(l *leaseHeld) {
 	secret := l.secret
 	q := w.send(l.app, &logical.Request{
-		Operation: logical.RevokeOperation, Path: credsPrefix + l.app.name,
-		Secret: &secret,
+		Operation: logical.RevokeOperation, Path: credsPrefix + l.app.name, Secret: &secret,
 	})
 	if q != nil && (q.got.err != nil || q.now.After(q.begun)) {
-		w.violate(l.app, "revoking works", "after %s: %v", q.now.Sub(q.begun), q.got.err)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		q.violate("revoking works", "after %s: %v", q.now.Sub(q.begun), q.got.err)
 	}
 }

@@ -17,6 +17,7 @@ package dingtalk
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -57,11 +58,7 @@ type crowd struct {
 	every   time.Duration // between two reads of an app; zero is never
 	holders int           // of leases, for each app that has them
 
-	tally
-}
-
-// tally is what a crowd's apps saw. It is kept under world.mu.
-type tally struct {
+	// What its apps saw, under world.mu.
 	reads, failed, renewals, calls, callsFailed, least int
 
 	waits          int           // reads and renewals that waited for DingTalk though there had been a token
@@ -81,7 +78,7 @@ func TestSimulation_nothing_is_lost_and_nothing_stale_in_a_month_of_faults(t *te
 			{name: "never", apps: 1},
 		})
 		for n, a := range w.apps {
-			a.leased = n%3 != 0
+			a.leasedFirst = n%3 != 0
 			a.asksForMore = n%5 == 2
 			if n%8 == 1 {
 				a.host = otherHost
@@ -122,7 +119,7 @@ func TestSimulation_without_faults_DingTalk_gets_the_fewest_calls(t *testing.T) 
 		idle := &crowd{name: "never", apps: 1}
 		w := newWorld(t, []*crowd{read, renewed, idle})
 		for _, a := range w.apps {
-			a.leased = a.crowd == renewed
+			a.leasedFirst = a.crowd == renewed
 			w.configure(a)
 		}
 		w.hosts[mainHost].SetFault(simulator.AnyApp, simulator.Fault{Delay: time.Second})
@@ -148,48 +145,22 @@ func TestSimulation_without_faults_DingTalk_gets_the_fewest_calls(t *testing.T) 
 func (w *world) table() string {
 	var text strings.Builder
 	out := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(out, "%d days, seed %d\n\n", *daysFlag, w.seed)
+	fmt.Fprintf(out, "%d days, seed %d, promises broken: %d\n\n", *daysFlag, w.seed, w.broken)
 	fmt.Fprintln(out, "apps read\tapps\treads\tfailed\trenewals\tupstream calls\t"+
 		"of these failed\tleast possible\tlongest wait\t")
-	var all tally
-	apps := 0
-	row := func(name string, n int, c tally) {
-		longest := "-"
-		if c.longest > 0 {
-			longest = fmt.Sprintf("%.3f s of %s", c.longest.Seconds(), c.limit+time.Second)
-		}
-		fmt.Fprintf(out, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t\n", name, n,
-			c.reads, c.failed, c.renewals, c.calls, c.callsFailed, c.least, longest)
-	}
 	for _, c := range w.crowds {
-		row(c.name, c.apps, c.tally)
-		apps += c.apps
-		all.reads += c.reads
-		all.failed += c.failed
-		all.renewals += c.renewals
-		all.calls += c.calls
-		all.callsFailed += c.callsFailed
-		all.least += c.least
-		if c.longest > all.longest {
-			all.longest, all.limit = c.longest, c.limit
-		}
+		fmt.Fprintf(out, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%.3f s of %s\t\n", c.name, c.apps, c.reads, c.failed,
+			c.renewals, c.calls, c.callsFailed, c.least, c.longest.Seconds(), c.limit+time.Second)
 	}
-	row("all", apps, all)
 	section := func(title string, counts map[string]int) {
 		fmt.Fprintf(out, "\n%s\t\n", title)
-		names := make([]string, 0, len(counts))
-		for name := range counts {
-			names = append(names, name)
-		}
-		slices.Sort(names)
-		for _, name := range names {
+		for _, name := range slices.Sorted(maps.Keys(counts)) {
 			fmt.Fprintf(out, "%s\t%d\t\n", name, counts[name])
 		}
 	}
 	section("reads and renewals that failed, having no token, for", w.reasons)
 	section("what happened", w.events)
 	section("handed out, which nobody could know better", w.unknowable)
-	section("promises broken", w.broken)
 	_ = out.Flush() // it writes to memory
 	return text.String()
 }

@@ -79,28 +79,31 @@ type world struct {
 	mu          sync.Mutex
 	fails       func(n int, op, key string) storageFault // how storage's calls go wrong; nil is that none does
 	history     []string                                 // what a small world did, log lines included
-	generations map[string]*generation                   // by host, key and secret
+	generations map[login]*generation
 	granted     map[string]granted
-	ended       map[string]bool // tokens that DingTalk ended before their time
 
-	reasons, events, unknowable, broken map[string]int
+	reasons, events, unknowable map[string]int
+	broken                      int // promises
 }
 
 // granted is a token that DingTalk gave out: to which app key, and until when at the longest, since
 // a repeat extends it.
 type granted struct {
-	key  string
-	ends time.Time
+	key   string
+	ends  time.Time
+	ended bool // by DingTalk, before its time
 }
 
 // generation is one set of credentials of an app. Apps that share a key each have a secret of their
 // own here, which tells whose a call is; DingTalk knows one for the key.
 type generation struct {
-	app               *simulatedApp
-	host, key, secret string
-	number            int  // of the secret
-	accepted          bool // by DingTalk
+	app *simulatedApp
+	login
+	number   int  // of the secret
+	accepted bool // by DingTalk
 }
+
+type login struct{ host, key, secret string }
 
 // tuning is what an app's configuration says and its credentials do not.
 type tuning struct {
@@ -108,29 +111,46 @@ type tuning struct {
 	refreshBefore, timeout time.Duration
 }
 
+// moment is what is in force for an app at a moment: inForce is what storage holds, nil for nothing;
+// before is what it held until a write that has not returned yet.
+type moment struct {
+	inForce, before *generation
+	tuning
+	limit time.Duration // request_timeout; the longer one while a write changes it
+}
+
+// config is what config/ has to respond; nil where the app is not configured.
+func (m moment) config() map[string]any {
+	if m.inForce == nil {
+		return nil
+	}
+	return map[string]any{
+		fieldAppKey: m.inForce.key, fieldBaseURL: m.inForce.host, fieldLeased: m.leased,
+		fieldRefreshBefore: int64(m.refreshBefore / time.Second), fieldRequestTimeout: int64(m.timeout / time.Second),
+	}
+}
+
 // simulatedApp is an app in Vault's configuration.
 type simulatedApp struct {
 	name, host  string
 	crowd       *crowd
-	leased      bool          // from the beginning
+	leasedFirst bool          // from the beginning
 	rotating    bool          // DingTalk gives it a new token at every call
 	asksForMore bool          // its readers use min_ttl
 	twin        *simulatedApp // has the same app key; nil for none
 
-	// Under world.mu. inForce is what storage holds, nil for nothing; before is what it held until a
-	// write that has not returned yet.
-	inForce, before *generation
-	id              string // of the generation, as stored
-	tuning
-	limit    time.Duration // request_timeout; the longer one while a write changes it
-	began    time.Time     // when the last write did
-	claimed  bool          // by somebody who writes its configuration
-	newest   *generation   // whose secret DingTalk accepts
-	served   time.Time     // when a token was first handed out
-	stored   *delivery     // which storage holds and an instance may use
-	unstored bool          // storage did not take the last token
-	faulted  time.Time     // when a call to its storage last went wrong
-	covered  time.Time     // until when the fewest calls possible give it a token
+	writing sync.Mutex // is of who writes its configuration
+
+	// Under world.mu.
+	moment
+	id       string      // of the generation, as stored
+	began    time.Time   // when the last write did
+	newest   *generation // whose secret DingTalk accepts
+	served   time.Time   // when a token was first handed out
+	stored   *delivery   // which storage holds and an instance may use
+	unstored bool        // storage did not take the last token
+	faulted  time.Time   // when a call to its storage last went wrong
+	covered  time.Time   // until when the fewest calls possible give it a token
 }
 
 // delivery is a token that reached an instance, with the life that it was told.
@@ -185,7 +205,7 @@ type instance struct {
 
 // upkeep is what an instance does for an app, and what it must have in memory.
 type upkeep struct {
-	reads, longer, renewals, forcing, writes int // requests in the air; longer are reads with min_ttl
+	reads, longer, renewals, forcing, writes, others int // requests in the air; longer are reads with min_ttl
 
 	used time.Time
 	memory
@@ -233,10 +253,9 @@ func newWorld(t *testing.T, crowds []*crowd) *world {
 		},
 		crowds:      crowds,
 		byName:      map[string]*simulatedApp{},
-		generations: map[string]*generation{},
+		generations: map[login]*generation{},
 		granted:     map[string]granted{},
-		ended:       map[string]bool{},
-		reasons:     map[string]int{}, events: map[string]int{}, unknowable: map[string]int{}, broken: map[string]int{},
+		reasons:     map[string]int{}, events: map[string]int{}, unknowable: map[string]int{},
 	}
 	for w.seed == 0 {
 		w.seed = rand.Uint64() >> 32
@@ -281,11 +300,15 @@ func (w *world) end() {
 
 // credentials makes credentials of an app, which DingTalk knows under one secret for the key.
 func (w *world) credentials(a *simulatedApp, host, key string, number int) *generation {
-	g := &generation{app: a, host: host, key: key, secret: fmt.Sprintf("secret-%d-of-%s", number, a.name), number: number}
-	w.generations[host+" "+key+" "+g.secret] = g
+	g := &generation{app: a, login: login{host, key, a.secret(number)}, number: number}
+	w.generations[g.login] = g
 	w.hosts[host].SetApp(key, upstreamSecret(key))
 	w.hosts[host].RotateTokens(key, a.rotating)
 	return g
+}
+
+func (a *simulatedApp) secret(number int) string {
+	return fmt.Sprintf("secret-%d-of-%s", number, a.name)
 }
 
 func upstreamSecret(key string) string { return "upstream-secret-of-" + key }
@@ -315,7 +338,7 @@ func (w *world) rotate(a *simulatedApp, newKey bool) *generation {
 func (w *world) configure(a *simulatedApp) {
 	w.t.Helper()
 	got := w.write(a, logical.UpdateOperation, w.rotate(a, true), map[string]any{
-		fieldLeased: a.leased, fieldVerifyConnection: false,
+		fieldLeased: a.leasedFirst, fieldVerifyConnection: false,
 	})
 	require.NoError(w.t, got.err)
 }
@@ -408,21 +431,13 @@ func (i *instance) clean() {
 	began := time.Now()
 	i.engine.Cleanup(context.Background())
 	if took := time.Since(began); took > 100*time.Millisecond {
+		i.w.mu.Lock()
+		defer i.w.mu.Unlock()
 		i.w.violate(nil, "prompt end", "the clean-up took %s", took)
 	}
 }
 
-// writes reports whether the instance may change storage.
-func (i *instance) writes() error {
-	switch {
-	case i.killed:
-		return errors.New("the process is dead")
-	case i.deposed:
-		return errors.New("the node is not the leader")
-	default:
-		return nil
-	}
-}
+var errNotLeader = errors.New("the node is not the leader")
 
 // Get implements logical.Storage. One that is no longer the leader still reads, for a while.
 func (i *instance) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
@@ -442,8 +457,8 @@ func (i *instance) Put(ctx context.Context, e *logical.StorageEntry) error {
 	time.Sleep(storagePut)
 	i.w.mu.Lock()
 	defer i.w.mu.Unlock()
-	if err := i.writes(); err != nil {
-		return err
+	if i.deposed || i.killed {
+		return errNotLeader
 	}
 	if err := i.w.storage.Put(ctx, e); err != nil {
 		return err
@@ -465,8 +480,8 @@ func (i *instance) Delete(ctx context.Context, key string) error {
 	time.Sleep(storagePut)
 	i.w.mu.Lock()
 	defer i.w.mu.Unlock()
-	if err := i.writes(); err != nil {
-		return err
+	if i.deposed || i.killed {
+		return errNotLeader
 	}
 	if name, ok := strings.CutPrefix(key, tokenPrefix); ok {
 		i.w.byName[name].stored = nil
@@ -480,14 +495,14 @@ func (i *instance) Delete(ctx context.Context, key string) error {
 // before the write is of an earlier one.
 func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
 	old, id := a.inForce, a.id
-	a.before, a.inForce, a.id = old, i.w.generations[rec.BaseURL+" "+rec.AppKey+" "+rec.AppSecret], rec.Generation
+	a.before, a.inForce, a.id = old, i.w.generations[login{rec.BaseURL, rec.AppKey, rec.AppSecret}], rec.Generation
 	a.tuning = tuning{
 		leased:        rec.Leased,
 		refreshBefore: time.Duration(rec.RefreshBefore) * time.Second,
 		timeout:       time.Duration(rec.RequestTimeout) * time.Second,
 	}
 	if old != nil && a.inForce != nil && (old == a.inForce) != (id == a.id) {
-		i.w.violateLocked(a, "generations", "new credentials: %t, a new generation: %t", old != a.inForce, id != a.id)
+		i.w.violate(a, "generations", "new credentials: %t, a new generation: %t", old != a.inForce, id != a.id)
 	}
 	if id == a.id {
 		return
@@ -515,9 +530,9 @@ func (i *instance) notedToken(a *simulatedApp, e *logical.StorageEntry, active b
 	switch {
 	case rec.Generation != a.id && !active: // since another node changed the app
 	case rec.Generation != a.id:
-		i.w.violateLocked(a, "true storage", "a token was stored that is not of the present generation")
+		i.w.violate(a, "true storage", "a token was stored that is not of the present generation")
 	case of == nil || of.of != a.inForce:
-		i.w.violateLocked(a, "true storage", "a token was stored that this instance did not get at %s", rec.FetchedAt)
+		i.w.violate(a, "true storage", "a token was stored that this instance did not get at %s", rec.FetchedAt)
 	default:
 		a.stored = of
 	}
@@ -526,22 +541,15 @@ func (i *instance) notedToken(a *simulatedApp, e *logical.StorageEntry, active b
 // RoundTrip implements http.RoundTripper: the way to DingTalk, on which the ledger is kept.
 func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
 	sent := time.Now()
-	body, err := io.ReadAll(req.Body)
-	if err != nil {
-		return nil, err
-	}
 	var creds struct{ AppKey, AppSecret string }
-	if err := json.Unmarshal(body, &creds); err != nil {
+	if err := json.NewDecoder(req.Body).Decode(&creds); err != nil {
 		return nil, err
 	}
-	g, secret, since := i.calls(creds.AppKey, creds.AppSecret, req.URL.Scheme+"://"+req.URL.Host)
-	if body, err = json.Marshal(map[string]string{"appKey": g.key, "appSecret": secret}); err != nil {
-		return nil, err
-	}
-	req.Body = io.NopCloser(bytes.NewReader(body))
-	req.ContentLength = int64(len(body))
+	g, secret, since := i.calls(login{req.URL.Scheme + "://" + req.URL.Host, creds.AppKey, creds.AppSecret})
+	body := fmt.Sprintf(`{"appKey":%q,"appSecret":%q}`, g.key, secret)
+	req.Body, req.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
 	rec := httptest.NewRecorder()
-	err = exchange(i.w.hosts[g.host], rec, req)
+	err := exchange(i.w.hosts[g.host], rec, req)
 	if secret == creds.AppSecret { // a wrong one, which DingTalk might repeat
 		rec.Body = bytes.NewBuffer(bytes.ReplaceAll(rec.Body.Bytes(), []byte(`"message":"`), []byte(`"message":"`+secret)))
 	}
@@ -607,32 +615,32 @@ func exchange(server http.Handler, w http.ResponseWriter, req *http.Request) (er
 // calls notes a call that begins, and checks that it may. It returns whose it is, the secret that
 // DingTalk gets to see, and which memory it is for: the app's, unless it verifies other
 // credentials.
-func (i *instance) calls(key, secret, host string) (g *generation, seen string, since time.Time) {
+func (i *instance) calls(sent login) (g *generation, seen string, since time.Time) {
 	w, now := i.w, time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if g = w.generations[host+" "+key+" "+secret]; g == nil {
-		w.violateLocked(nil, "own host", "the secret %s of %s was sent to %s", secret, key, host)
-		g = &generation{app: w.apps[0], host: host, key: key, secret: secret}
+	if g = w.generations[sent]; g == nil {
+		w.violate(nil, "own host", "somebody else's secret was sent: %v", sent)
+		g = &generation{app: w.apps[0], login: sent}
 	}
 	a := g.app
 	a.crowd.calls++
 	if i.calling[g]++; i.calling[g] > 1 {
-		w.violateLocked(a, "one flight", "%d calls at once", i.calling[g])
+		w.violate(a, "one flight", "%d calls at once", i.calling[g])
 	}
-	for _, key := range [...]cooldownKey{{baseURL: host}, {host, g.key}} {
+	for _, key := range [...]cooldownKey{{baseURL: g.host}, {g.host, g.key}} {
 		if c := i.cooldowns[key]; c.until.After(now) && c.since.Before(now) { // not in the very moment
-			w.violateLocked(a, "cooldowns", "a call %s before one ends: %s", c.until.Sub(now), c.why.reason)
+			w.violate(a, "cooldowns", "a call %s before one ends: %s", c.until.Sub(now), c.why.reason)
 		}
 	}
-	if g.accepted {
-		secret = upstreamSecret(key)
+	if seen = g.secret; g.accepted {
+		seen = upstreamSecret(g.key)
 	}
 	if g != a.inForce || i.deposed {
-		return g, secret, time.Time{}.Add(-1)
+		return g, seen, time.Time{}.Add(-1)
 	}
 	i.checkCall(a, now)
-	return g, secret, i.upkeepOf(a).since
+	return g, seen, i.upkeepOf(a).since
 }
 
 // delivered notes how DingTalk responded, and says what the contract makes of it if it is no token.
@@ -649,13 +657,11 @@ func (i *instance) delivered(g *generation, sent time.Time, rec *httptest.Respon
 	now, lifetime := time.Now(), time.Duration(got.ExpireIn)*time.Second
 	d := &delivery{of: g, token: got.AccessToken, sent: sent, arrived: now, lifetime: lifetime}
 	if t := i.w.granted[d.token]; d.ends().After(t.ends) {
-		i.w.granted[d.token] = granted{key: g.key, ends: d.ends()}
+		i.w.granted[d.token] = granted{g.key, d.ends(), t.ended}
 	}
 	if d.remaining(now) < leastLife {
-		return &refusal{
-			reason: "a token that had expired", status: http.StatusBadGateway,
-			holds: []string{"expired", "attempt"},
-		}
+		holds := []string{"expired", "attempt"}
+		return &refusal{reason: "a token that had expired", status: http.StatusBadGateway, holds: holds}
 	}
 	i.known[g] = append(i.known[g], d)
 	// The engine has the last one, or the one before while it stores the last, or what is stored.

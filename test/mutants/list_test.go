@@ -146,7 +146,7 @@ var mutants = []mutant{
 		rule: "A renewal on a standby is forwarded", file: "path_creds.go",
 		from:     "HasState(consts.ReplicationPerformanceStandby) {\n\t\treturn nil, logical.ErrReadOnly",
 		to:       "HasState(consts.ReplicationPerformanceStandby) && false {\n\t\treturn nil, logical.ErrReadOnly",
-		caughtBy: "TestBackend_a_standby_forwards_every_operation_and_a_secondary_config_writes_alone",
+		caughtBy: "TestBackend_every_callback_in_every_replication_state",
 	},
 	{
 		rule: "The wrapping's TTL is cut to the token's life", file: "path_creds.go",
@@ -236,13 +236,13 @@ var mutants = []mutant{
 		rule: "A config write goes to its end", file: "registry.go",
 		from:     "warning, err := change(r.life.ctx)",
 		to:       "warning, err := change(ctx)",
-		caughtBy: "TestStorage_that_takes_effect_after_the_caller_left_leaves_memory_right",
+		caughtBy: "TestStorage_that_fails_or_is_slow_at_any_call_leaves_nothing_that_serves_wrongly",
 	},
 	{
 		rule: "A put that fails drops the app from memory", file: "registry.go",
 		from:     "\t\tr.forget(name) // the write may have taken effect: storage has the word\n\t\treturn \"\", err",
 		to:       "\t\treturn \"\", err",
-		caughtBy: "TestStorage_that_fails_at_any_call_leaves_nothing_that_serves_wrongly",
+		caughtBy: "TestStorage_that_fails_or_is_slow_at_any_call_leaves_nothing_that_serves_wrongly",
 	},
 	{
 		rule: "A change of credentials starts a generation", file: "config.go",
@@ -308,13 +308,13 @@ var mutants = []mutant{
 		rule: "A response is read to 64 KiB", file: "client.go",
 		from:     "io.LimitReader(resp.Body, maxResponse+1)",
 		to:       "io.LimitReader(resp.Body, 64*maxResponse)",
-		caughtBy: "TestClient_a_hostile_host_gets_little_memory_no_more_time_than_there_is_and_nothing_shown",
+		caughtBy: "TestClient_a_bad_host_gets_three_attempts_at_most_little_memory_and_no_more_time_than_there_is",
 	},
 	{
 		rule: "5xx is tried three times", file: "client.go",
 		from:     "maxAttempts    = 3",
 		to:       "maxAttempts = 2",
-		caughtBy: "TestClient_tries_three_times_what_may_pass_and_once_what_does_not",
+		caughtBy: "TestClient_a_bad_host_gets_three_attempts_at_most_little_memory_and_no_more_time_than_there_is",
 	},
 	{
 		rule: "Throttling is not tried again", file: "client.go",
@@ -326,7 +326,7 @@ var mutants = []mutant{
 		rule: "The first cause is told", file: "client.go",
 		from:     "if failure == nil || !err.repeatable() {",
 		to:       "if true {",
-		caughtBy: "TestClient_the_attempts_share_one_budget",
+		caughtBy: "TestClient_a_bad_host_gets_three_attempts_at_most_little_memory_and_no_more_time_than_there_is",
 	},
 	{
 		rule: "A text that repeats a secret is withheld", file: "redact.go",
@@ -386,7 +386,7 @@ var mutants = []mutant{
 		rule: "Revoking always succeeds", file: "path_creds.go",
 		from:     "\treturn nil, nil //nolint:nilnil // to Vault this is success",
 		to:       "\treturn nil, errExpired",
-		caughtBy: "TestRevoke_always_succeeds_and_ends_no_token",
+		caughtBy: "TestBackend_every_callback_in_every_replication_state",
 	},
 	{
 		rule: "Errors name paths with the mount", file: "backend.go",
