@@ -131,7 +131,7 @@ func TestClient_shows_code_message_and_request_id_however_they_are_spelt(t *test
 		_, err := readResponse(c.status, http.Header{}, []byte(c.body))
 		require.Equal(t, []string{c.code, c.message, c.id}, []string{err.code, err.message, err.requestID}, c.body)
 		for _, part := range []string{theApp, theURL, c.code, c.message, c.id} {
-			require.Contains(t, err.describe(theApp, theURL), part)
+			require.Contains(t, err.describe(theApp, theConfig), part)
 		}
 	}
 }
@@ -144,7 +144,7 @@ func TestClient_an_HTML_page_is_known_by_header_or_body_and_names_the_ban_as_a_p
 		_, err := readResponse(403, http.Header{"Content-Type": {contentType}}, []byte(body))
 		require.Equal(t, classMalformed, err.class)
 		require.Contains(t, err.cause, "ban")
-		require.NotContains(t, err.describe(theApp, theURL), "denied", "never a body")
+		require.NotContains(t, err.describe(theApp, theConfig), "denied", "never a body")
 	}
 }
 
@@ -204,13 +204,16 @@ func TestClient_Retry_After_is_honored_up_to_ten_minutes(t *testing.T) {
 func requireTellsNothing(t *testing.T, err *fetchError) {
 	t.Helper()
 	require.NotNil(t, err)
-	for _, told := range []string{err.Error(), err.describe(theApp, theURL), fmt.Sprintf("%+v", *err)} {
+	for _, told := range []string{err.Error(), err.describe(theApp, theConfig), fmt.Sprintf("%+v", *err)} {
 		require.NotContains(t, told, theSecret)
 		require.NotContains(t, told, goodToken)
 	}
 }
 
-var theCredentials = credentials{BaseURL: theURL, AppKey: theKey, AppSecret: newSensitive(theSecret)}
+var (
+	theConfig      = &appConfig{BaseURL: theURL, AppKey: theKey, AppSecret: newSensitive(theSecret)}
+	theCredentials = theConfig.credentials()
+)
 
 // fetch fetches within the usual request_timeout, and wants each call to be one request on a
 // connection of its own, of which none is left.
@@ -243,14 +246,23 @@ func TestClient_the_call_is_as_documented(t *testing.T) {
 			m.upstream.ServeHTTP(w, r)
 		})
 		m.network.serve(t, "127.0.0.3:80", &http.Server{Handler: handler})
-		for secret, sent := range map[string]string{theSecret: theSecret, `q"uo\te<&>`: `q\"uo\\te<&>`} {
-			m.upstream.SetApp(theKey, secret)
-			tok, calls, err := m.fetch(credentials{"http://127.0.0.3", theKey, newSensitive(secret)})
+		const corp = simulator.DefaultCorpID
+		for _, c := range []struct{ secret, corpID, path, body string }{
+			{theSecret, "", "accessToken", `{"appKey":"dingtestkey","appSecret":"` + theSecret + `"}`},
+			{`q"uo\te<&>`, "", "accessToken", `{"appKey":"dingtestkey","appSecret":"q\"uo\\te<&>"}`},
+			{
+				theSecret, corp, corp + "/token",
+				`{"client_id":"dingtestkey","client_secret":"` + theSecret + `","grant_type":"client_credentials"}`,
+			},
+		} {
+			m.upstream.SetApp(theKey, c.secret)
+			tok, calls, err := m.fetch(credentials{"http://127.0.0.3", theKey, c.corpID, newSensitive(c.secret)})
 			require.Nil(t, err)
 			require.Equal(t, 1, calls)
-			require.Equal(t, m.upstream.LastToken(theKey), tok.Value.reveal())
+			require.Equal(t, m.upstream.LastTokenIn(theKey, c.corpID), tok.Value.reveal())
+			require.Equal(t, 2*time.Hour, tok.lifetime)
 
-			require.Equal(t, "POST /v1.0/oauth2/accessToken HTTP/1.1", r.Method+" "+r.URL.String()+" "+r.Proto)
+			require.Equal(t, "POST /v1.0/oauth2/"+c.path+" HTTP/1.1", r.Method+" "+r.URL.String()+" "+r.Proto)
 			require.True(t, r.Close, "Connection: close")
 			r.Header.Del("Connection") // which the server may have taken out
 			r.Header.Del("Content-Length")
@@ -258,7 +270,7 @@ func TestClient_the_call_is_as_documented(t *testing.T) {
 				"Content-Type": {"application/json"}, "Accept": {"application/json"},
 				"User-Agent": {"vault-plugin-secrets-dingtalk/" + strings.TrimPrefix(Version, "v")},
 			}, r.Header, "no Authorization, and no Accept-Encoding")
-			require.Equal(t, `{"appKey":"dingtestkey","appSecret":"`+sent+`"}`, strings.TrimSpace(string(body)))
+			require.Equal(t, c.body, strings.TrimSpace(string(body)))
 		}
 	})
 }
@@ -359,7 +371,7 @@ func TestClient_a_bad_host_gets_three_attempts_at_most_little_memory_and_no_more
 		}
 		require.NotNil(t, err)
 		require.Equal(t, c.class, err.class, err)
-		require.Contains(t, err.describe(theApp, theURL), c.says)
+		require.Contains(t, err.describe(theApp, theConfig), c.says)
 	})
 	require.Empty(t, logged.String())
 }
@@ -429,15 +441,33 @@ func TestClient_speaks_HTTP_1_1_over_TLS_1_2_and_up_through_the_proxy_of_the_env
 
 func TestClient_every_class_says_whose_app_it_is_and_what_to_do(t *testing.T) {
 	for class, hint := range map[errorClass]string{
-		classRejectedCredentials: "check app_key and app_secret", classForbiddenIP: "allow-list",
-		classRejectedRequest: "request id", classThrottled: "throttles", classBanned: "banned",
-		classUnavailable: "could not serve", classUnreachable: "could not get a token",
-		classRedirect: "never followed", classMalformed: "not a token",
-		classStorage: "Vault's storage failed", classInternal: "report this",
+		classRejectedCredentials: "check app_key and app_secret", classForbiddenIP: "where the token is used",
+		classRejectedRequest: "look the request id up", classThrottled: "another program fetches tokens with the same app_key",
+		classBanned: "10,000 calls", classUnavailable: "any proxy on the way",
+		classUnreachable: "check DNS, firewall and proxy from Vault's active node",
+		classRedirect:    "check base_url", classMalformed: "check base_url",
+		classStorage: "check Vault's storage", classInternal: "report this",
 	} {
-		told := (&fetchError{class: class}).describe(theApp, theURL)
+		told := (&fetchError{class: class}).describe(theApp, theConfig)
 		require.Contains(t, told, hint)
 		require.Contains(t, told, `"myapp"`)
+	}
+	for _, c := range []struct {
+		class     errorClass
+		config    appConfig
+		says, not string
+	}{
+		{classRejectedCredentials, appConfig{BaseURL: defaultBaseURL}, "China edition set base_url=" + chinaBaseURL, ""},
+		{classRejectedCredentials, appConfig{BaseURL: chinaBaseURL}, "international edition set base_url=" + defaultBaseURL, ""},
+		{classRejectedCredentials, appConfig{BaseURL: theURL}, "(" + theURL + ") is the app's edition", "set base_url"},
+		{classUnavailable, appConfig{BaseURL: theURL, CorpID: "corp"}, "check corp_id and any proxy", ""},
+		{classUnavailable, appConfig{BaseURL: theURL}, "check any proxy", "corp_id"},
+	} {
+		told := (&fetchError{class: c.class}).describe(theApp, &c.config)
+		require.Contains(t, told, c.says)
+		if c.not != "" {
+			require.NotContains(t, told, c.not)
+		}
 	}
 }
 
@@ -531,17 +561,19 @@ func TestCooldown_that_is_shorter_does_not_replace_a_longer_one(t *testing.T) {
 	var all cooldowns
 	now := time.Now()
 	start := func(class errorClass, retryAfter time.Duration) {
-		all.start(theURL, theKey, &fetchError{class: class, retryAfter: retryAfter}, now)
+		all.start(theCredentials, &fetchError{class: class, retryAfter: retryAfter}, now)
 	}
-	until := func() time.Duration { return all.inForce(theURL, theKey, now).cooldown.Sub(now) }
-	require.Nil(t, all.inForce(theURL, theKey, now))
+	until := func() time.Duration { return all.inForce(theCredentials, now).cooldown.Sub(now) }
+	require.Nil(t, all.inForce(theCredentials, now))
 	start(classThrottled, 600*time.Second)
 	start(classThrottled, 5*time.Second)
 	require.Equal(t, 600*time.Second, until())
 	start(classBanned, 0)
 	require.Equal(t, 600*time.Second, until(), "a ban of five minutes ends before")
-	require.Equal(t, 300*time.Second, all.inForce(theURL, "another", now).cooldown.Sub(now))
-	require.Nil(t, all.inForce("https://api.dingtalk.com", theKey, now))
+	for _, alike := range []credentials{{BaseURL: theURL, AppKey: "another"}, {BaseURL: theURL, AppKey: theKey, CorpID: "corp"}} {
+		require.Equal(t, 300*time.Second, all.inForce(alike, now).cooldown.Sub(now), "the ban is everybody's")
+	}
+	require.Nil(t, all.inForce(credentials{BaseURL: chinaBaseURL, AppKey: theKey}, now))
 }
 
 func TestCooldowns_of_other_hosts_take_bounded_memory_and_none_of_DingTalks_place(t *testing.T) {
@@ -549,15 +581,16 @@ func TestCooldowns_of_other_hosts_take_bounded_memory_and_none_of_DingTalks_plac
 	now := time.Now()
 	busy := func() *fetchError { return &fetchError{class: classThrottled, retryAfter: time.Minute} }
 	for i := range 3 * maxCooldowns {
-		all.start(fmt.Sprintf("https://host%d.example", i%7), fmt.Sprintf("key%d", i), busy(), now)
+		host, key := fmt.Sprintf("https://host%d.example", i%7), fmt.Sprintf("key%d", i%8)
+		all.start(credentials{BaseURL: host, AppKey: key, CorpID: fmt.Sprint(i)}, busy(), now)
 	}
 	require.LessOrEqual(t, len(all.all), maxCooldowns)
 	for _, host := range []string{defaultBaseURL, chinaBaseURL} {
-		all.start(host, theKey, busy(), now)
-		all.start(host, "", &fetchError{class: classBanned}, now)
-		require.NotNil(t, all.inForce(host, theKey, now))
-		require.NotNil(t, all.inForce(host, "another", now))
+		all.start(credentials{BaseURL: host, AppKey: theKey}, busy(), now)
+		all.start(credentials{BaseURL: host}, &fetchError{class: classBanned}, now)
+		require.NotNil(t, all.inForce(credentials{BaseURL: host, AppKey: theKey}, now))
+		require.NotNil(t, all.inForce(credentials{BaseURL: host, AppKey: "another"}, now))
 	}
-	all.start("https://host.example", "key", busy(), now.Add(2*time.Minute))
+	all.start(credentials{BaseURL: "https://host.example"}, busy(), now.Add(2*time.Minute))
 	require.LessOrEqual(t, len(all.all), 3, "what is over is removed")
 }

@@ -137,7 +137,7 @@ func FuzzReadResponse(f *testing.F) {
 			checkShownText(t, text, maxShownText, fuzzSecret, fuzzToken)
 		}
 		checkShownText(t, failure.Error(), 5*maxShownText, fuzzSecret, fuzzToken)
-		checkShownText(t, failure.describe("app", defaultBaseURL), 6*maxShownText, fuzzSecret, fuzzToken)
+		checkShownText(t, failure.describe("app", &appConfig{BaseURL: defaultBaseURL}), 6*maxShownText, fuzzSecret, fuzzToken)
 	})
 }
 

@@ -157,8 +157,8 @@ func TestShown_errors_withhold_the_token_that_came_and_what_looks_like_one(t *te
 	for _, status := range []int{200, 400, 403, 500} {
 		_, err := readResponse(status, http.Header{}, []byte(body))
 		requireTellsNothing(t, err)
-		require.Contains(t, err.describe(theApp, theURL), fmt.Sprintf("HTTP status %d", status))
-		require.Contains(t, err.describe(theApp, theURL), "message withheld: it repeats the request")
+		require.Contains(t, err.describe(theApp, theConfig), fmt.Sprintf("HTTP status %d", status))
+		require.Contains(t, err.describe(theApp, theConfig), "message withheld: it repeats the request")
 	}
 	const lost, id = "0123456789abcdef0123456789abcdef", "01A08FE7-1234-5678-9ABC-DEF012345678"
 	_, err := readResponse(400, http.Header{}, []byte(

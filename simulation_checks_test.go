@@ -466,7 +466,7 @@ func (q *request) reasons() []*refusal {
 				all = append(all, why)
 			}
 		}
-		if c := q.i.cooldowns[cooldownKey{ours.host, ours.key}]; c.until.After(q.begun) {
+		if c := q.i.cooldowns[cooldownKey{baseURL: ours.host, appKey: ours.key}]; c.until.After(q.begun) {
 			all = append(all, c.why) // by an app with the same key, perhaps
 		}
 		ban := q.i.cooldowns[cooldownKey{baseURL: ours.host}]

@@ -628,7 +628,7 @@ func (i *instance) calls(sent login) (g *generation, seen string, since time.Tim
 	if i.calling[g]++; i.calling[g] > 1 {
 		w.violate(a, "one flight", "%d calls at once", i.calling[g])
 	}
-	for _, key := range [...]cooldownKey{{baseURL: g.host}, {g.host, g.key}} {
+	for _, key := range [...]cooldownKey{{baseURL: g.host}, {baseURL: g.host, appKey: g.key}} {
 		if c := i.cooldowns[key]; c.until.After(now) && c.since.Before(now) { // not in the very moment
 			w.violate(a, "cooldowns", "a call %s before one ends: %s", c.until.Sub(now), c.why.reason)
 		}
@@ -706,7 +706,7 @@ func refusalOf(rec *httptest.ResponseRecorder, token, code, punish string, err e
 // has the key. A shorter time never replaces a longer one.
 func (i *instance) coolDown(g *generation, rec *httptest.ResponseRecorder, why *refusal, ban bool) {
 	seconds, _ := strconv.Atoi(rec.Header().Get("Retry-After")) // 0 where there is none
-	key, lasts := cooldownKey{g.host, g.key}, min(time.Duration(seconds)*time.Second, longestRetryAfter)
+	key, lasts := cooldownKey{baseURL: g.host, appKey: g.key}, min(time.Duration(seconds)*time.Second, longestRetryAfter)
 	if ban {
 		key, lasts = cooldownKey{baseURL: g.host}, longestBan
 	}
