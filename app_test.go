@@ -79,14 +79,69 @@ func TestCreds_a_fresh_token_costs_nothing_and_the_first_reader_of_a_due_one_wai
 
 		time.Sleep(7001 * time.Second)
 		m.upstream.RotateTokens(theKey, true)
-		m.upstream.SetFault(theKey, simulator.Fault{Delay: 3 * time.Second})
+		m.upstream.SetFault(theKey, simulator.Fault{Delay: time.Second})
 		began, first := time.Now(), begin(func() answer { return m.read(theApp) })
 		for range 10 {
 			require.Equal(t, old, m.token(theApp))
 		}
 		require.Zero(t, time.Since(began), "the others do not wait")
 		require.NotEqual(t, old, (<-first).works(t).Data["access_token"])
-		require.Equal(t, 3*time.Second, time.Since(began))
+		require.Equal(t, time.Second, time.Since(began))
+		require.Equal(t, 2, m.calls())
+	})
+}
+
+func TestCreds_a_lease_begins_with_half_of_the_tokens_life_at_least(t *testing.T) {
+	withToken(t, func(t *testing.T, m *mount, _ string) {
+		time.Sleep(time.Hour)
+		require.Equal(t, time.Hour, m.read(theApp).Secret.TTL)
+		require.Equal(t, 1, m.calls(), "half is left")
+		time.Sleep(time.Second)
+		require.Equal(t, 2*time.Hour, m.read(theApp).Secret.TTL, "the read extends the token first")
+		require.Equal(t, 2, m.calls())
+		m.changed(unleased)
+		time.Sleep(7000*time.Second - time.Second)
+		require.Empty(t, m.read(theApp).works(t).Warnings)
+		require.Equal(t, 2, m.calls(), "without a lease it is served as long as it is fresh")
+	})
+}
+
+func TestCreds_a_reader_that_could_be_served_waits_two_seconds_at_most(t *testing.T) {
+	forEach(t, map[string]time.Duration{"due": 7000 * time.Second, "fresh, in its second half": 5000 * time.Second},
+		func(t *testing.T, m *mount, age time.Duration) {
+			m.configure(theApp, nil)
+			tok := m.token(theApp)
+			m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
+			time.Sleep(age)
+			for _, waits := range []time.Duration{2 * time.Second, 0, 0} { // the first reader, and others
+				began := time.Now()
+				require.Equal(t, tok, m.token(theApp), "without a warning")
+				require.Equal(t, waits, time.Since(began))
+			}
+			began, longer := time.Now(), map[string]<-chan answer{
+				"more life": begin(func() answer {
+					return m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": "1h"})
+				}),
+				"a refresh": begin(func() answer { return m.refresh(theApp) }),
+			}
+			(<-longer["a refresh"]).gets(t, http.StatusBadGateway, "no whole response within 10s")
+			(<-longer["more life"]).warns(t, "no whole response within 10s")
+			require.Equal(t, 8*time.Second, time.Since(began))
+			began = time.Now()
+			require.Equal(t, tok, m.read(theApp).warns(t, "no whole response within 10s").Data["access_token"])
+			require.Zero(t, time.Since(began), "the remembered error")
+			require.Equal(t, 2, m.calls())
+		})
+}
+
+func TestCreds_a_reader_whose_token_ends_while_it_waits_waits_on(t *testing.T) {
+	withToken(t, func(t *testing.T, m *mount, old string) {
+		m.upstream.RotateTokens(theKey, true)
+		m.upstream.SetFault(theKey, simulator.Fault{Delay: 5 * time.Second})
+		time.Sleep(7197 * time.Second)
+		began := time.Now()
+		require.NotEqual(t, old, m.token(theApp))
+		require.Equal(t, 5*time.Second, time.Since(began))
 		require.Equal(t, 2, m.calls())
 	})
 }
@@ -95,7 +150,7 @@ func TestCreds_a_due_token_is_served_with_a_warning_when_DingTalk_is_down_and_ne
 	withToken(t, func(t *testing.T, m *mount, tok string) {
 		expires := time.Now().Add(2 * time.Hour)
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultUnavailableEmpty})
-		time.Sleep(7000 * time.Second)
+		time.Sleep(3601 * time.Second)
 		for time.Until(expires) >= 3*time.Second { // an attempt takes up to a second
 			got := m.read(theApp).warns(t, "503")
 			left := time.Until(expires)
@@ -210,6 +265,43 @@ func TestBackOff_is_a_minute_after_a_rejection_which_is_logged_once_until_fetche
 		require.Equal(t, 1, strings.Count(m.log.String(), "[INFO]"))
 		require.NotContains(t, m.log.String(), theSecret)
 		require.NotContains(t, m.log.String(), tok)
+	})
+}
+
+func TestLog_warns_of_the_first_failure_of_another_class_and_once_an_hour_with_the_end_of_the_token(t *testing.T) {
+	withToken(t, func(t *testing.T, m *mount, _ string) {
+		warnings := func() (all []string) {
+			for line := range strings.Lines(m.log.String()) {
+				if _, warned, ok := strings.Cut(line, "[WARN]  "); ok {
+					all = append(all, warned)
+				}
+			}
+			return all
+		}
+		until := "token_expires_at=" + timestamp(time.Now().Add(2*time.Hour))
+		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultReset})
+		time.Sleep(time.Hour + time.Second)
+		failing := func(lasts time.Duration) {
+			for end := time.Now().Add(lasts); time.Now().Before(end); time.Sleep(time.Minute) {
+				m.read(theApp)
+			}
+		}
+		failing(30 * time.Minute)
+		require.Len(t, warnings(), 1)
+		require.Contains(t, warnings()[0], "class=unreachable")
+		require.Contains(t, warnings()[0], until)
+		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultUnavailableEmpty})
+		failing(10 * time.Minute)
+		require.Len(t, warnings(), 2)
+		require.Contains(t, warnings()[1], "class=unavailable")
+		require.Contains(t, warnings()[1], until)
+		failing(100 * time.Minute)
+		require.Len(t, warnings(), 3)
+		require.Contains(t, warnings()[2], `token_expires_at=none`)
+		m.upstream.ClearFaults()
+		time.Sleep(time.Minute)
+		m.token(theApp)
+		require.Equal(t, 1, strings.Count(m.log.String(), "[INFO]"))
 	})
 }
 
@@ -335,15 +427,15 @@ func TestFlight_that_panics_fails_its_waiters_and_nobody_else(t *testing.T) {
 func TestFlight_with_failing_storage_is_a_failure_like_any_other(t *testing.T) {
 	withToken(t, func(t *testing.T, m *mount, _ string) {
 		m.storage.on(func(string, string) error { return errors.New("no quorum") })
-		time.Sleep(6890 * time.Second) // the background's is the first that fails
+		time.Sleep(6899 * time.Second) // the background's is the first that fails
 		m.tick()
 		require.Contains(t, m.state(theApp)["last_error"], "no quorum")
 		require.NotEmpty(t, m.state(theApp)["next_attempt_at"])
 		require.Contains(t, m.log.String(), "[WARN]  fetching a token failed: app=myapp class=storage")
 
-		time.Sleep(300 * time.Second)
+		time.Sleep(290 * time.Second)
 		m.read(theApp).warns(t, "no quorum")
-		time.Sleep(100 * time.Second)
+		time.Sleep(20 * time.Second)
 		got := m.read(theApp)
 		got.gets(t, http.StatusInternalServerError, "no quorum", "next attempt")
 		require.Equal(t, got.err, m.read(theApp).err, "remembered")

@@ -66,7 +66,7 @@ func TestBackend_a_standby_forwards_every_operation_and_a_secondary_config_write
 	}
 }
 
-func TestBackend_asks_for_the_replication_state_once_a_second(t *testing.T) {
+func TestBackend_asks_for_the_replication_state_and_the_default_lease_TTL_once_a_second(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		list := func() error {
 			req := &logical.Request{Operation: logical.ListOperation, Path: "config/", Storage: m.storage}
@@ -79,6 +79,13 @@ func TestBackend_asks_for_the_replication_state_once_a_second(t *testing.T) {
 		require.NoError(t, list(), "as it was")
 		time.Sleep(time.Millisecond)
 		require.ErrorIs(t, list(), logical.ErrReadOnly)
+
+		require.Equal(t, 24*time.Hour, m.engine.System().DefaultLeaseTTL())
+		m.system.DefaultLeaseTTLVal = time.Hour
+		time.Sleep(time.Second - time.Millisecond)
+		require.Equal(t, 24*time.Hour, m.engine.System().DefaultLeaseTTL())
+		time.Sleep(time.Millisecond)
+		require.Equal(t, time.Hour, m.engine.System().DefaultLeaseTTL())
 	})
 }
 

@@ -240,7 +240,7 @@ func TestConfig_moving_an_app_needs_its_secret_and_a_secret_for_a_strangers_host
 }
 
 // goldenCase says what the entries config_<name>.json and token_<name>.json below testdata/v1 stand
-// for, which are as the first release stored them: every later release must read them. What is
+// for, which are as a release stored them: every later release must read them. What is
 // written today must equal them to the byte, so that a change of the form cannot go unnoticed: it
 // raises entryVersion, gets a directory of its own and leaves the old one be.
 type goldenCase struct {
@@ -249,6 +249,7 @@ type goldenCase struct {
 	token      string
 	fetched    time.Time
 	lives      time.Duration
+	setAt      string // when the secret was set; the first release did not store it
 }
 
 var (
@@ -260,36 +261,41 @@ var goldenCases = map[string]goldenCase{
 	"default": {
 		"000102030405060708090a0b0c0d0e0f",
 		map[string]any{"app_key": "dingdefaultkey", "app_secret": "default-app-secret"},
-		"0123456789abcdef0123456789abcdef", marchFirst, 7200 * time.Second,
+		"0123456789abcdef0123456789abcdef", marchFirst, 7200 * time.Second, "",
 	},
 	"all_fields": {
 		"ffeeddccbbaa99887766554433221100", map[string]any{
 			"app_key": "dingallfieldskey", "app_secret": "GT-lsu_taDA~xxxsTsxxxx",
 			"base_url": "https://DingTalk.Example.com:8443/", "refresh_before": "30m", "request_timeout": "25s",
 			"leased": true, "verify_connection": false,
-		}, "token-of-all-fields", marchFirst, 7200 * time.Second,
+		}, "token-of-all-fields", marchFirst, 7200 * time.Second, "",
 	},
 	"china_edition": {
 		"0badc0de0badc0de0badc0de0badc0de", map[string]any{
 			"app_key": "dingchinakey", "app_secret": "china-app-secret", "base_url": "https://api.dingtalk.com",
-		}, "token-of-the-china-edition", time.Date(2026, 2, 28, 23, 59, 59, 0, time.UTC), 86400 * time.Second,
+		}, "token-of-the-china-edition", time.Date(2026, 2, 28, 23, 59, 59, 0, time.UTC), 86400 * time.Second, "",
 	},
 	"unleased": {
 		"00000000000000000000000000000001", map[string]any{
 			"app_key": "dingunleasedkey", "app_secret": "unleased-app-secret", "leased": false,
 			"refresh_before": 0, "request_timeout": 1,
-		}, "token-without-a-lease", marchFirst, 7200 * time.Second,
+		}, "token-without-a-lease", marchFirst, 7200 * time.Second, "",
 	},
 	"fractional_times": {
 		"123456789abcdef0123456789abcdef0", map[string]any{
 			"app_key": "dingfractionkey", "app_secret": "fraction-app-secret", "base_url": "http://[::1]:8080",
 			"refresh_before": 3600,
-		}, "token-of-a-fraction", marchFirst.Add(123456789 * time.Nanosecond), 7199 * time.Second,
+		}, "token-of-a-fraction", marchFirst.Add(123456789 * time.Nanosecond), 7199 * time.Second, "",
 	},
 	"every_character": {
 		"5555555555555555aaaaaaaaaaaaaaaa",
 		map[string]any{"app_key": printableASCII, "app_secret": strings.Repeat(`<&>"\/`, 85) + "!~"},
-		`<t>&"\/~!`, marchFirst.Add(500 * time.Millisecond), 7200 * time.Second,
+		`<t>&"\/~!`, marchFirst.Add(500 * time.Millisecond), 7200 * time.Second, "",
+	},
+	"organization": { // as the second release stores it
+		"77777777777777777777777777777777", map[string]any{
+			"app_key": "dingcorpkey", "app_secret": "corp-app-secret", "corp_id": "dingcorp0123456789abcdef",
+		}, "token-of-an-organization", marchFirst, 7200 * time.Second, "2026-03-01T08:00:00Z",
 	},
 }
 
@@ -300,7 +306,7 @@ func (c goldenCase) config(t *testing.T) *appConfig {
 	require.NoError(t, err)
 	config, _, err := change.apply(theApp, nil)
 	require.NoError(t, err)
-	config.Generation = c.generation
+	config.Generation, config.AppSecretSetAt = c.generation, c.setAt
 	return config
 }
 
@@ -369,6 +375,9 @@ func TestStored_records_written_today_are_of_the_form_of_their_version(t *testin
 					generation := m.stored(key)["generation"].(string)
 					require.Regexp(t, `^[0-9a-f]{32}$`, generation)
 					written := strings.Replace(m.snapshot()[key], generation, c.generation, 1)
+					if c.setAt == "" {
+						written = strings.Replace(written, fmt.Sprintf(`"app_secret_set_at":%q,`, timestamp(time.Now())), "", 1)
+					}
 					require.Equal(t, golden(t, entryVersion, kind, name), written,
 						"the stored form has changed: raise entryVersion, give it a directory of its own in testdata, "+
 							"and keep reading the old one")
@@ -411,7 +420,7 @@ func TestStored_records_that_cannot_be_read_are_a_config_error_and_no_token_and_
 }
 
 func TestConfig_is_equal_to_another_where_every_field_is(t *testing.T) {
-	entry := func() *appConfig { return goldenCases["all_fields"].config(t) }
+	entry := func() *appConfig { return goldenCases["organization"].config(t) }
 	var none *appConfig
 	require.True(t, none.equal(nil))
 	require.False(t, none.equal(entry()))

@@ -82,23 +82,29 @@ func isOf(field *framework.FieldSchema, value any) bool {
 var (
 	leasedFields   = []string{"access_token"}
 	unleasedFields = []string{"access_token", "expires_at", "last_vault_rotation", "rotation_period", "ttl"}
-	configFields   = []string{"app_key", "base_url", "leased", "refresh_before", "request_timeout"}
+	configFields   = []string{
+		"app_key", "app_secret_set_at", "base_url", "corp_id", "leased", "refresh_before", "request_timeout",
+	}
 
 	absentFields = []string{"state", "upstream_calls", "upstream_failures"}
 	statusFields = []string{"state", "upstream_calls", "upstream_failures", "expires_at", "fetched_at", "ttl"}
-	errorFields  = []string{"last_error", "last_error_at"}
-	heldFields   = []string{"last_error", "last_error_at", "next_attempt_at"}
+	errorFields  = []string{"last_error", "last_error_at", "last_error_class", "failing_since", "consecutive_failures"}
+	heldFields   = append([]string{"next_attempt_at"}, errorFields...)
 
 	absentFailed     = slices.Concat(absentFields, heldFields)
 	absentLongFailed = slices.Concat(absentFields, errorFields)
 	failedFields     = slices.Concat(statusFields, heldFields)
+	saidFields       = append([]string{"last_error_code", "last_error_request_id"}, failedFields...)
 
 	unleased      = map[string]any{"leased": false}
 	anotherSecret = map[string]any{"app_secret": "another-secret-000000000000", "base_url": theURL}
 	aWrongField   = map[string]any{"app_secrt": "not-a-secret"}
 	sameAsBefore  = map[string]any{"leased": true}
 	verified      = map[string]any{"verify_connection": true}
-	aLongName     = strings.Repeat("a", maxNameLength+1)
+	rejected      = map[string]any{"rejected_token": "another-token"}
+
+	rejectedNothing = map[string]any{"rejected_token": ""}
+	aLongName       = strings.Repeat("a", maxNameLength+1)
 )
 
 // varieties are all responses of the engine: what was before, the request, its response's status
@@ -161,12 +167,16 @@ var varieties = []struct {
 	{"status fresh after a failure", refreshFailed, "read", "status/myapp", nil, 200, failedFields, stateFresh},
 	{"status due", due, "read", "status/myapp", nil, 200, statusFields, stateDue},
 	{"status due after a failure", dueThenFailed, "read", "status/myapp", nil, 200, failedFields, stateDue},
+	{"status due after what DingTalk said", dueThenRejected, "read", "status/myapp", nil, 200, saidFields, stateDue},
 	{"status expired", expired, "read", "status/myapp", nil, 200, statusFields, stateExpired},
 	{"status expired after a failure", expiredThenFailed, "read", "status/myapp", nil, 200, failedFields, stateExpired},
 
 	{"refresh", configured, "update", "refresh/myapp", nil, 200, statusFields, stateFresh},
 	{"refresh too soon", fetched, "update", "refresh/myapp", nil, 200, statusFields, stateFresh},
 	{"refresh during a ban", refreshBanned, "update", "refresh/myapp", nil, 200, failedFields, stateFresh},
+	{"refresh of a token that is not the current one", fetched, "update", "refresh/myapp", rejected, 200, statusFields, stateFresh},
+	{"refresh with an empty token", fetched, "update", "refresh/myapp", rejectedNothing, 400, nil, ""},
+	{"refresh during what DingTalk asked for", refreshThrottled, "update", "refresh/myapp", nil, 200, saidFields, stateFresh},
 	{"refresh of nothing", nothing, "update", "refresh/myapp", nil, 400, nil, ""},
 	{"refresh that DingTalk rejects", configuredWrongly, "update", "refresh/myapp", nil, 400, nil, ""},
 	{"refresh while DingTalk is down", configuredThenDown, "update", "refresh/myapp", nil, 502, nil, ""},
@@ -199,15 +209,21 @@ func end(m *mount)                { m.engine.Cleanup(m.t.Context()) }
 func wait(d time.Duration) func(*mount) { return func(*mount) { time.Sleep(d) } }
 
 var (
-	configuredThenDown  = after(configured, down)
-	failed              = after(configuredThenDown, read)
-	failedLongAgo       = after(failed, wait(time.Minute))
-	fetched             = after(configured, refresh)
-	refreshFailed       = after(fetched, wait(time.Minute), down, refresh)
-	refreshBanned       = after(fetched, wait(time.Minute), banned, refresh)
-	due                 = after(fetched, wait(7000*time.Second))
-	dueThenDown         = after(due, down)
-	dueThenFailed       = after(dueThenDown, read)
+	configuredThenDown = after(configured, down)
+	failed             = after(configuredThenDown, read)
+	failedLongAgo      = after(failed, wait(time.Minute))
+	fetched            = after(configured, refresh)
+	refreshFailed      = after(fetched, wait(time.Minute), down, refresh)
+	refreshBanned      = after(fetched, wait(time.Minute), banned, refresh)
+	refreshThrottled   = after(fetched, wait(time.Minute), func(m *mount) {
+		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "60"})
+	}, refresh)
+	due             = after(fetched, wait(7000*time.Second))
+	dueThenDown     = after(due, down)
+	dueThenFailed   = after(dueThenDown, read)
+	dueThenRejected = after(due, func(m *mount) {
+		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultRejectedCredentials})
+	}, read)
 	expired             = after(due, wait(200*time.Second))
 	expiredThenFailed   = after(expired, down, read)
 	unleasedDueThenDown = after(configuredUnleased, read, wait(7000*time.Second), down)
@@ -298,5 +314,5 @@ func TestOpenAPI_document_refers_to_no_schema_which_Vault_would_lose(t *testing.
 	paths, err := json.Marshal(resp.Data["openapi"].(*framework.OASDocument).Paths)
 	require.NoError(t, err)
 	require.NotContains(t, string(paths), `"$ref"`)
-	require.Equal(t, 7, strings.Count(string(paths), `"properties":{`), "two requests and five responses have fields")
+	require.Equal(t, 8, strings.Count(string(paths), `"properties":{`), "three requests and five responses have fields")
 }

@@ -40,8 +40,8 @@ func TestConfig_is_read_back_without_the_secret(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.changed(map[string]any{"app_key": theKey, "app_secret": theSecret, "verify_connection": false})
 		require.Equal(t, map[string]any{
-			"app_key": theKey, "base_url": "https://api.dingtalk.io",
-			"refresh_before": int64(200), "request_timeout": int64(10), "leased": true,
+			"app_key": theKey, "app_secret_set_at": timestamp(time.Now()), "corp_id": "",
+			"base_url": "https://api.dingtalk.io", "refresh_before": int64(200), "request_timeout": int64(10), "leased": true,
 		}, m.config(theApp).Data)
 	})
 }
@@ -86,6 +86,10 @@ func TestConfig_an_invalid_field_is_a_400_that_names_it_and_what_is_allowed_and_
 			{"app_key", json.Number("17"), "one string"},
 			{"app_secret", "two words", "1 to 512 printable ASCII"},
 			{"base_url", "https://user:hunter2@api.dingtalk.com", "https://host[:port]"},
+			{"corp_id", "ding/corp", "1 to 64 letters and digits"},
+			{"corp_id", strings.Repeat("x", 65), "1 to 64 letters and digits"},
+			{"corp_id", "dingc\u00f6rp", "1 to 64 letters and digits"},
+			{"corp_id", json.Number("17"), "one string"},
 			{"base_url", []any{"https://api.dingtalk.com"}, "one string"},
 			{"refresh_before", "500ms", "whole seconds from"},
 			{"request_timeout", "-0.5s", "whole seconds from"},
@@ -149,7 +153,7 @@ func TestConfig_a_secret_that_is_not_a_string_is_refused_before_anything_repeats
 
 func TestConfig_a_secret_in_a_wrong_place_is_not_repeated(t *testing.T) {
 	fields := []string{
-		"app_secret", "app_key", "base_url", "refresh_before", "request_timeout", "leased", "verify_connection", "app",
+		"app_secret", "app_key", "corp_id", "rejected_token", "base_url", "refresh_before", "request_timeout", "leased", "verify_connection", "app",
 	}
 	withApp(t, func(t *testing.T, m *mount) {
 		m.configure("other", nil)
@@ -211,24 +215,30 @@ func TestConfig_a_write_changes_what_it_names_and_another_key_secret_or_host_is_
 	}
 	for _, op := range []logical.Operation{"update", "patch"} {
 		forEach(t, map[string]test{
-			"another secret":            {fields{"app_secret": secondSecret, "base_url": theURL}, 1, true},
-			"another key":               {theFields(fields{"app_key": secondKey, "app_secret": secondSecret}), 1, true},
-			"another host":              {fields{"base_url": "http://127.0.0.2", "app_secret": theSecret}, 1, true},
-			"another port":              {fields{"base_url": "http://127.0.0.1:81", "app_secret": theSecret}, 1, true},
-			"not verified":              {theFields(fields{"app_secret": secondSecret, "verify_connection": false}), 0, true},
-			"the same values":           {theFields(nil), 0, false},
-			"the same values, verified": {theFields(verified), 1, false},
-			"the same and a line break": {theFields(fields{"app_secret": theSecret + "\n"}), 0, false},
-			"the same host, otherwise":  {fields{"base_url": "HTTP://127.0.0.1:80/"}, 0, false},
-			"one setting":               {fields{"refresh_before": int64(90)}, 0, false},
-			"another setting":           {fields{"request_timeout": int64(7)}, 0, false},
-			"a third setting, verified": {fields{"leased": false, "verify_connection": true}, 1, false},
-			"nothing":                   {fields{}, 0, false},
-			"just the verification":     {fields{"verify_connection": "true"}, 1, false},
+			"another secret":             {fields{"app_secret": secondSecret, "base_url": theURL}, 1, true},
+			"another key":                {theFields(fields{"app_key": secondKey, "app_secret": secondSecret}), 1, true},
+			"another host":               {fields{"base_url": "http://127.0.0.2", "app_secret": theSecret}, 1, true},
+			"an organization":            {fields{"corp_id": simulator.DefaultCorpID}, 1, true},
+			"no organization, as before": {fields{"corp_id": ""}, 0, false},
+			"another port":               {fields{"base_url": "http://127.0.0.1:81", "app_secret": theSecret}, 1, true},
+			"not verified":               {theFields(fields{"app_secret": secondSecret, "verify_connection": false}), 0, true},
+			"the same values":            {theFields(nil), 0, false},
+			"the same values, verified":  {theFields(verified), 1, false},
+			"the same and a line break":  {theFields(fields{"app_secret": theSecret + "\n"}), 0, false},
+			"the same host, otherwise":   {fields{"base_url": "HTTP://127.0.0.1:80/"}, 0, false},
+			"one setting":                {fields{"refresh_before": int64(90)}, 0, false},
+			"another setting":            {fields{"request_timeout": int64(7)}, 0, false},
+			"a third setting, verified":  {fields{"leased": false, "verify_connection": true}, 1, false},
+			"nothing":                    {fields{}, 0, false},
+			"just the verification":      {fields{"verify_connection": "true"}, 1, false},
 		}, func(t *testing.T, m *mount, c test) {
 			m.changed(theFields(nil))
 			require.Equal(t, 1, m.calls(), "a create is verified")
 			tok, before, want := m.token(theApp), m.stored("config/myapp"), m.config(theApp).Data
+			time.Sleep(time.Minute)
+			if secret, given := c.fields["app_secret"]; given && strings.TrimSpace(secret.(string)) != theSecret {
+				want["app_secret_set_at"] = timestamp(time.Now())
+			}
 			if c.fields["app_secret"] == secondSecret {
 				m.upstream.SetApp(secondKey, secondSecret)
 				m.upstream.SetApp(theKey, secondSecret)
@@ -258,6 +268,36 @@ func TestConfig_a_write_changes_what_it_names_and_another_key_secret_or_host_is_
 	}
 }
 
+func TestConfig_apps_that_share_a_key_have_a_token_for_each_organization(t *testing.T) {
+	inVirtualTime(t, func(t *testing.T, m *mount) {
+		m.upstream.SetApp(theKey, theSecret, "corpA", "corpB")
+		tokens := map[string]bool{}
+		for _, corp := range []string{"", "corpA", "corpB"} {
+			m.configure("app"+corp, map[string]any{"corp_id": corp, "verify_connection": true})
+			tok := m.token("app" + corp)
+			require.Equal(t, m.upstream.LastTokenIn(theKey, corp), tok)
+			require.Equal(t, 1, m.upstream.RequestsIn(theKey, corp))
+			tokens[tok] = true
+		}
+		require.Len(t, tokens, 3)
+		m.patch("appcorpA", map[string]any{"corp_id": "corpC"}).gets(t, http.StatusBadGateway, "unknownError", "check corp_id")
+		require.Equal(t, "corpA", m.config("appcorpA").Data["corp_id"])
+		m.patch("appcorpA", map[string]any{"corp_id": ""}).works(t)
+		require.Equal(t, m.token("app"), m.token("appcorpA"))
+
+		time.Sleep(11 * time.Second)
+		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "600", Times: 1})
+		m.refresh("appcorpB").gets(t, http.StatusBadGateway)
+		require.Empty(t, m.refresh("app").works(t).Warnings, "a Retry-After is for the organization")
+		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultBanned, Times: 1})
+		time.Sleep(11 * time.Second)
+		m.refresh("app").gets(t, http.StatusBadGateway)
+		m.upstream.ClearFaults()
+		m.configure("another", map[string]any{"corp_id": "corpA"})
+		m.read("another").gets(t, http.StatusBadGateway, "banned")
+	})
+}
+
 func TestConfig_a_verification_that_fails_says_why_and_changes_nothing(t *testing.T) {
 	type fault = simulator.Fault
 	for _, c := range []struct {
@@ -273,8 +313,8 @@ func TestConfig_a_verification_that_fails_says_why_and_changes_nothing(t *testin
 		{fault{Kind: simulator.FaultIPNotAllowed}, 400, 0, []string{"allow-list"}},
 		{fault{Kind: simulator.FaultRejectedCredentials}, 400, 0, []string{
 			"code invalidClientIdOrSecret, message \"无效的clientId或者clientSecret\", request id ",
-			"; check app_key and app_secret, that base_url (" + theURL + ") is the app's edition, " +
-				"and that the app's version is published",
+			"; check app_key and app_secret, that the app's version is published, and that base_url (" + theURL +
+				") is the app's edition",
 		}},
 	} {
 		t.Run(c.fault.Kind, func(t *testing.T) {

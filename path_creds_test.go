@@ -120,6 +120,38 @@ func TestRenew_in_the_first_half_costs_no_call_and_in_the_second_extends_the_tok
 	})
 }
 
+func TestLease_is_no_longer_than_the_mounts_default_lease_TTL(t *testing.T) {
+	withToken(t, func(t *testing.T, m *mount, _ string) {
+		m.system.DefaultLeaseTTLVal = 10 * time.Minute
+		time.Sleep(time.Second)
+		l := m.issue()
+		require.Equal(t, 10*time.Minute, l.secret.TTL)
+		require.Equal(t, 7199*time.Second, l.secret.MaxTTL)
+		time.Sleep(400 * time.Second)
+		l.renewed(10 * time.Minute)
+		l.renew(24 * time.Hour).works(t)
+		require.WithinDuration(t, time.Now().Add(6799*time.Second), l.expires, 0, "an increment counts for more")
+		require.Equal(t, 1, m.calls())
+
+		m.system.DefaultLeaseTTLVal = 24 * time.Hour
+		time.Sleep(time.Second)
+		l.renewed(6798 * time.Second)
+	})
+}
+
+func TestRenew_with_the_leases_own_length_as_increment_keeps_it_as_long_as_the_token_lives(t *testing.T) {
+	withToken(t, func(t *testing.T, m *mount, _ string) {
+		time.Sleep(7000 * time.Second)
+		l := m.issue()
+		for range 20 {
+			length := time.Until(l.expires)
+			require.GreaterOrEqual(t, length, time.Hour)
+			time.Sleep(length * 2 / 3)
+			l.renew(length).works(t)
+		}
+	})
+}
+
 func TestRenew_never_outlives_the_token_and_without_an_increment_never_warns(t *testing.T) {
 	for increment, times := range map[time.Duration]int{0: 2000, 24 * time.Hour: 500} {
 		withApp(t, func(t *testing.T, m *mount) {
@@ -276,7 +308,7 @@ func TestUnleased_ttl_of_a_due_token_ends_with_the_back_off_or_at_once_where_a_r
 
 		m.storage.fail(nil)
 		time.Sleep(longestFirstBackOff)
-		m.upstream.SetFault(theKey, simulator.Fault{Delay: 5 * time.Second})
+		m.upstream.SetFault(theKey, simulator.Fault{Delay: time.Second})
 		first := begin(func() answer { return m.read(theApp) })
 		require.EqualValues(t, 1, m.read(theApp).Data["ttl"])
 		require.Empty(t, (<-first).works(t).Warnings)

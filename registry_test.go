@@ -262,7 +262,10 @@ func (s *faultScenario) run(ctx context.Context, f *faultRun) answer {
 }
 
 func faultScenarios() []faultScenario {
-	restart, load := (*mount).start, func(m *mount) { m.state(theApp) }
+	restart, load := (*mount).start, func(m *mount) {
+		_, err := m.engine.apps.app(m.t.Context(), m.storage, theApp)
+		require.NoError(m.t, err)
+	}
 	drop := func(keys ...string) func(m *mount) { // as another node does
 		return func(m *mount) {
 			for _, key := range keys {
@@ -307,7 +310,7 @@ func faultScenarios() []faultScenario {
 		{"renew in the second half", 2, half, "renew creds/myapp", nil, ""},
 		{"renew after a restart", 4, after(half, restart), "renew creds/myapp", nil, ""},
 		{"revoke", 0, nothing, "revoke creds/myapp", nil, ""},
-		{"periodic with a sweep", 8, after(orphaned, wait(6950*time.Second), read), "rollback", nil, ""},
+		{"periodic with a sweep", 8, after(orphaned, read, wait(6950*time.Second)), "rollback", nil, ""},
 	}
 }
 
@@ -414,7 +417,7 @@ func (f *faultRun) failAt(n int, at string, trouble storageTrouble, s *faultScen
 	// Then storage is well again: at once, all is right or says what it lacks.
 	f.storage.fail(nil)
 	synctest.Wait()
-	time.Sleep(longestFirstBackOff)
+	time.Sleep(max(longestFirstBackOff, forceInterval))
 	f.sound(s.key, false)
 
 	require.NoError(f.t, s.run(f.t.Context(), f).err, "the same again works")
