@@ -418,6 +418,7 @@ func (a answer) works(t *testing.T) answer {
 func (a answer) warns(t *testing.T, says ...string) answer {
 	t.Helper()
 	require.NoError(t, a.err)
+	require.NotNil(t, a.Response)
 	require.Len(t, a.Warnings, 1)
 	for _, part := range says {
 		require.Contains(t, a.Warnings[0], part)
