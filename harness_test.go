@@ -250,17 +250,17 @@ func (s *faultyStorage) List(ctx context.Context, prefix string) ([]string, erro
 	return storageRead(ctx, s, "list", prefix, s.Storage.List)
 }
 
-// storageRead is a call that reads; one that fails reads nothing.
+// storageRead is a call that reads; one that fails reads nothing, though it may still go on.
 func storageRead[T any](
 	ctx context.Context, s *faultyStorage, op, key string, read func(context.Context, string) (T, error),
-) (got T, err error) {
-	err = s.call(ctx, op, key, func(ctx context.Context) error {
-		read, err := read(ctx, key)
-		got = read
+) (T, error) {
+	var got, none T
+	err := s.call(ctx, op, key, func(ctx context.Context) (err error) {
+		got, err = read(ctx, key)
 		return err
 	})
 	if err != nil {
-		return *new(T), err
+		return none, err
 	}
 	return got, nil
 }
@@ -418,6 +418,7 @@ func (a answer) works(t *testing.T) answer {
 func (a answer) warns(t *testing.T, says ...string) answer {
 	t.Helper()
 	require.NoError(t, a.err)
+	require.NotNil(t, a.Response)
 	require.Len(t, a.Warnings, 1)
 	for _, part := range says {
 		require.Contains(t, a.Warnings[0], part)
