@@ -417,7 +417,7 @@ func (f *faultRun) failAt(n int, at string, trouble storageTrouble, s *faultScen
 	// Then storage is well again: at once, all is right or says what it lacks.
 	f.storage.fail(nil)
 	synctest.Wait()
-	time.Sleep(max(longestFirstBackOff, forceInterval))
+	time.Sleep(30 * time.Second) // a fetch that is still under way, its back-off, and the 10 s rule
 	f.sound(s.key, false)
 
 	require.NoError(f.t, s.run(f.t.Context(), f).err, "the same again works")
