@@ -144,6 +144,7 @@ func (r *registry) gatherApps() ([]*dto.MetricFamily, error) {
 	failing := family(gauge, "fetch_failing", "Whether the last fetch failed: 0 or 1.")
 	since := family(gauge, "fetch_failing_since_timestamp_seconds",
 		"When the first fetch failed of those that have failed since, in Unix time.")
+	why := family(gauge, "fetch_failure_info", "The class of error of the last fetch, while fetches fail; always 1.")
 	inARow := family(gauge, "fetch_consecutive_failures", "Fetches that have failed since one worked.")
 	next := family(gauge, "fetch_next_attempt_timestamp_seconds", "Until when no fetch is attempted, in Unix time.")
 	inMemory := family(gauge, "apps", "Apps in memory.")
@@ -159,8 +160,12 @@ func (r *registry) gatherApps() ([]*dto.MetricFamily, error) {
 		if at, err := time.Parse(time.RFC3339, s.config.AppSecretSetAt); err == nil {
 			sample(secretSet, unix(at), app)
 		}
+		// Also where there is none yet: to Prometheus, a counter that begins with 1 has not increased.
+		sample(fetches, float64(s.fetches[resultGiven]), app, label("result", resultGiven))
 		for result, n := range s.fetches {
-			sample(fetches, float64(n), app, label("result", result))
+			if result != resultGiven {
+				sample(fetches, float64(n), app, label("result", result))
+			}
 		}
 		sample(calls, float64(s.calls), app)
 		sample(failures, float64(s.failures), app)
@@ -170,6 +175,7 @@ func (r *registry) gatherApps() ([]*dto.MetricFamily, error) {
 		} else {
 			sample(failing, 1, app)
 			sample(inARow, float64(last.inARow), app)
+			sample(why, 1, app, label("class", string(last.err.class)))
 			sample(since, unix(last.since), app)
 		}
 		if !s.nextAttempt.IsZero() {
