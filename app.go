@@ -13,6 +13,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"runtime/debug"
 	"slices"
@@ -196,6 +197,7 @@ type app struct {
 	forcedAt    time.Time // when a token that was not due was last refreshed all the same
 	calls       uint64    // calls upstream, retries included, and how many of them failed
 	failures    uint64
+	fetches     map[string]uint64 // by result
 }
 
 // flight is one fetch, detached from those who wait for it.
@@ -528,6 +530,33 @@ func (a *app) count(calls int, failure *fetchError) {
 	a.failures += uint64(failures) //nolint:gosec // a fetch that works has made a call
 }
 
+// snapshot is what is to be seen of an app at one time.
+type snapshot struct {
+	config          *appConfig
+	token           *token
+	calls, failures uint64
+	fetches         map[string]uint64
+	last            *failedFetch
+	nextAttempt     time.Time // zero where nothing stands against a fetch
+}
+
+func (a *app) snapshot(now time.Time) snapshot {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return snapshot{
+		config: a.config.Load(), token: a.token.Load(), calls: a.calls, failures: a.failures,
+		fetches: maps.Clone(a.fetches), last: a.lastFailure, nextAttempt: a.nextAttempt(now),
+	}
+}
+
+// ended counts a fetch. It is called with a.mu held, or before anybody else knows the app.
+func (a *app) ended(result string) {
+	if a.fetches == nil {
+		a.fetches = map[string]uint64{}
+	}
+	a.fetches[result]++
+}
+
 // finishFetch ends a flight: it publishes the token, or remembers what went wrong.
 func (a *app) finishFetch(f *flight, err error) {
 	a.mu.Lock()
@@ -552,6 +581,7 @@ func (a *app) finishFetch(f *flight, err error) {
 // app, and returns what is to be logged.
 func (a *app) publish(t *token) (log func()) {
 	wasFailing := a.warned != warning{}
+	a.ended(resultGiven)
 	a.token.Store(t)
 	a.servedSinceFetch.Store(false)
 	a.lastFailure, a.warned = nil, warning{}
@@ -566,6 +596,7 @@ func (a *app) publish(t *token) (log func()) {
 // fail remembers a failed fetch and says when the next is due. It is called with a.mu held, and
 // returns what is to be logged.
 func (a *app) fail(f *fetchError) (log func(), err error) {
+	a.ended(string(f.class))
 	now := time.Now()
 	last := &failedFetch{err: f, at: now, inARow: 1, since: now}
 	if a.lastFailure != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/helper/errutil"
 	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Version is what the plugin reports to Vault: v and a semantic version. This is where the
@@ -47,7 +48,8 @@ status/<app> reports the state of the token; refresh/<app> fetches one now.
 // backend is the engine of one mount.
 type backend struct {
 	*framework.Backend
-	apps *registry
+	apps    *registry
+	metrics []prometheus.Gatherer
 }
 
 // Factory makes the engine of one mount. The context ends with the call.
@@ -62,6 +64,7 @@ func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 func newBackend(ctx context.Context, conf *logical.BackendConfig, transport http.RoundTripper) (*backend, error) {
 	logger := cmp.Or[hclog.Logger](conf.Logger, hclog.NewNullLogger())
 	b := &backend{apps: newRegistry(newClient(transport, logger), logger)}
+	b.metrics = newMetrics(b.apps)
 	b.Backend = &framework.Backend{
 		BackendType:    logical.TypeLogical,
 		RunningVersion: Version,
@@ -70,7 +73,9 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, transport http
 			SealWrapStorage: []string{configPrefix, tokenPrefix},
 			LocalStorage:    []string{tokenPrefix},
 		},
-		Paths:        []*framework.Path{b.pathConfigList(), b.pathConfig(), b.pathCreds(), b.pathStatus(), b.pathRefresh()},
+		Paths: []*framework.Path{
+			b.pathConfigList(), b.pathConfig(), b.pathCreds(), b.pathStatus(), b.pathRefresh(), b.pathMetrics(),
+		},
 		Secrets:      []*framework.Secret{b.secretAccessToken()},
 		PeriodicFunc: b.periodic,
 		Invalidate:   b.invalidate,

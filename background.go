@@ -56,6 +56,7 @@ func (r *registry) pass(s logical.Storage) {
 		}
 		return true
 	})
+	r.measures.passes.Observe(time.Since(now).Seconds())
 	for host, apps := range due {
 		if _, underWay := r.background.hosts.LoadOrStore(host, nil); underWay {
 			continue // since the pass before: a host that hangs delays no other
@@ -82,6 +83,7 @@ func (r *registry) refreshAll(s logical.Storage, apps []*app) {
 		group.Go(func() error {
 			ctx, cancel := a.patience(r.life.ctx, 0)
 			defer cancel()
+			r.measures.ahead.Inc()
 			_, _, _ = a.get(ctx, s, want{ahead: true}) // what went wrong is remembered and logged
 			return nil
 		})

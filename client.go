@@ -214,6 +214,9 @@ type client struct {
 	log       hclog.Logger
 	userAgent string
 	cooldowns cooldowns
+
+	// fetched is told how long each fetch took that made a call; nil for nobody.
+	fetched func(baseURL string, took time.Duration)
 }
 
 func newClient(transport http.RoundTripper, log hclog.Logger) *client {
@@ -256,15 +259,20 @@ func (p proxyError) Error() string {
 // fetch gets a token. The context bounds it, retries included, whatever the transport does. It
 // returns how many calls it made, whatever their outcome; tokens known to the caller are kept out
 // of the error's texts.
-func (c *client) fetch(ctx context.Context, creds credentials, known ...*token) (*token, int, *fetchError) {
+func (c *client) fetch(ctx context.Context, creds credentials, known ...*token) (t *token, calls int, failure *fetchError) {
 	secrets := []sensitive{creds.AppSecret}
-	for _, t := range known {
-		if t != nil {
-			secrets = append(secrets, t.Value)
+	for _, k := range known {
+		if k != nil {
+			secrets = append(secrets, k.Value)
 		}
 	}
-	var failure *fetchError
-	for calls := 0; ; {
+	began := time.Now()
+	defer func() {
+		if calls > 0 && c.fetched != nil {
+			c.fetched(creds.BaseURL, time.Since(began))
+		}
+	}()
+	for {
 		if cooldown := c.cooldowns.inForce(creds, time.Now()); cooldown != nil {
 			return nil, calls, cooldown
 		}
@@ -638,6 +646,19 @@ func (c *cooldowns) full(baseURL string) bool {
 		}
 	}
 	return alike >= maxCooldowns
+}
+
+// count returns how many are in force, by base URL.
+func (c *cooldowns) count(now time.Time) map[string]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	byHost := map[string]int{}
+	for key, f := range c.all {
+		if f.cooldown.After(now) {
+			byHost[key.baseURL]++
+		}
+	}
+	return byHost
 }
 
 // isDingTalk reports whether a base_url is one of DingTalk's two.

@@ -109,20 +109,19 @@ func (b *backend) updateRefresh(ctx context.Context, req *logical.Request, name 
 
 // status is the response of status/ and refresh/. What does not apply is left out.
 func (a *app) status(now time.Time) *logical.Response {
-	t := a.token.Load()
-	data := map[string]any{"state": string(t.state(now, a.config.Load().RefreshBefore))}
-	if t != nil {
+	s := a.snapshot(now)
+	data := map[string]any{
+		"state":             string(s.token.state(now, s.config.RefreshBefore)),
+		"upstream_calls":    s.calls,
+		"upstream_failures": s.failures,
+	}
+	if t := s.token; t != nil {
 		data["expires_at"] = timestamp(t.expiresAt)
 		data["fetched_at"] = timestamp(t.fetchedAt)
 		data["ttl"] = int64(t.remaining(now) / time.Second)
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	data["upstream_calls"] = a.calls
-	data["upstream_failures"] = a.failures
-	next := a.nextAttempt(now)
-	if last := a.lastFailure; last != nil {
-		data["last_error"] = a.tokenError(last.err, next).Error()
+	if last := s.last; last != nil {
+		data["last_error"] = a.tokenError(last.err, s.nextAttempt).Error()
 		data["last_error_at"] = timestamp(last.at)
 		data["last_error_class"] = string(last.err.class)
 		data["failing_since"] = timestamp(last.since)
@@ -135,8 +134,8 @@ func (a *app) status(now time.Time) *logical.Response {
 			}
 		}
 	}
-	if !next.IsZero() {
-		data["next_attempt_at"] = timestamp(next)
+	if !s.nextAttempt.IsZero() {
+		data["next_attempt_at"] = timestamp(s.nextAttempt)
 	}
 	return &logical.Response{Data: data}
 }

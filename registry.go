@@ -23,6 +23,7 @@ type registry struct {
 	log        hclog.Logger
 	life       *lifecycle
 	background background
+	measures   *measures
 
 	// apps holds an *app by name: the one place that says which generation of an app is served. A
 	// read takes no lock.
@@ -45,7 +46,8 @@ type stripe struct {
 }
 
 func newRegistry(c *client, log hclog.Logger) *registry {
-	r := &registry{client: c, log: log, life: newLifecycle(), seed: maphash.MakeSeed()}
+	r := &registry{client: c, log: log, life: newLifecycle(), measures: newMeasures(), seed: maphash.MakeSeed()}
+	c.fetched = r.measures.fetched
 	for i := range r.stripes {
 		r.stripes[i].held = make(chan struct{}, 1)
 	}

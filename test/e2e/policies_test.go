@@ -90,6 +90,7 @@ func (w *policyWorld) operations(t *testing.T) map[string]func(holder) answer {
 	t.Helper()
 	ops := map[string]func(holder) answer{
 		"list config/": func(h holder) answer { return h.http(t, "LIST", "dingtalk/config/", "", "") },
+		"read metrics": func(h holder) answer { return h.http(t, "GET", "dingtalk/metrics", "", "") },
 		"create config/": func(h holder) answer {
 			w.attempts++
 			body, err := json.Marshal(w.apps["other"].config())
@@ -203,7 +204,8 @@ func TestPolicy_allows_what_it_says_and_nothing_else(t *testing.T) {
 			succeeded(t)
 	})
 	t.Run("monitor", func(t *testing.T) {
-		w.requireAllows(t, w.holderOf(t, w.write(t, "monitor.hcl")), w.ofEveryApp("read status/")...)
+		w.requireAllows(t, w.holderOf(t, w.write(t, "monitor.hcl")),
+			append(w.ofEveryApp("read status/"), "read metrics")...)
 	})
 	t.Run("reader", func(t *testing.T) {
 		h := w.holderOf(t, w.write(t, "reader.hcl"))
@@ -230,7 +232,7 @@ func TestPolicy_allows_what_it_says_and_nothing_else(t *testing.T) {
 		require.NoError(t, err)
 		w.requireAllows(t, w.withToken(secret.Auth.ClientToken), append(
 			w.ofEveryApp("read config/", "update config/", "patch config/", "read status/", "update refresh/"),
-			"list config/", "create config/", "delete config/", "read creds/myapp", "long creds/myapp",
+			"list config/", "create config/", "delete config/", "read creds/myapp", "long creds/myapp", "read metrics",
 		)...)
 	})
 }
