@@ -55,10 +55,10 @@ func TestBackend_a_standby_forwards_every_operation_and_a_secondary_config_write
 	} {
 		m := newMount(t)
 		m.system.ReplicationStateVal = state
-		for _, path := range []string{"config/", "config/myapp", "creds/myapp", "status/myapp", "refresh/myapp"} {
+		for _, path := range []string{"config/", "config/myapp", "creds/myapp", "status/myapp", "refresh/myapp", "metrics"} {
 			for op := range m.engine.Route(path).Operations {
 				_, err := m.engine.HandleRequest(t.Context(), &logical.Request{Operation: op, Path: path, Storage: m.storage})
-				forwarded := standby || path == "config/myapp" && op != logical.ReadOperation
+				forwarded := standby && path != "metrics" || path == "config/myapp" && op != logical.ReadOperation
 				require.Equal(t, forwarded, errors.Is(err, logical.ErrReadOnly), "%s %s", op, path)
 			}
 		}

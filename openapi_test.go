@@ -44,6 +44,12 @@ func assertDescribed(t *testing.T, engine *backend, req *logical.Request, got an
 	if got.Response == nil || got.err != nil {
 		return
 	}
+	if kind := responses[0].MediaType; kind != "" { // a body that is no JSON
+		if !strings.HasPrefix(fmt.Sprint(got.Data[logical.HTTPContentType]), kind) {
+			t.Errorf("%s %s: not %s: %v", req.Operation, req.Path, kind, got.Data[logical.HTTPContentType])
+		}
+		return
+	}
 	fields := responses[0].Fields
 	for name, value := range got.Data {
 		if field := fields[name]; field == nil || !isOf(field, value) {
@@ -171,6 +177,8 @@ var varieties = []struct {
 	{"status expired", expired, "read", "status/myapp", nil, 200, statusFields, stateExpired},
 	{"status expired after a failure", expiredThenFailed, "read", "status/myapp", nil, 200, failedFields, stateExpired},
 
+	{"metrics", configured, "read", "metrics", nil, 200, nil, ""},
+
 	{"refresh", configured, "update", "refresh/myapp", nil, 200, statusFields, stateFresh},
 	{"refresh too soon", fetched, "update", "refresh/myapp", nil, 200, statusFields, stateFresh},
 	{"refresh during a ban", refreshBanned, "update", "refresh/myapp", nil, 200, failedFields, stateFresh},
@@ -288,7 +296,7 @@ func TestOpenAPI_describes_every_response_and_none_that_never_comes(t *testing.T
 
 				line := answerLine(v.op, m.engine.Route(v.path), v.status)
 				delete(unseen, line)
-				if v.status != http.StatusOK {
+				if v.status != http.StatusOK || v.path == metricsPath {
 					return
 				}
 				op := m.engine.Route(v.path).Operations[v.op]
