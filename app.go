@@ -330,17 +330,18 @@ func (a *app) get(ctx context.Context, s logical.Storage, w want) (t *token, war
 			return w.result(a.token.Load(), warning)
 		}
 		err = a.await(ctx, f, w)
-		var failed *tokenError
+		var failure *tokenError
+		failed, stillWaiting := errors.As(err, &failure), errors.Is(err, errStillWaiting)
 		switch fetched := f.fetched.Load(); {
 		case f.timeout < w.timeout && ctx.Err() == nil:
 			continue // one with less time than this caller wants for it was not joined, but awaited
 		case err == nil:
 			return w.result(a.token.Load(), nil)
-		case fetched != nil && a.registry.holds(a) && (errors.As(err, &failed) || errors.Is(err, errStillWaiting)):
+		case fetched != nil && a.registry.holds(a) && (failed || stillWaiting):
 			return fetched, nil, nil // which storage is slow to take
-		case errors.Is(err, errStillWaiting):
+		case stillWaiting:
 			continue
-		case !w.force && (failed != nil || errors.Is(err, errShuttingDown)):
+		case !w.force && (failed || errors.Is(err, errShuttingDown)):
 			return w.result(a.token.Load(), err)
 		default:
 			return nil, nil, err
@@ -581,7 +582,7 @@ func (a *app) fail(f *fetchError) (log func(), err error) {
 		write, a.warned = a.registry.log.Warn, warning{class: f.class, at: now}
 	}
 	a.lastFailure = last
-	tokenUntil := "no token"
+	tokenUntil := "none"
 	if t := a.token.Load(); t.servable(now) {
 		tokenUntil = timestamp(t.expiresAt)
 	}
