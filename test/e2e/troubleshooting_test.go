@@ -317,8 +317,11 @@ func ofRequests(m *mount) map[string]provocation {
 			fields{"app_secret": []string{newSecret(), newSecret()}},
 		),
 		`…; allowed are 1 to 512 printable ASCII characters without spaces`: writes(fields{"app_secret": "two words"}),
-		`…; allowed is a duration of whole seconds from … to …`:             writes(fields{"refresh_before": "500ms"}),
-		`…; allowed are true and false`:                                     writes(fields{"leased": "perhaps"}),
+		`corp_id: … given; allowed are 1 to 64 letters and digits, or nothing to take it away`: writes(
+			fields{"corp_id": "ding-corp"},
+		),
+		`…; allowed is a duration of whole seconds from … to …`: writes(fields{"refresh_before": "500ms"}),
+		`…; allowed are true and false`:                         writes(fields{"leased": "perhaps"}),
 		`base_url: … given: …; allowed is https://host[:port]`: writes(
 			fields{"base_url": "https://api.dingtalk.io/v1.0", "app_secret": newSecret()},
 		),
@@ -833,11 +836,12 @@ func TestTroubleshooting_has_every_text_of_the_engine(t *testing.T) {
 		"please report this with the stack",
 		// What nobody gets to see: Vault always gives a configuration; a record of plain fields can be
 		// encoded; the transport's own limits are longer than what request_timeout leaves it; and the
-		// last makes its caller start over.
+		// last two make their caller start over.
 		"no configuration given",
 		"encoding ",
 		"timed out",
 		"the app's configuration changed",
+		"the fetch is still under way",
 	}
 	files, err := filepath.Glob("../../*.go")
 	require.NoError(t, err)
