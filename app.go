@@ -281,7 +281,7 @@ func (e *tokenError) Error() string {
 type tooSoonError struct{ until time.Time }
 
 func (e *tooSoonError) Error() string {
-	return fmt.Sprintf("the token was refreshed less than %s ago; try again at %s",
+	return fmt.Sprintf("the last refresh was less than %s ago; try again at %s",
 		short(forceInterval), timestamp(e.until))
 }
 

@@ -120,8 +120,7 @@ func (f *fetchError) repeatable() bool {
 // descriptions say for each class what happened to {app} at {host}, and what to do next.
 var descriptions = map[errorClass]struct{ what, hint string }{
 	classRejectedCredentials: {"DingTalk rejected the credentials of app {app}", "check app_key and app_secret, " +
-		"that " +
-		"the app's version is published, and that base_url ({host}) is the app's edition{edition}"},
+		"that the app's version is published{authorized}, and that base_url ({host}) is the host of the app's edition{edition}"},
 	classForbiddenIP: {"DingTalk does not allow Vault's IP address for app {app}", "add Vault's egress IP to the app's " +
 		"allow-list in DingTalk's console, and those of the clients: DingTalk checks the list where the token is used"},
 	classRejectedRequest: {"DingTalk rejected the request for a token of app {app}", "look the request id up " +
@@ -130,8 +129,8 @@ var descriptions = map[errorClass]struct{ what, hint string }{
 		"fetches tokens with the same app_key"},
 	classBanned: {"DingTalk has banned Vault's egress IP, which app {app} shares with all other apps at {host}", "find " +
 		"what makes more than 10,000 calls in 20 seconds from this IP"},
-	classUnavailable: {"DingTalk could not serve the request for a token of app {app}", "if it lasts, look " +
-		"the request id up in DingTalk's console, and check{corp} any proxy on the way"},
+	classUnavailable: {"DingTalk could not serve the request for a token of app {app}", "if it lasts, check " +
+		"{corp_id}DingTalk's service status and any proxy on the way"},
 	classUnreachable: {"could not get a token for app {app} from {host}", "check DNS, firewall and proxy " +
 		"from Vault's active node"},
 	classRedirect: {"{host} answered the request for a token of app {app} with a redirect, which is " +
@@ -148,7 +147,7 @@ const wrongHost = "check base_url and any proxy on the way"
 // describe tells the person on call what happened to the app, what DingTalk said and what to do
 // next.
 func (f *fetchError) describe(app string, c *appConfig) string {
-	edition, corp := "", ""
+	edition, corpID, authorized := "", "", ""
 	switch c.BaseURL {
 	case defaultBaseURL:
 		edition = "; for an app of the China edition set base_url=" + chinaBaseURL
@@ -156,9 +155,10 @@ func (f *fetchError) describe(app string, c *appConfig) string {
 		edition = "; for an app of the international edition set base_url=" + defaultBaseURL
 	}
 	if c.CorpID != "" { // one that does not exist is answered with a 500
-		corp = " corp_id and"
+		corpID, authorized = "corp_id, ", ", that the organization of corp_id has authorized the app"
 	}
-	names := strings.NewReplacer("{app}", strconv.Quote(app), "{host}", c.BaseURL, "{edition}", edition, "{corp}", corp)
+	names := strings.NewReplacer("{app}", strconv.Quote(app), "{host}", c.BaseURL, "{edition}", edition,
+		"{corp_id}", corpID, "{authorized}", authorized)
 	d := descriptions[f.class]
 	return joinNonEmpty("; ", joinNonEmpty(": ", names.Replace(d.what), f.said()), names.Replace(d.hint))
 }

@@ -459,9 +459,10 @@ func TestClient_every_class_says_whose_app_it_is_and_what_to_do(t *testing.T) {
 	}{
 		{classRejectedCredentials, appConfig{BaseURL: defaultBaseURL}, "China edition set base_url=" + chinaBaseURL, ""},
 		{classRejectedCredentials, appConfig{BaseURL: chinaBaseURL}, "international edition set base_url=" + defaultBaseURL, ""},
-		{classRejectedCredentials, appConfig{BaseURL: theURL}, "(" + theURL + ") is the app's edition", "set base_url"},
-		{classUnavailable, appConfig{BaseURL: theURL, CorpID: "corp"}, "check corp_id and any proxy", ""},
-		{classUnavailable, appConfig{BaseURL: theURL}, "check any proxy", "corp_id"},
+		{classRejectedCredentials, appConfig{BaseURL: theURL}, "(" + theURL + ") is the host of the app's edition", "set base_url"},
+		{classRejectedCredentials, appConfig{BaseURL: theURL, CorpID: "corp"}, "organization of corp_id has authorized", ""},
+		{classUnavailable, appConfig{BaseURL: theURL, CorpID: "corp"}, "check corp_id, DingTalk's service status and any proxy", ""},
+		{classUnavailable, appConfig{BaseURL: theURL}, "check DingTalk's service status", "corp_id"},
 	} {
 		told := (&fetchError{class: c.class}).describe(theApp, &c.config)
 		require.Contains(t, told, c.says)

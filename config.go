@@ -212,7 +212,7 @@ func (p *parser) corpID(field string) *string {
 	if given != nil && (len(*given) > maxCorpIDLength || strings.ContainsFunc(*given, func(r rune) bool {
 		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9')
 	})) {
-		p.refuse(field, "%s given; allowed are 1 to 64 letters and digits, or nothing to take it away", p.shown(*given))
+		p.refuse(field, "%s given; allowed are 1 to 64 letters and digits, or an empty string for none", p.shown(*given))
 	}
 	return given
 }

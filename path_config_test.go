@@ -314,7 +314,7 @@ func TestConfig_a_verification_that_fails_says_why_and_changes_nothing(t *testin
 		{fault{Kind: simulator.FaultRejectedCredentials}, 400, 0, []string{
 			"code invalidClientIdOrSecret, message \"无效的clientId或者clientSecret\", request id ",
 			"; check app_key and app_secret, that the app's version is published, and that base_url (" + theURL +
-				") is the app's edition",
+				") is the host of the app's edition",
 		}},
 	} {
 		t.Run(c.fault.Kind, func(t *testing.T) {

@@ -7,7 +7,8 @@ path "dingtalk/creds/myapp" {
   capabilities = ["read"]
 }
 
-# The engine asks DingTalk for this at most once in 10 seconds, however often it is told to.
+# To tell the engine which token DingTalk refused. It fetches another only if that is the current one, and at most once in
+# 10 seconds.
 path "dingtalk/refresh/myapp" {
   capabilities = ["update"]
 }

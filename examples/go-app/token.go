@@ -35,7 +35,7 @@ type tokens struct {
 	login   span   // of the app's own token of Vault
 }
 
-// get returns the token in hand, or reads one when it is time.
+// get returns the current token, or reads one when it is time.
 func (t *tokens) get(ctx context.Context) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -48,7 +48,7 @@ func (t *tokens) get(ctx context.Context) (string, error) {
 		}
 		// The lease ends before the token does: while Vault is away this one may be good for a
 		// while.
-		log.Printf("going on with the token in hand: %v", err)
+		log.Printf("going on with the current token: %v", err)
 		t.lease = spanOf(5 * time.Second)
 	}
 	return t.value, nil
@@ -64,9 +64,10 @@ func (t *tokens) replace(ctx context.Context, refused string) (string, error) {
 	}
 	t.lease.end()
 	t.lease = span{}
-	// The engine takes its token for good until it is told to ask DingTalk. It does so once in 10
-	// seconds at most.
-	secret, err := t.write(ctx, t.mount+"/refresh/"+t.app, nil)
+	// The engine takes its token for good until it is told which one DingTalk refused. If it has
+	// another by then, it fetches none: however many apps are refused, it is one call, and at most
+	// one in 10 seconds.
+	secret, err := t.write(ctx, t.mount+"/refresh/"+t.app, map[string]any{"rejected_token": refused})
 	if err != nil {
 		return "", err
 	}

@@ -7,8 +7,8 @@ path "dingtalk/creds/myapp" {
   capabilities = ["read"]
 }
 
-# The rest is for a reader whose token DingTalk has ended before its time. First it has another one fetched; the engine asks
-# DingTalk at most once in 10 seconds, however often it is told to.
+# The rest is for a reader whose token DingTalk has ended before its time. First it passes that token to refresh/ as
+# rejected_token: the engine fetches another only if that is the current one, and at most once in 10 seconds.
 path "dingtalk/refresh/myapp" {
   capabilities = ["update"]
 }

@@ -123,7 +123,7 @@ class Tokens:
         self.due = 0.0  # when to renew or to read again
 
     def get(self):
-        """Returns the token in hand, after renewing its lease or reading again when it is time."""
+        """Returns the current token, after renewing its lease or reading again when it is time."""
         if time.monotonic() < self.due:
             return self.value
         try:
@@ -133,15 +133,16 @@ class Tokens:
             if not self.value:
                 raise
             # The lease ends before the token does: while Vault is away this one may be good for a while.
-            say(f"going on with the token in hand: {error}")
+            say(f"going on with the current token: {error}")
             self.due = time.monotonic() + 5
         return self.value
 
     def replace(self):
-        """Gets another token than the one in hand, which may have been ended at DingTalk before its time."""
+        """Gets another token than the current one, which DingTalk refused: it may have been ended there before its time."""
         self.due = 0.0
-        # The engine takes its token for good until it is told to ask DingTalk. It does so once in 10 seconds at most.
-        self.vault.ask("PUT", f"{self.mount}/refresh/{self.app}")
+        # The engine takes its token for good until it is told which one DingTalk refused. If it has another by then, it
+        # fetches none: however many apps are refused, it is one call, and at most one in 10 seconds.
+        self.vault.ask("PUT", f"{self.mount}/refresh/{self.app}", {"rejected_token": self.value})
         if self.lease_id:
             # Revoking makes a Proxy drop its copy of the answer: if it came before the refresh, somebody else's read could have
             # the refused token copied again. The Proxy takes notice only of a lease in the body, and of an answer that comes

@@ -102,21 +102,22 @@ renew() {
 	[ "$(field .lease_duration)" -gt 1 ]
 }
 
-# get_token sees to it that there is a token in hand, renewing or reading when it is time.
+# get_token sees to it that there is a token, renewing or reading when it is time.
 get_token() {
 	[ "$SECONDS" -ge "$due" ] || return 0
 	renew || read_token && return
 	# The lease ends before the token does: while Vault is away this one may be good for a while.
 	[ -n "$token" ] || return
-	say "going on with the token in hand"
+	say "going on with the current token"
 	due=$((SECONDS + 5))
 }
 
-# replace_token gets another token than the one in hand, which may have been ended at DingTalk before its time.
+# replace_token gets another token than the current one, which DingTalk refused: it may have been ended there before its time.
 replace_token() {
 	due=0
-	# The engine takes its token for good until it is told to ask DingTalk. It does so once in 10 seconds at most.
-	ask PUT "$mount/refresh/$app" || return
+	# The engine takes its token for good until it is told which one DingTalk refused. If it has another by then, it fetches
+	# none: however many apps are refused, it is one call, and at most one in 10 seconds.
+	ask PUT "$mount/refresh/$app" "$(printf %s "$token" | jq -Rs '{rejected_token: .}')" || return
 	if [ -n "$lease_id" ]; then
 		# Revoking makes a Proxy drop its copy of the answer: if it came before the refresh, somebody else's read could have
 		# the refused token copied again. The Proxy takes notice only of a lease in the body, and of an answer that comes when

@@ -13,9 +13,9 @@ resource "vault_generic_endpoint" "app" {
     app_key    = var.app_key
     app_secret = var.app_secret
     base_url   = var.base_url
-    # In seconds and as a number, as config/ answers it: "5m" would be a change at every plan.
-    refresh_before = 300
-    leased         = true
+    # In seconds and as a number, as config/ answers it: "15s" would be a change at every plan.
+    request_timeout = 15
+    leased          = true
   })
 }
 

@@ -35,20 +35,24 @@ func TestSettings(t *testing.T) {
 	for _, c := range []struct {
 		name                 string
 		key, secret, baseURL string
+		corpID               string
 		live                 bool
 		err                  string
 	}{
 		{name: "the simulator"},
 		{name: "the live API", key: "k", secret: "s", live: true},
 		{name: "another edition", key: "k", secret: "s", baseURL: "https://api.dingtalk.io", live: true},
+		{name: "the unified call", key: "k", secret: "s", corpID: "dingcorp", live: true},
 		{name: "no secret", key: "k", err: "set both DINGTALK_APP_KEY and DINGTALK_APP_SECRET"},
 		{name: "no key", secret: "s", err: "set both DINGTALK_APP_KEY and DINGTALK_APP_SECRET"},
 		{name: "neither", baseURL: "https://api.dingtalk.io", err: "DINGTALK_BASE_URL is for the live API"},
+		{name: "no app for the organization", corpID: "dingcorp", err: "and so is DINGTALK_CORP_ID"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			set, err := readSettings(func(name string) string {
 				return map[string]string{
-					"DINGTALK_APP_KEY": c.key, "DINGTALK_APP_SECRET": c.secret, "DINGTALK_BASE_URL": c.baseURL, "VAULT_BIN": vault,
+					"DINGTALK_APP_KEY": c.key, "DINGTALK_APP_SECRET": c.secret, "DINGTALK_BASE_URL": c.baseURL,
+					"DINGTALK_CORP_ID": c.corpID, "VAULT_BIN": vault,
 				}[name]
 			})
 			if c.err != "" {
@@ -58,6 +62,7 @@ func TestSettings(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, c.live, set.live)
 			require.Equal(t, c.baseURL, set.baseURL)
+			require.Equal(t, c.corpID, set.corpID)
 			require.Equal(t, vault, set.vault)
 			require.NotEmpty(t, set.appSecret)
 		})
@@ -108,7 +113,7 @@ func TestStage_a_step_that_fails_ends_the_play(t *testing.T) {
 		"another status":        func(s *stage) { s.run("false") },
 		"another value":         func(s *stage) { s.expect("it", "this", "that") },
 		"no such output":        func(s *stage) { s.capture("echo this"); s.expectOutput("that") },
-		"a program that ends":   func(s *stage) { s.launch("it", "true"); s.await("it ended", func() bool { return false }) },
+		"a program that ends":   func(s *stage) { s.launch("it", "true"); s.await("it ended", "it.log", "never") },
 		"an output that closed": func(s *stage) { s.out = brokenPipe{}; s.note("unseen") },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -9,7 +9,8 @@
 // However either ends, what it started is stopped and what it wrote is removed.
 //
 // With DINGTALK_APP_KEY and DINGTALK_APP_SECRET set, the live API is used (DINGTALK_BASE_URL is for
-// an edition other than the default). Then no token and no secret is shown.
+// an edition other than the default, DINGTALK_CORP_ID for the unified call). Then no token and no
+// secret is shown.
 package main
 
 import (
@@ -80,31 +81,22 @@ func run(args []string) (int, error) {
 
 // settings are what the environment says.
 type settings struct {
-	live                       bool
-	appKey, appSecret, baseURL string // baseURL is empty for the plugin's default
-	vault                      string // Vault's binary
-	bin                        string // the directory of the plugin's binary and the simulator's
+	live              bool
+	appKey, appSecret string
+	baseURL, corpID   string // empty for the plugin's defaults
+	vault             string // Vault's binary
+	bin               string // the directory of the plugin's binary and the simulator's
 }
 
-func readSettings(getenv func(string) string) (settings, error) {
-	set := settings{
-		appKey: getenv(
-			"DINGTALK_APP_KEY",
-		),
-		appSecret: getenv("DINGTALK_APP_SECRET"),
-		baseURL:   getenv("DINGTALK_BASE_URL"),
-	}
-	switch {
-	case set.appKey != "" && set.appSecret != "":
-		set.live = true
-	case set.appKey != "" || set.appSecret != "":
-		return set, errors.New("set both DINGTALK_APP_KEY and DINGTALK_APP_SECRET for the live API, " +
-			"or neither for the simulator")
-	case set.baseURL != "":
-		return set, errors.New(
-			"DINGTALK_BASE_URL is for the live API: set DINGTALK_APP_KEY and DINGTALK_APP_SECRET too",
-		)
-	default:
+func readSettings(getenv func(string) string) (set settings, err error) {
+	set.appKey, set.appSecret = getenv("DINGTALK_APP_KEY"), getenv("DINGTALK_APP_SECRET")
+	set.baseURL, set.corpID = getenv("DINGTALK_BASE_URL"), getenv("DINGTALK_CORP_ID")
+	set.live = set.appKey != "" && set.appSecret != ""
+	if !set.live {
+		if set.appKey+set.appSecret+set.baseURL+set.corpID != "" {
+			return set, errors.New("set both DINGTALK_APP_KEY and DINGTALK_APP_SECRET for the live API, or neither " +
+				"for the simulator; DINGTALK_BASE_URL is for the live API, and so is DINGTALK_CORP_ID")
+		}
 		set.appKey, set.appSecret = "dingdemo", rand.Text()
 	}
 	self, err := os.Executable()
@@ -112,11 +104,10 @@ func readSettings(getenv func(string) string) (settings, error) {
 		return set, err
 	}
 	set.bin = filepath.Dir(self)
-	vault, err := exec.LookPath(getenv("VAULT_BIN"))
-	if err != nil {
+	if set.vault, err = exec.LookPath(getenv("VAULT_BIN")); err != nil {
 		return set, fmt.Errorf("VAULT_BIN: %w; make demo and make dev set it", err)
 	}
-	set.vault, err = filepath.Abs(vault)
+	set.vault, err = filepath.Abs(set.vault)
 	return set, err
 }
 
@@ -129,17 +120,15 @@ func (i interrupt) Error() string { return syscall.Signal(i).String() }
 func untilSignal() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
-	for _, sig := range []syscall.Signal{
-		syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGPIPE,
-	} {
+	all := []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGPIPE}
+	for _, sig := range all {
 		if !signal.Ignored(sig) {
 			signal.Notify(signals, sig)
 		}
 	}
 	go func() {
-		if sig, ok := (<-signals).(syscall.Signal); ok {
-			cancel(interrupt(sig))
-		}
+		sig, _ := (<-signals).(syscall.Signal)
+		cancel(interrupt(sig))
 	}()
 	return ctx
 }

@@ -16,6 +16,7 @@ import (
 	"text/template"
 	"time"
 
+	"vault-plugin-secrets-dingtalk/internal/simulator"
 	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
@@ -36,6 +37,7 @@ func (s *stage) demo() {
 	s.prepare()
 	token := s.readTwice()
 	s.readStatus()
+	s.readInOrganization(token)
 	s.refuseWrongSecret(token)
 	s.allowRole()
 	s.renderWithAgent(token)
@@ -67,15 +69,7 @@ func (s *stage) startDingTalk() {
 	s.begin("Start the simulator in DingTalk's place")
 	s.run(`printf %s "$DINGTALK_APP_SECRET" >app-secret`)
 	s.launch("simulator", "dingtalk-simulator -address 127.0.0.1:0 -app "+s.appKey+"=@app-secret")
-	s.await("the simulator did not start", func() bool {
-		for line := range strings.Lines(readFile("simulator.log")) {
-			if strings.HasPrefix(line, "http:") && strings.HasSuffix(line, "\n") {
-				s.baseURL = strings.TrimSpace(line)
-				return true
-			}
-		}
-		return false
-	})
+	s.baseURL = s.await("the simulator did not start", "simulator.log", `(?m)^(http:\S+)\n`)
 	s.printf("%s\n", s.baseURL)
 }
 
@@ -85,34 +79,24 @@ func (s *stage) startVault() {
 	s.write("vault.hcl", fmt.Sprintf("plugin_directory = %q\n", filepath.Join(s.work, "plugins")))
 	s.run("cp " + quote(filepath.Join(s.bin, plugin)) + " plugins/")
 
-	for tries := 1; ; tries++ {
+	for tries := 0; s.token == ""; tries++ { // until no other program takes the port in the meantime
+		if tries == 5 {
+			s.fail("no port was free in %d tries", tries)
+		}
 		port, err := subprocess.DemoPorts.Free()
 		s.must(err)
 		address := fmt.Sprintf("127.0.0.1:%d", port)
 		s.address = "http://" + address
 		s.launch("vault", "vault server -dev -dev-no-store-token -config=vault.hcl -dev-listen-address="+address)
-		s.await("Vault did not start", func() bool {
-			log := readFile("vault.log")
-			return strings.Contains(log, "\nDevelopment mode should NOT be used") ||
-				!s.running() && strings.Contains(log, "address already in use")
-		})
-		if s.running() {
-			break
-		}
-		if tries == 5 {
-			s.fail("no port was free in %d tries", tries)
-		}
-		s.programs = s.programs[:len(s.programs)-1] // another program took the port in the meantime
+		s.token = s.await("Vault did not start", "vault.log",
+			`(?s)\nRoot Token: (\S+)\n.*\nDevelopment mode should NOT be used|address already in use`)
 	}
-	_, rest, _ := strings.Cut(readFile("vault.log"), "\nRoot Token: ")
-	s.token, _, _ = strings.Cut(rest, "\n")
 	s.hide(s.token)
 	s.env = append(s.env, "VAULT_ADDR="+s.address, "VAULT_TOKEN="+s.token)
 	s.show("export VAULT_ADDR=" + s.address + " VAULT_TOKEN=" + s.token)
 	s.run("vault status")
 }
 
-// installPlugin registers the plugin in Vault's catalog and mounts it.
 func (s *stage) installPlugin() {
 	s.begin("Register the plugin in Vault's catalog, with its SHA-256 and version")
 	if s.capture("plugins/"+plugin+" -version") != 0 {
@@ -152,19 +136,23 @@ func (s *stage) storeApp() {
 
 // appFields are what a write of the app needs.
 func (s *stage) appFields() string {
-	return "app_key=" + quote(s.appKey) + " app_secret=-" + s.baseURLField()
+	return "app_key=" + quote(s.appKey) + " app_secret=-" + s.target()
 }
 
-func (s *stage) baseURLField() string {
-	if s.baseURL == "" {
-		return ""
+// target is which of DingTalk's hosts and organizations the app belongs to, where that is not left
+// to the plugin.
+func (s *stage) target() (fields string) {
+	if s.baseURL != "" {
+		fields += " base_url=" + quote(s.baseURL)
 	}
-	return " base_url=" + quote(s.baseURL)
+	if s.corpID != "" {
+		fields += " corp_id=" + quote(s.corpID)
+	}
+	return fields
 }
 
-// readToken reads the app's credentials.
-func (s *stage) readToken() (token, lease string) {
-	s.run("vault read dingtalk/creds/myapp")
+func (s *stage) readToken(app string) (token, lease string) {
+	s.run("vault read dingtalk/creds/" + app)
 	token, lease = s.field("access_token"), s.field("lease_id")
 	if token == "" || lease == "" {
 		s.fail("the response has no token, or no lease")
@@ -175,24 +163,31 @@ func (s *stage) readToken() (token, lease string) {
 // readTwice shows what the plugin is for: readers share one token, and DingTalk is called once.
 func (s *stage) readTwice() (token string) {
 	s.begin("Read the credentials twice: one token, two leases, one call to DingTalk")
-	token, first := s.readToken()
-	again, second := s.readToken()
+	token, first := s.readToken("myapp")
+	again, second := s.readToken("myapp")
 	s.expect("the second token", again, token)
 	if first == second {
 		s.fail("both reads have the lease %s", first)
 	}
 	s.note("the token is the same, the leases differ")
 	if !s.live {
-		s.show("curl " + s.baseURL + "/simulator/requests/" + s.appKey) // which need not be installed
-		s.output = s.get(s.baseURL + "/simulator/requests/" + s.appKey)
-		s.printf("%s\n", s.output)
+		url := s.baseURL + "/simulator/requests/" + s.appKey
+		s.show("curl " + url) // which need not be installed
+		request, err := http.NewRequestWithContext(s.ctx, http.MethodGet, url, http.NoBody)
+		s.must(err)
+		response, err := http.DefaultClient.Do(request)
+		s.must(err)
+		defer response.Body.Close()
+		body, err := io.ReadAll(response.Body)
+		s.must(err)
+		s.output = string(body)
+		s.printf("%s\n", strings.TrimSpace(s.output))
 		s.expectOutput(`{"requests":1}`)
 		s.note("the simulator was asked for a token once, when the app was stored")
 	}
 	return token
 }
 
-// readStatus shows the state of the app's token.
 func (s *stage) readStatus() {
 	s.begin("Look at the state of the app's token")
 	s.run("vault read dingtalk/status/myapp")
@@ -202,15 +197,21 @@ func (s *stage) readStatus() {
 	s.expect("upstream_calls less upstream_failures", strconv.Itoa(calls-failures), "1")
 }
 
-func (s *stage) get(url string) string {
-	request, err := http.NewRequestWithContext(s.ctx, http.MethodGet, url, http.NoBody)
-	s.must(err)
-	response, err := http.DefaultClient.Do(request)
-	s.must(err)
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	s.must(err)
-	return strings.TrimSpace(string(body))
+// readInOrganization shows an app whose tokens come from DingTalk's unified call. With the live API,
+// the app of the demo is one where DINGTALK_CORP_ID says so.
+func (s *stage) readInOrganization(token string) {
+	if s.live {
+		return
+	}
+	s.begin("With corp_id, the token comes from DingTalk's unified call, for that organization")
+	s.run(`printf %s "$DINGTALK_APP_SECRET" | vault write dingtalk/config/orgapp ` + s.appFields() +
+		" corp_id=" + simulator.DefaultCorpID)
+	s.run("vault read -field=corp_id dingtalk/config/orgapp")
+	s.expect("corp_id", s.output, simulator.DefaultCorpID)
+	if other, _ := s.readToken("orgapp"); other == token {
+		s.fail("both apps have the same token")
+	}
+	s.note("the key is the same, the token is another")
 }
 
 // refuseWrongSecret shows that a mistake is refused at once and changes nothing.
@@ -226,15 +227,14 @@ func (s *stage) refuseWrongSecret(token string) {
 	s.begin("Nor does a wrong secret spoil an app that works")
 	s.capture("vault read dingtalk/config/myapp")
 	before := s.output
-	s.refused("printf %s not-the-secret | vault write dingtalk/config/myapp app_secret=-" + s.baseURLField())
+	s.refused("printf %s not-the-secret | vault write dingtalk/config/myapp app_secret=-" + s.target())
 	s.capture("vault read dingtalk/config/myapp")
 	s.expect("the configuration", s.output, before)
-	still, _ := s.readToken()
+	still, _ := s.readToken("myapp")
 	s.expect("the token", still, token)
 	s.note("the configuration is as before, and the token is still served")
 }
 
-// refused runs a write of a wrong secret.
 func (s *stage) refused(command string) {
 	s.runFor(2, command)
 	s.expectOutput("Code: 400", "DingTalk rejected", "nothing was stored")
@@ -262,8 +262,8 @@ func (s *stage) renderWithAgent(token string) {
 	s.begin("Vault Agent logs in with that role and renders the token into a file")
 	s.write("agent.hcl", agentText)
 	s.launch("agent", "env -u VAULT_TOKEN vault agent -config=agent.hcl")
-	s.await("the Agent rendered nothing", func() bool { return readFile("dingtalk.env") != "" })
-	if readFile("dingtalk.env") != "DINGTALK_ACCESS_TOKEN="+token+"\n" {
+	rendered := s.await("the Agent rendered nothing", "dingtalk.env", `(?s)^(.+)$`)
+	if rendered != "DINGTALK_ACCESS_TOKEN="+token+"\n" {
 		s.fail("the file does not hold the token")
 	}
 	s.run("ls -l dingtalk.env")
@@ -271,7 +271,6 @@ func (s *stage) renderWithAgent(token string) {
 	s.run("cat dingtalk.env")
 }
 
-// clearUp stops everything in full view.
 func (s *stage) clearUp() {
 	s.begin("Stop everything and remove the temporary directory")
 	var pids []any

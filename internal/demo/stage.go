@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -70,10 +71,11 @@ func newStage(ctx context.Context, set settings, work string) *stage {
 // perform plays, and reports whether that went well.
 func (s *stage) perform(play func(*stage)) (ok bool) {
 	defer func() {
-		why := recover()
-		if reason, failed := why.(failure); failed {
-			s.report(string(reason))
-		} else if why != nil {
+		switch why := recover().(type) {
+		case nil:
+		case failure:
+			s.report(string(why))
+		default:
 			panic(why)
 		}
 	}()
@@ -91,10 +93,8 @@ func (s *stage) report(reason string) {
 	}
 	say("\nFAILED in step %d, %s: %s.", s.step, s.title, s.masked(reason))
 	for _, p := range s.programs {
-		lines := strings.Split(strings.TrimSpace(readFile(p.name+".log")), "\n")
-		lines = slices.DeleteFunc(lines, func(line string) bool {
-			return strings.HasPrefix(line, "Unseal Key:") || strings.HasPrefix(line, "Root Token:")
-		})
+		log := regexp.MustCompile(`(?m)^(Unseal Key|Root Token):.*\n`).ReplaceAllString(readFile(p.name+".log"), "")
+		lines := strings.Split(strings.TrimSpace(log), "\n")
 		say("\nThe end of %s.log:\n%s", p.name, s.masked(strings.Join(lines[max(0, len(lines)-20):], "\n")))
 	}
 }
@@ -102,16 +102,16 @@ func (s *stage) report(reason string) {
 // close stops what runs, the last first, and removes the files. The error names what had to be
 // killed.
 func (s *stage) close() error {
-	var killed error
+	var errs []error
 	for _, p := range slices.Backward(s.programs) {
 		byItself, err := p.Stop(grace)
 		if !byItself {
-			err = errors.Join(fmt.Errorf("%s did not end within %s and was killed", p.name, grace), err)
+			errs = append(errs, fmt.Errorf("%s did not end within %s and was killed", p.name, grace))
 		}
-		killed = errors.Join(killed, err)
+		errs = append(errs, err)
 	}
 	s.programs = nil
-	return errors.Join(killed, os.Chdir("/"), os.RemoveAll(s.work))
+	return errors.Join(append(errs, os.Chdir("/"), os.RemoveAll(s.work))...)
 }
 
 // begin begins a step: what is printed next, and what failed if the program ends now.
@@ -190,11 +190,12 @@ func (s *stage) write(name, content string) {
 }
 
 // field returns the value beside a name in the last command's output.
-func (s *stage) field(name string) string {
-	for line := range strings.Lines(s.output) {
-		if key, value, _ := strings.Cut(strings.TrimSpace(line), " "); key == name {
-			return strings.TrimSpace(value)
-		}
+func (s *stage) field(name string) string { return find(`(?m)^\s*`+name+` +(.*?)\s*$`, s.output) }
+
+// find returns what the group of a pattern matches first in a text; empty if it does not match.
+func find(pattern, text string) string {
+	if found := regexp.MustCompile(pattern).FindStringSubmatch(text); found != nil {
+		return found[1]
 	}
 	return ""
 }
@@ -225,27 +226,26 @@ func (s *stage) must(err error) {
 
 func (s *stage) fail(format string, args ...any) { panic(failure(fmt.Sprintf(format, args...))) }
 
-// launch shows a command and starts it in the background, with its output in <name>.log.
+// launch shows a command and starts it in the background, with its output in <name>.log. One that
+// had that name before has ended.
 func (s *stage) launch(name, command string) {
 	s.show(command + " &")
 	s.heed()
+	_ = os.Remove(name + ".log")
 	// With exec, the process that is signalled is the program itself.
 	p, err := subprocess.Start(name+".log", s.env, "sh", "-c", "exec "+command)
 	s.must(err)
 	s.programs = append(s.programs, program{p, name})
 }
 
-// running reports whether the program launched last still runs.
-func (s *stage) running() bool { return s.programs[len(s.programs)-1].Running() }
-
-// await polls a condition. It fails when that takes too long, or when the program launched last has
-// ended.
-func (s *stage) await(reason string, done func() bool) {
+// await waits until a file matches a pattern, and returns what its group matches. It fails when that
+// takes too long, or when the program launched last has ended.
+func (s *stage) await(reason, file, pattern string) string {
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		s.heed()
-		last := !s.running() || time.Now().After(deadline)
-		if done() {
-			return
+		last := !s.programs[len(s.programs)-1].Running() || time.Now().After(deadline)
+		if text := readFile(file); regexp.MustCompile(pattern).MatchString(text) {
+			return find(pattern, text)
 		}
 		if last {
 			s.fail("%s", reason)

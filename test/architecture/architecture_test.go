@@ -68,6 +68,9 @@ func declaredIn(t *testing.T, folder string) map[string]bool {
 					if star, ok := receiver.(*ast.StarExpr); ok {
 						receiver = star.X
 					}
+					if generic, ok := receiver.(*ast.IndexExpr); ok {
+						receiver = generic.X
+					}
 					name = receiver.(*ast.Ident).Name + "." + name
 				}
 				declared[name] = true

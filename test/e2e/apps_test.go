@@ -357,6 +357,7 @@ func (r *runningApp) requireRecovered(t *testing.T, ended int) {
 	require.Equal(t, ended, r.refused(), "refused calls")
 	require.Equal(t, ended, r.says(t, saysRefused), "recoveries")
 	require.Equal(t, 1+ended, r.says(t, saysRead), "tokens that were read")
+	require.Zero(t, r.says(t, "Vault warns"), "the engine is told which token was refused, and does nothing twice")
 }
 
 func TestApp_recovers_once_behind_a_Proxy_that_others_read_through(t *testing.T) {

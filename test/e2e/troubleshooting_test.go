@@ -317,8 +317,11 @@ func ofRequests(m *mount) map[string]provocation {
 			fields{"app_secret": []string{newSecret(), newSecret()}},
 		),
 		`…; allowed are 1 to 512 printable ASCII characters without spaces`: writes(fields{"app_secret": "two words"}),
-		`…; allowed is a duration of whole seconds from … to …`:             writes(fields{"refresh_before": "500ms"}),
-		`…; allowed are true and false`:                                     writes(fields{"leased": "perhaps"}),
+		`corp_id: … given; allowed are 1 to 64 letters and digits, or an empty string for none`: writes(
+			fields{"corp_id": "ding-corp"},
+		),
+		`…; allowed is a duration of whole seconds from … to …`: writes(fields{"refresh_before": "500ms"}),
+		`…; allowed are true and false`:                         writes(fields{"leased": "perhaps"}),
 		`base_url: … given: …; allowed is https://host[:port]`: writes(
 			fields{"base_url": "https://api.dingtalk.io/v1.0", "app_secret": newSecret()},
 		),
@@ -327,7 +330,7 @@ func ofRequests(m *mount) map[string]provocation {
 			_, err := m.v.root.Logical().Write(a.configPath(), a.rotation(newSecret()))
 			return words(t, err)
 		},
-		`app "…" was tried a moment ago, without success: the token was refreshed less than 10s ago; try again at …`: func(t *testing.T) string {
+		`app "…" was tried a moment ago, without success: the last refresh was less than 10s ago; try again at …`: func(t *testing.T) string {
 			dt := startDingTalk(t, 4*time.Second)
 			a := m.newApp(t, dt, nil)
 			a.refreshNow(t)
@@ -382,14 +385,14 @@ func ofWarnings(m *mount) map[string]provocation {
 		`min_ttl of … is more than three quarters of the token's lifetime of …, and counts as …`: func(t *testing.T) string {
 			return reads(t, m.newApp(t, startDingTalk(t, fullLifetime), nil), "24h")
 		},
-		`The token has a shorter remaining TTL than min_ttl, but was refreshed less than 10s ago`: func(t *testing.T) string {
+		`The token has a shorter remaining TTL than min_ttl, but the last refresh was less than 10s ago`: func(t *testing.T) string {
 			dt := startDingTalk(t, lifetime)
 			a := m.newApp(t, dt, nil)
 			a.refreshNow(t)
 			dt.waitForAge(t, dt.LastToken(a.key), lifetime*5/8)
 			return reads(t, a, most)
 		},
-		`Nothing was fetched: the token was refreshed less than 10s ago`: func(t *testing.T) string {
+		`Nothing was fetched: the last refresh was less than 10s ago`: func(t *testing.T) string {
 			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
 			a.refreshNow(t)
 			return strings.Join(a.refreshNow(t).Warnings, "\n")
@@ -833,11 +836,12 @@ func TestTroubleshooting_has_every_text_of_the_engine(t *testing.T) {
 		"please report this with the stack",
 		// What nobody gets to see: Vault always gives a configuration; a record of plain fields can be
 		// encoded; the transport's own limits are longer than what request_timeout leaves it; and the
-		// last makes its caller start over.
+		// last two make their caller start over.
 		"no configuration given",
 		"encoding ",
 		"timed out",
 		"the app's configuration changed",
+		"the fetch is still under way",
 	}
 	files, err := filepath.Glob("../../*.go")
 	require.NoError(t, err)

@@ -270,6 +270,21 @@ func TestVaultSecretsOperator_a_renewal_gives_a_lease_its_whole_time_again(t *te
 	assert.Less(t, l.renew(l.duration), l.duration)
 }
 
+// With a shorter default_lease_ttl of the mount, no renewal gains less than the one before,
+// whenever the token was extended.
+func TestVaultSecretsOperator_with_a_tuned_mount_every_renewal_gives_a_lease_its_whole_time_again(t *testing.T) {
+	e := newEngine(t)
+	e.system.DefaultLeaseTTLVal = 30 * time.Minute
+	e.configure(nil)
+	l := e.issue()
+	require.Equal(t, 30*time.Minute, l.duration)
+	for range 6 { // over more than the token's lifetime
+		l.age(23 * time.Minute)
+		require.Equal(t, l.duration, l.renew(l.duration))
+	}
+	require.Equal(t, 3, e.upstream.Requests(theKey), "a renewal in the second half of the token's life extends it")
+}
+
 func TestVaultSecretsOperator_the_mode_of_the_resource_has_to_be_that_of_the_app(t *testing.T) {
 	e := newEngine(t)
 	e.configure(nil)

@@ -161,18 +161,20 @@ func TestDemo_with_the_live_API_shows_neither_the_secret_nor_the_token(t *testin
 	dingtalk.SetApp(key, secret)
 	live := []string{"DINGTALK_APP_KEY=" + key, "DINGTALK_BASE_URL=" + url}
 
-	d := startDemo(t, append(live, "DINGTALK_APP_SECRET="+secret)...)
-	_ = d.cmd.Wait()
-	printed := d.printed.String()
-	require.Zero(t, d.cmd.ProcessState.ExitCode(), "it printed:\n%s", printed)
-	require.Contains(t, printed, "DINGTALK_ACCESS_TOKEN=****")
-	require.NotContains(t, printed, secret)
-	require.NotContains(t, printed, dingtalk.LastToken(key))
-	require.Equal(t, 2, dingtalk.Requests(key), "one with the right secret, one with a wrong one")
+	for _, corpID := range []string{"", simulator.DefaultCorpID} { // one call, and the other
+		d := startDemo(t, append(live, "DINGTALK_APP_SECRET="+secret, "DINGTALK_CORP_ID="+corpID)...)
+		_ = d.cmd.Wait()
+		printed := d.printed.String()
+		require.Zero(t, d.cmd.ProcessState.ExitCode(), "it printed:\n%s", printed)
+		require.Contains(t, printed, "DINGTALK_ACCESS_TOKEN=****")
+		require.NotContains(t, printed, secret)
+		require.NotContains(t, printed, dingtalk.LastToken(key))
+		require.Equal(t, 2, dingtalk.RequestsIn(key, corpID), "one with the right secret, one with a wrong one")
+	}
 
 	// The wrong credentials make the step fail that stores them, with DingTalk's own words.
 	wrong := rand.Text()
-	d = startDemo(t, append(live, "DINGTALK_APP_SECRET="+wrong)...)
+	d := startDemo(t, append(live, "DINGTALK_APP_SECRET="+wrong)...)
 	_ = d.cmd.Wait()
 	require.Equal(t, 1, d.cmd.ProcessState.ExitCode())
 	require.Contains(t, d.printed.String(), "FAILED in step 5, Store an app")

@@ -19,6 +19,7 @@ package readme
 //	<!-- given: myapp has a token with 14s to live --> fetched if need be, and waited for to be so old
 //	<!-- given: there is no app -->
 //	<!-- given: the log has works again -->            by now: a plugin's lines take a moment
+//	<!-- given: a second passes -->                    for which the engine keeps what Vault says of the mount
 //	<!-- given: exit status 2 -->                      of the block, which fails
 
 import (
@@ -212,6 +213,8 @@ func (n *newcomer) arrange(t *testing.T, b block, given string) {
 		require.NoError(t, err)
 	case "DingTalk works":
 		n.dingtalk.ClearFaults()
+	case "a second passes":
+		time.Sleep(time.Second)
 	case "the secret was reset":
 		n.secret = rand.Text()
 		n.hidden = append(n.hidden, n.secret)
