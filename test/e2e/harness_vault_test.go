@@ -43,7 +43,8 @@ const (
 type vaultOptions struct {
 	name    string // shown in messages, and the node's id in a raft cluster
 	storage string
-	audit   bool // write an audit log to a file from the start
+	audit   bool   // write an audit log to a file from the start
+	config  string // more of the server's configuration
 }
 
 type vaultServer struct {
@@ -197,7 +198,9 @@ listener "tcp" {
 }
 
 %s
-`, v.addr, "https://"+v.cluster, filepath.Dir(v.pluginPath), listen, v.cluster, storage)
+
+%s
+`, v.addr, "https://"+v.cluster, filepath.Dir(v.pluginPath), listen, v.cluster, storage, v.opts.config)
 	if onOpenBao {
 		config += "unsafe_allow_api_audit_creation = true\n" // which Vault allows as it is
 	}

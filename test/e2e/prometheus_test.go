@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+// What is watched, as it is watched: a real Prometheus scrapes a real Vault with the policies, the
+// configuration and the alerts of the examples, while DingTalk fails in several ways. The dashboard
+// is evaluated against what it has scraped.
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/internal/simulator"
+)
+
+func TestPrometheus_the_rules_do_what_their_tests_say(t *testing.T) {
+	t.Parallel()
+	promtool(t, prometheusDir, "", "check", "rules", "alerts.yaml", "secret-age.yaml")
+	promtool(t, prometheusDir, "", "test", "rules", "alerts.test.yaml", "secret-age.test.yaml")
+}
+
+func TestPrometheus_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(t *testing.T) {
+	t.Parallel()
+	alerts := regexp.MustCompile(`- alert: (\w+)`)
+	for _, name := range []string{"alerts", "secret-age"} {
+		tests := fileText(t, filepath.Join(prometheusDir, name+".test.yaml"))
+		found := alerts.FindAllStringSubmatch(fileText(t, filepath.Join(prometheusDir, name+".yaml")), -1)
+		require.NotEmpty(t, found, name)
+		for _, alert := range found {
+			assert.Regexp(t, `alertname: `+alert[1]+`\n +exp_alerts:\n`, tests, "a test in which %s fires", alert[1])
+			assert.Regexp(t, `alertname: `+alert[1]+`\n +exp_alerts: \[\]`, tests, "a test in which %s is silent", alert[1])
+		}
+	}
+}
+
+// watched is a Vault with two mounts that a Prometheus scrapes.
+type watched struct {
+	v      *vaultServer
+	token  string // of Prometheus
+	mounts map[string]*mount
+	apps   map[string]*app
+	p      *prometheus
+}
+
+const (
+	firstMount  = "dingtalk"
+	secondMount = "team/dingtalk"
+)
+
+// telemetry is the stanza that docs/operations.md shows.
+const telemetry = `
+telemetry {
+  disable_hostname          = true
+  prometheus_retention_time = "24h"
+}
+`
+
+func watch(t *testing.T) *watched {
+	t.Helper()
+	w := &watched{
+		v:      startVault(t, vaultOptions{storage: storageInmem, audit: true, config: telemetry}),
+		mounts: map[string]*mount{}, apps: map[string]*app{},
+	}
+	monitor := fileText(t, filepath.Join(policiesDir, "monitor.hcl"))
+	policies := map[string]string{
+		"monitor":      monitor,
+		"team-monitor": strings.ReplaceAll(monitor, `"dingtalk/`, `"team/dingtalk/`),
+		"prometheus":   fileText(t, filepath.Join(prometheusDir, "policy.hcl")),
+	}
+	for name, policy := range policies {
+		require.NoError(t, w.v.root.Sys().PutPolicy(name, policy))
+	}
+	for _, path := range []string{firstMount, secondMount} {
+		require.NoError(t, w.v.root.Sys().Mount(path, &api.MountInput{Type: pluginName}))
+		w.mounts[path] = &mount{v: w.v, path: path}
+	}
+	secret, err := w.v.root.Auth().Token().Create(&api.TokenCreateRequest{
+		Policies: []string{"monitor", "team-monitor", "prometheus"},
+	})
+	require.NoError(t, err)
+	w.token = secret.Auth.ClientToken
+	noteSecret(w.token, "Prometheus' Vault token")
+
+	const entry = `      - targets: ["vault.example.com:8200"]
+        labels:
+          __metrics_path__: /v1/dingtalk/metrics
+          mount: dingtalk
+`
+	here := strings.NewReplacer("vault.example.com:8200", strings.TrimPrefix(w.v.addr, "http://"))
+	dir := prometheusFiles(t, w.token, map[string]string{
+		entry:                        here.Replace(entry + strings.NewReplacer("dingtalk", "team/dingtalk").Replace(entry)),
+		`["vault.example.com:8200"]`: here.Replace(`["vault.example.com:8200"]`),
+		"scheme: https":              "scheme: http",
+		"scrape_interval: 30s":       "scrape_interval: 2s",
+		"evaluation_interval: 30s":   "evaluation_interval: 1s",
+		"# - secret-age.yaml":        "- secret-age.yaml",
+	})
+	promtool(t, dir, "", "check", "config", "prometheus.yaml")
+	w.p = startPrometheus(t, dir)
+	return w
+}
+
+// store makes an app that DingTalk knows too.
+func (w *watched) store(t *testing.T, mountPath, name string, dt *dingtalk) *app {
+	t.Helper()
+	a := w.mounts[mountPath].unstoredApp(dt)
+	a.name = name
+	config := a.config()
+	config["verify_connection"] = false
+	_, err := w.v.root.Logical().Write(a.configPath(), config)
+	require.NoError(t, err)
+	w.apps[name] = a
+	return a
+}
+
+// keepReading wants the token of every app again and again, and does with the lease of one what can
+// be done with a lease, until the test ends.
+func (w *watched) keepReading(t *testing.T, one *app) {
+	t.Helper()
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	readers.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(300 * time.Millisecond):
+			}
+			for _, a := range w.apps {
+				_, _ = a.tryRead() // some fail, as is meant
+			}
+			_, _ = w.v.root.Logical().Write(one.configPath(), fields{"request_timeout": "5s"})
+			if secret, err := one.tryRead(); err == nil {
+				_, _ = w.v.root.Sys().Renew(secret.LeaseID, 0)
+				_ = w.v.root.Sys().Revoke(secret.LeaseID)
+			}
+		}
+	})
+	t.Cleanup(func() { close(stop); readers.Wait() })
+}
+
+// refreshUntilItWorks goes past the back-off, as somebody does who has fixed the cause.
+func (a *app) refreshUntilItWorks(t *testing.T) {
+	t.Helper()
+	waitFor(t, time.Minute, "the token of "+a.name+" is refreshed", func() bool {
+		_, err := a.m.v.root.Logical().Write(a.refreshPath(), nil)
+		return err == nil && a.status(t)["last_error"] == nil
+	})
+}
+
+func TestPrometheus_scrapes_a_real_Vault_and_the_alerts_fire_and_clear(t *testing.T) {
+	t.Parallel()
+	w := watch(t)
+	dt := startDingTalk(t, fullLifetime)
+	short := startDingTalk(t, 14*time.Minute) // within the quarter of an hour of an alert
+	banning := startDingTalk(t, fullLifetime)
+
+	healthy := w.store(t, firstMount, "healthy", dt)
+	w.store(t, secondMount, "elsewhere", dt)
+	ending := w.store(t, firstMount, "ending", short)
+	ending.token(t)
+	short.SetFault(ending.key, simulator.Fault{Kind: simulator.FaultReset})
+	for name, kind := range map[string]string{
+		"down": simulator.FaultUnavailableUnknown, "rejected": simulator.FaultRejectedCredentials,
+		"outside": simulator.FaultIPNotAllowed, "busy": simulator.FaultThrottledQPS,
+	} {
+		dt.SetFault(w.store(t, firstMount, name, dt).key, simulator.Fault{Kind: kind})
+	}
+	banned := w.store(t, firstMount, "banned", banning)
+	banning.SetFault(banned.key, simulator.Fault{Kind: simulator.FaultBanned})
+	w.keepReading(t, healthy)
+	_, err := w.v.root.Logical().Write(ending.refreshPath(), nil)
+	refused(t, err, http.StatusBadGateway)
+
+	w.p.requireFires(t,
+		"DingtalkAppWithoutToken dingtalk/down", "DingtalkAppWithoutToken dingtalk/rejected",
+		"DingtalkAppWithoutToken dingtalk/outside", "DingtalkAppWithoutToken dingtalk/busy",
+		"DingtalkAppWithoutToken dingtalk/banned",
+		"DingtalkFetchesFailing dingtalk/down", "DingtalkFetchesFailing dingtalk/rejected",
+		"DingtalkFetchesFailing dingtalk/outside", "DingtalkFetchesFailing dingtalk/busy",
+		"DingtalkFetchesFailing dingtalk/banned", "DingtalkFetchesFailing dingtalk/ending",
+		"DingtalkTokenEndsSoon dingtalk/ending",
+		"DingtalkCredentialsRejected dingtalk/rejected",
+		"DingtalkRequestRefused dingtalk/outside",
+		"DingtalkThrottled dingtalk/busy",
+		"DingtalkEgressIPBanned dingtalk/",
+	)
+	w.requireRulesWork(t)
+	w.requireEachMountIsScraped(t)
+	w.requireNoSecretIsScraped(t)
+	w.requireDashboardShowsEverything(t)
+
+	// DingTalk works again, but the ban lasts.
+	for _, d := range []*dingtalk{dt, short, banning} {
+		d.ClearFaults()
+	}
+	for _, name := range []string{"down", "rejected", "outside", "busy", "ending"} {
+		w.apps[name].refreshUntilItWorks(t)
+	}
+	w.p.requireFires(t, "DingtalkAppWithoutToken dingtalk/banned", "DingtalkFetchesFailing dingtalk/banned",
+		"DingtalkEgressIPBanned dingtalk/")
+
+	// An old secret is changed. To the rules, one is old after 20 seconds.
+	const old = secretOld + "team/dingtalk/elsewhere"
+	waitFor(t, 2*time.Minute, "the secret is old", func() bool { return slices.Contains(w.p.firing(t), old) })
+	elsewhere := w.apps["elsewhere"]
+	elsewhere.secret = newSecret()
+	dt.SetApp(elsewhere.key, elsewhere.secret)
+	elsewhere.update(t, elsewhere.rotation(elsewhere.secret))
+	waitFor(t, time.Minute, "the secret is new", func() bool { return !slices.Contains(w.p.firing(t), old) })
+
+	// The plugin's process is killed, which also makes it forget the ban.
+	waitFor(t, 2*time.Minute, "the plugin restarts too often", func() bool {
+		started := w.started(t)
+		w.v.killPlugin(t)
+		waitFor(t, time.Minute, "the new process is scraped", func() bool {
+			now := w.started(t)
+			return now != "" && now != started
+		})
+		return slices.Contains(w.p.firing(t), "DingtalkPluginRestarts dingtalk/")
+	})
+	w.p.requireFires(t, "DingtalkPluginRestarts dingtalk/", "DingtalkPluginRestarts team/dingtalk/")
+
+	// Prometheus may not read one mount's metrics any more, and then may again.
+	monitor, err := w.v.root.Sys().GetPolicy("monitor")
+	require.NoError(t, err)
+	require.NoError(t, w.v.root.Sys().DeletePolicy("monitor"))
+	const blind = "DingtalkNotScraped dingtalk/"
+	waitFor(t, time.Minute, "the mount is not scraped", func() bool { return slices.Contains(w.p.firing(t), blind) })
+	require.NotContains(t, w.p.firing(t), "DingtalkNotScraped team/dingtalk/")
+	require.NoError(t, w.v.root.Sys().PutPolicy("monitor", monitor))
+	w.p.requireFires(t)
+}
+
+// started is when the plugin's process started, as Prometheus has it; "" while it does not know.
+func (w *watched) started(t *testing.T) string {
+	t.Helper()
+	samples := w.p.query(t, `process_start_time_seconds{job="dingtalk", mount="dingtalk"}`)
+	if len(samples) != 1 {
+		return ""
+	}
+	return samples[0].Value[1].(string)
+}
+
+func (w *watched) requireRulesWork(t *testing.T) {
+	t.Helper()
+	var got struct {
+		Groups []struct {
+			Rules []struct{ Name, Health, LastError string }
+		}
+	}
+	w.p.api(t, "rules", nil, &got)
+	count := 0
+	for _, group := range got.Groups {
+		for _, rule := range group.Rules {
+			require.Equal(t, "ok", rule.Health, "%s: %s", rule.Name, rule.LastError)
+			count++
+		}
+	}
+	require.Equal(t, 10, count)
+}
+
+func (w *watched) requireEachMountIsScraped(t *testing.T) {
+	t.Helper()
+	apps := map[string]string{}
+	for _, sample := range w.p.query(t, `dingtalk_apps`) {
+		apps[sample.Metric["mount"]] = sample.Value[1].(string)
+	}
+	require.Equal(t, map[string]string{firstMount: "7", secondMount: "1"}, apps)
+	require.Len(t, w.p.query(t, `up{job="vault"} == 1`), 1)
+}
+
+// requireNoSecretIsScraped looks at what is scraped, with Prometheus' own token, and at what
+// Prometheus makes of it. Without a token, there is nothing to be had.
+func (w *watched) requireNoSecretIsScraped(t *testing.T) {
+	t.Helper()
+	as := *w.v
+	for _, path := range []string{"dingtalk/metrics", "team/dingtalk/metrics", "sys/metrics?format=prometheus"} {
+		as.rootToken = w.token
+		reply := as.http(t, http.MethodGet, path, "", "")
+		require.Equal(t, http.StatusOK, reply.status, path)
+		assertNoSecret(t, path, reply.body)
+		as.rootToken = ""
+		require.Equal(t, http.StatusForbidden, as.http(t, http.MethodGet, path, "", "").status, path)
+	}
+	var series json.RawMessage
+	w.p.api(t, "series", map[string][]string{"match[]": {`{__name__=~".+"}`}}, &series)
+	require.Contains(t, string(series), "dingtalk_fetch_failing")
+	assertNoSecret(t, "the series", string(series))
+}
+
+// dashboard is what matters here of examples/grafana/dashboard.json.
+type dashboard struct {
+	Templating struct {
+		List []struct {
+			Name, Type, Definition, Regex string
+		}
+	}
+	Panels []struct {
+		ID      int
+		Title   string
+		Targets []struct{ Expr string }
+	}
+}
+
+func readDashboard(t *testing.T) dashboard {
+	t.Helper()
+	content, err := os.ReadFile(examplesDir + "/grafana/dashboard.json")
+	require.NoError(t, err)
+	var d dashboard
+	require.NoError(t, json.Unmarshal(content, &d))
+	require.NotEmpty(t, d.Panels)
+	return d
+}
+
+// requireDashboardShowsEverything evaluates every variable and every expression of every panel as
+// Grafana does.
+func (w *watched) requireDashboardShowsEverything(t *testing.T) {
+	t.Helper()
+	d := readDashboard(t)
+	values := map[string][]string{}
+	allMounts := fmt.Sprintf("(%s|%s)", firstMount, secondMount)
+	for _, variable := range d.Templating.List {
+		if variable.Type != "query" {
+			continue
+		}
+		call := regexp.MustCompile(`^label_values\((.+), (\w+)\)$`).FindStringSubmatch(variable.Definition)
+		require.NotNil(t, call, variable.Definition)
+		found := w.p.labelValues(t, strings.ReplaceAll(call[1], "$mount", allMounts), call[2])
+		if variable.Regex != "" {
+			pattern := regexp.MustCompile(strings.Trim(variable.Regex, "/"))
+			for i, value := range found {
+				match := pattern.FindStringSubmatch(value)
+				require.NotNil(t, match, value)
+				found[i] = match[1]
+			}
+		}
+		values[variable.Name] = found
+	}
+	require.Equal(t, []string{firstMount, secondMount}, values["mount"])
+	require.Len(t, values["app"], len(w.apps))
+	require.Subset(t, values["route"], []string{"dingtalk", "team_dingtalk"})
+
+	chosen := strings.NewReplacer("$mount", allMounts, "$app", ".+", "${route}", "dingtalk", "$__rate_interval", "1m")
+	for _, panel := range d.Panels {
+		for _, target := range panel.Targets {
+			expression := chosen.Replace(target.Expr)
+			require.NotContains(t, expression, "$", panel.Title)
+			waitFor(t, 2*time.Minute, fmt.Sprintf("the panel %q shows something of %s", panel.Title, expression), func() bool {
+				return len(w.p.query(t, expression)) > 0
+			})
+		}
+	}
+}
