@@ -196,6 +196,25 @@ func TestDocs_links_within_the_project_lead_somewhere(t *testing.T) {
 	}
 }
 
+func TestDocs_runbooks_of_the_alerts_lead_somewhere(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob(filepath.Join(root, "examples", "prometheus", "*.yaml"))
+	require.NoError(t, err)
+	links := 0
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, link := range regexp.MustCompile(`runbook_url: (\S+)#(\S+)`).FindAllStringSubmatch(string(content), -1) {
+			assert.Contains(t, anchors(t, link[1]), link[2], "%s", file)
+			links++
+		}
+		if rules := strings.Count(string(content), "- alert: "); rules > 0 {
+			require.Equal(t, rules, strings.Count(string(content), "runbook_url: "), "%s: a link for each", file)
+		}
+	}
+	require.Greater(t, links, 20)
+}
+
 // prose is a page without its blocks.
 func prose(t *testing.T, page string) string {
 	t.Helper()
@@ -219,7 +238,7 @@ func anchors(t *testing.T, page string) []string {
 	times := map[string]int{}
 	for _, heading := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(prose(t, page), -1) {
 		name := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(heading[1]), "")
-		name = strings.ReplaceAll(strings.TrimSpace(name), " ", "-")
+		name = strings.ReplaceAll(name, " ", "-")
 		if times[name]++; times[name] > 1 {
 			name += "-" + strconv.Itoa(times[name]-1)
 		}

@@ -112,6 +112,9 @@ func newNewcomer(t *testing.T) *newcomer {
 	require.NoError(t, os.WriteFile(filepath.Join(n.checkout, "app-secret.txt"), []byte(n.secret+"\n"), 0o600))
 	programs, token := t.TempDir(), rand.Text()
 	require.NoError(t, os.Symlink(vaultBin(t), filepath.Join(programs, "vault")))
+	if prometheus := os.Getenv("PROMETHEUS_BIN"); prometheus != "" {
+		programs += ":" + filepath.Dir(prometheus) // promtool
+	}
 	n.env = append(environment(t), "PATH="+programs+":"+os.Getenv("PATH"), "VAULT_ADDR="+n.vault, "VAULT_TOKEN="+token)
 
 	config := api.DefaultConfig()
@@ -429,7 +432,7 @@ func TestReference_names_every_path_and_field(t *testing.T) {
 			}
 		}
 	}
-	require.Len(t, document.Paths, 5)
+	require.Len(t, document.Paths, 6)
 	for path, item := range document.Paths {
 		path = strings.ReplaceAll(strings.TrimPrefix(path, "/"), "{app}", "<app>")
 		named(path, "README.md")
