@@ -208,8 +208,9 @@ func TestDocs_runbooks_of_the_alerts_lead_somewhere(t *testing.T) {
 			assert.Contains(t, anchors(t, link[1]), link[2], "%s", file)
 			links++
 		}
-		rules := strings.Count(string(content), "- alert: ")
-		require.Subset(t, []int{0, strings.Count(string(content), "runbook_url: ")}, []int{rules}, "%s: a link for each", file)
+		if rules := strings.Count(string(content), "- alert: "); rules > 0 {
+			require.Equal(t, rules, strings.Count(string(content), "runbook_url: "), "%s: a link for each", file)
+		}
 	}
 	require.Greater(t, links, 20)
 }
