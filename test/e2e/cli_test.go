@@ -31,8 +31,11 @@ func TestCLI_the_life_of_an_app(t *testing.T) {
 	require.Equal(t, 1, a.calls(), "verified, so the line break is gone")
 
 	table := tableOf(v.mustCLI(t, "read", a.configPath()))
+	require.Regexp(t, aDateTime, table["app_secret_set_at"])
+	delete(table, "app_secret_set_at")
 	require.Equal(t, map[string]string{
-		"app_key": a.key, "base_url": dt.url, "leased": "true", "refresh_before": "200", "request_timeout": "10",
+		"app_key": a.key, "base_url": dt.url, "corp_id": "n/a", "leased": "true", "refresh_before": "200",
+		"request_timeout": "10",
 	}, table)
 
 	table = tableOf(v.mustCLI(t, "read", a.credsPath()))

@@ -29,17 +29,21 @@ func TestConfig_read_answers_every_field_but_the_secret(t *testing.T) {
 	t.Parallel()
 	dt := startDingTalk(t, fullLifetime)
 	m := newMount(t)
+	before := time.Now()
 	a := m.newApp(t, dt, nil)
 
+	created := m.readData(t, a.configPath())
+	setAt := created["app_secret_set_at"]
+	require.WithinRange(t, utcTime(t, setAt), before.Add(-time.Second), time.Now())
 	require.Equal(t, map[string]any{
-		"app_key": a.key, "base_url": dt.url, "leased": true,
-		"refresh_before": json.Number("200"), "request_timeout": json.Number("10"),
-	}, m.readData(t, a.configPath()))
+		"app_key": a.key, "base_url": dt.url, "corp_id": "", "leased": true,
+		"refresh_before": json.Number("200"), "request_timeout": json.Number("10"), "app_secret_set_at": setAt,
+	}, created)
 
 	require.Nil(t, a.update(t, fields{"refresh_before": "5m", "request_timeout": 3, "leased": "false"}))
 	require.Equal(t, map[string]any{
-		"app_key": a.key, "base_url": dt.url, "leased": false,
-		"refresh_before": json.Number("300"), "request_timeout": json.Number("3"),
+		"app_key": a.key, "base_url": dt.url, "corp_id": "", "leased": false,
+		"refresh_before": json.Number("300"), "request_timeout": json.Number("3"), "app_secret_set_at": setAt,
 	}, m.readData(t, a.configPath()), "an update changes what it names")
 
 	_, err := m.v.root.Logical().JSONMergePatch(t.Context(), a.configPath(), map[string]any{"leased": true})
@@ -349,6 +353,17 @@ func badFields() []badField {
 		{"app_key", `["dingone","dingtwo"]`, nil},
 		{"app_key", `{"key":"dingone"}`, nil},
 
+		{"corp_id", `"ding-corp"`, []string{"ding-corp", "1 to 64 letters and digits"}},
+		{"corp_id", `"../accessToken"`, []string{"1 to 64 letters and digits"}},
+		{"corp_id", `"ding corp"`, []string{"ding corp", "1 to 64 letters and digits"}},
+		{"corp_id", `" "`, []string{"1 to 64 letters and digits"}},
+		{"corp_id", `"钉钉"`, []string{"钉钉", "1 to 64 letters and digits"}},
+		{"corp_id", `"` + strings.Repeat("c", 65) + `"`, []string{"65", "1 to 64 letters and digits"}},
+		{"corp_id", hidden(), []string{"1 to 64 letters and digits"}},
+		{"corp_id", `7`, []string{"string"}},
+		{"corp_id", `["dingone","dingtwo"]`, []string{"string"}},
+		{"corp_id", `{"id":"dingone"}`, []string{"string"}},
+
 		{"leased", `"maybe"`, []string{"maybe", "true", "false"}},
 		{"leased", `7`, []string{"true", "false"}},
 		{"leased", `""`, []string{"true", "false"}},
@@ -443,7 +458,8 @@ func TestConfig_refuses_every_invalid_field_and_changes_nothing(t *testing.T) {
 	}
 
 	for _, field := range []string{
-		"app_key", "app_secret", "base_url", "refresh_before", "request_timeout", "leased", "verify_connection",
+		"app_key", "app_secret", "corp_id", "base_url", "refresh_before", "request_timeout", "leased",
+		"verify_connection",
 	} {
 		refuse("PATCH", a.configPath(), patchType, fmt.Sprintf(`{%q:null}`, field), badField{field: field})
 	}

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,6 +44,40 @@ type pluginBuild struct {
 // build builds a program that reports a version into the Vault's plugin directory.
 func (v *vaultServer) build(t *testing.T, program, version string) pluginBuild {
 	t.Helper()
+	return v.buildFrom(t, "../..", program, version)
+}
+
+// firstRelease is the first line of the changelog's entry for the first release.
+const firstRelease = "## [0.1.0] - "
+
+// buildFirstRelease builds the plugin as it was first released, from the commit that dated that
+// release in the changelog.
+func (v *vaultServer) buildFirstRelease(t *testing.T) pluginBuild {
+	t.Helper()
+	git := func(args ...string) ([]byte, error) {
+		return exec.CommandContext(t.Context(), "git", append([]string{"-C", "../.."}, args...)...).Output()
+	}
+	commits, _ := git("log", "--reverse", "--format=%H", "-S"+firstRelease, "--", "CHANGELOG.md")
+	commit, _, _ := strings.Cut(string(commits), "\n")
+	source, err := git("show", commit+":backend.go")
+	if err != nil || !strings.Contains(string(source), `Version = "v0.1.0`) {
+		t.Skip("this copy of the sources lacks git's history back to the first release")
+	}
+	dir := t.TempDir()
+	archive := filepath.Join(dir, "sources.tar")
+	for _, args := range [][]string{
+		{"git", "-C", "../..", "archive", "--output=" + archive, commit},
+		{"tar", "-xf", archive, "-C", dir},
+	} {
+		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
+		require.NoError(t, err, "get the sources of the first release: %s", out)
+	}
+	return v.buildFrom(t, dir, pluginPackage, "v0.1.0")
+}
+
+// buildFrom is build, from other sources.
+func (v *vaultServer) buildFrom(t *testing.T, sources, program, version string) pluginBuild {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	b := pluginBuild{command: pluginName + "-" + version, version: version}
@@ -50,7 +85,7 @@ func (v *vaultServer) build(t *testing.T, program, version string) pluginBuild {
 	// As `make build` does it, so that most comes from the build cache.
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", "e2e",
 		"-ldflags", "-s -w -X vault-plugin-secrets-dingtalk.Version="+version, "-o", b.path, program)
-	cmd.Dir = "../.."
+	cmd.Dir = sources
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "build %s: %s", program, out)

@@ -339,10 +339,10 @@ func TestLeak_a_response_that_repeats_the_request_is_withheld(t *testing.T) {
 	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
 	m, dt := v.enable(t), startDingTalk(t, fullLifetime)
 	var searches sync.Map // by the app's name
-	meet := func(t *testing.T, fault simulator.Fault) {
+	meet := func(t *testing.T, fault simulator.Fault, corpID string) {
 		t.Helper()
 		a := m.unstoredApp(dt)
-		searches.Store(a.name, a.meetEcho(t, fault))
+		searches.Store(a.name, a.meetEcho(t, fault, corpID))
 	}
 	encodings := append(simulator.Encodings(),
 		"json-all,json", "json-html,json", "html-hex,percent-all", "base64,percent", "hex,base64",
@@ -357,11 +357,12 @@ func TestLeak_a_response_that_repeats_the_request_is_withheld(t *testing.T) {
 					fault := simulator.Fault{
 						Kind: simulator.FaultEchoRequest, Part: part, Encoding: encoding, Status: status,
 					}
-					meet(t, fault) // in code, message and request id
+					corpID := []string{"", "", simulator.DefaultCorpID, simulator.DefaultCorpID}[i%4]
+					meet(t, fault, corpID) // in code, message and request id
 					fault.Code = "invalidParameter"
-					meet(t, fault) // in message and request id
+					meet(t, fault, corpID) // in message and request id
 					fault.Code, fault.Message = "", "bad request"
-					meet(t, fault) // in code and request id
+					meet(t, fault, corpID) // in code and request id
 				})
 			}
 		}
@@ -393,7 +394,7 @@ func TestLeak_a_response_that_repeats_the_request_is_withheld(t *testing.T) {
 }
 
 // meetEcho lets an app meet a fault on every way to DingTalk and searches the texts that come back.
-func (a *app) meetEcho(t *testing.T, fault simulator.Fault) *leakSearch {
+func (a *app) meetEcho(t *testing.T, fault simulator.Fault, corpID string) *leakSearch {
 	t.Helper()
 	v, s := a.m.v, &leakSearch{}
 	secret := func() string {
@@ -403,7 +404,9 @@ func (a *app) meetEcho(t *testing.T, fault simulator.Fault) *leakSearch {
 	}
 	a.secret = secret()
 	a.dt.SetApp(a.key, a.secret)
-	require.Equal(t, http.StatusNoContent, v.http(t, "POST", a.configPath(), "", jsonOf(t, a.config())).status)
+	config := a.config()
+	config["corp_id"] = corpID
+	require.Equal(t, http.StatusNoContent, v.http(t, "POST", a.configPath(), "", jsonOf(t, config)).status)
 	s.runs("an access token", a.dt.LastToken(a.key))
 	a.dt.SetFault(a.key, fault)
 
@@ -641,6 +644,7 @@ func (r *leakRun) liveThroughFault(t *testing.T, fault simulator.Fault) {
 	// The fault's own answers now hold a token that is in use.
 	dt.SetFault(a.key, fault)
 	r.ask(t, "POST", a.refreshPath(), "", "")
+	r.ask(t, "POST", a.refreshPath(), "", jsonOf(t, fields{"rejected_token": dt.LastToken(a.key)}))
 	r.ask(t, "GET", creds+"?min_ttl=24h", "", "")
 	r.ask(t, "GET", a.statusPath(), "", "")
 	r.ask(t, "POST", "sys/leases/renew", "", jsonOf(t, fields{"lease_id": lease.ID}))
@@ -744,8 +748,8 @@ func (r *leakRun) writeConfigs(t *testing.T) {
 
 		// The wrong place, with and without the right one.
 		for _, field := range []string{
-			"app_key", "app_secrets", "secret", "verify_connection", "leased", "refresh_before",
-			"request_timeout", "base_url",
+			"app_key", "app_secrets", "secret", "corp_id", "verify_connection", "leased", "refresh_before",
+			"request_timeout", "base_url", "rejected_token",
 		} {
 			misplaced := r.appSecret()
 			for _, body := range []fields{
@@ -802,6 +806,12 @@ func (r *leakRun) queries(t *testing.T, a *app) {
 	for _, body := range []fields{
 		{"app_secret": r.appSecret()},
 		{"app_secret": []string{r.appSecret(), r.appSecret()}},
+		{"rejected_token": r.appSecret()},
+		{"rejected_token": r.appSecret() + " "},
+		{"rejected_token": r.appSecret() + strings.Repeat("x", 2048)},
+		{"rejected_token": []string{r.appSecret(), r.appSecret()}},
+		{"rejected_token": fields{"value": r.appSecret()}},
+		{"rejected_token": json.Number(r.numericSecret())},
 		{"x": r.appSecret()},
 	} {
 		r.ask(t, "POST", a.refreshPath(), "", jsonOf(t, body))
@@ -835,6 +845,8 @@ func (r *leakRun) useCLI(t *testing.T) {
 	run("", "read", a.configPath()).succeeded(t)
 	run("", "read", a.statusPath()).succeeded(t)
 	run("", "write", "-f", a.refreshPath()).succeeded(t)
+	run(dt.LastToken(a.key)+"\n", "write", a.refreshPath(), "rejected_token=-").succeeded(t)
+	run(jsonOf(t, fields{"rejected_token": []string{r.appSecret()}}), "write", a.refreshPath(), "-")
 	run("", "list", r.m.path+"/config").succeeded(t)
 	run("", "path-help", a.credsPath()).succeeded(t)
 	run("", "plugin", "list", "-detailed", "secret").succeeded(t)
@@ -900,6 +912,8 @@ func (r *leakRun) ordinaryLife(t *testing.T) (leased, unleased *app) {
 		dt.RotateTokens(a.key, true)
 		require.Equal(t, http.StatusOK, r.ask(t, "POST", a.refreshPath(), "", "").status)
 		r.learn(a)
+		rejected := jsonOf(t, fields{"rejected_token": dt.LastToken(a.key)})
+		require.Equal(t, http.StatusOK, r.ask(t, "POST", a.refreshPath(), "", rejected).status)
 		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.credsPath(), "", "").status)
 
 		wrapped := r.ask(t, "GET", a.credsPath(), "", "", "X-Vault-Wrap-TTL", "60s")
@@ -1075,7 +1089,7 @@ func (r *leakRun) requireHashed(t *testing.T, apps ...*app) {
 	t.Helper()
 	for _, a := range apps {
 		token, secret := r.auditHash(t, a.dt.LastToken(a.key)), r.auditHash(t, a.secret)
-		var given, taken, shown int
+		var given, taken, rejected, shown int
 		audit, err := os.ReadFile(r.v.auditPath())
 		require.NoError(t, err)
 		for line := range bytes.Lines(audit) {
@@ -1095,6 +1109,9 @@ func (r *leakRun) requireHashed(t *testing.T, apps ...*app) {
 			case entry.Request.Data["app_secret"] == secret:
 				require.Equal(t, a.configPath(), entry.Request.Path)
 				taken++
+			case entry.Request.Data["rejected_token"] == token:
+				require.Equal(t, a.refreshPath(), entry.Request.Path)
+				rejected++
 			case strings.HasPrefix(entry.Request.Path, "sys/audit-hash/"): // from here
 			case bytes.Contains(line, []byte(token)) || bytes.Contains(line, []byte(secret)):
 				shown++
@@ -1102,6 +1119,7 @@ func (r *leakRun) requireHashed(t *testing.T, apps ...*app) {
 		}
 		require.GreaterOrEqual(t, given, 3, "answers of %s with the token's HMAC", a.credsPath())
 		require.GreaterOrEqual(t, taken, 2, "the request that stored the app, and its answer, with the secret's HMAC")
+		require.GreaterOrEqual(t, rejected, 2, "the request that rejects the token, and its answer, with its HMAC")
 		require.Zero(t, shown, "the HMACs stand nowhere else")
 	}
 }

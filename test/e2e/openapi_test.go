@@ -169,6 +169,7 @@ var (
 	configRequest = map[string]string{
 		"app_key":           "string",
 		"app_secret":        "string, sensitive",
+		"corp_id":           "string",
 		"base_url":          "string, default https://api.dingtalk.io",
 		"refresh_before":    "string, duration, default 200s",
 		"request_timeout":   "string, duration, default 10s",
@@ -177,15 +178,20 @@ var (
 	}
 
 	statusAnswer = map[string]string{
-		"state":             "string, one of [absent fresh due expired]",
-		"expires_at":        "string, date-time",
-		"fetched_at":        "string, date-time",
-		"ttl":               "integer, int64",
-		"upstream_calls":    "integer, int64",
-		"upstream_failures": "integer, int64",
-		"last_error":        "string",
-		"last_error_at":     "string, date-time",
-		"next_attempt_at":   "string, date-time",
+		"state":                 "string, one of [absent fresh due expired]",
+		"expires_at":            "string, date-time",
+		"fetched_at":            "string, date-time",
+		"ttl":                   "integer, int64",
+		"upstream_calls":        "integer, int64",
+		"upstream_failures":     "integer, int64",
+		"last_error":            "string",
+		"last_error_at":         "string, date-time",
+		"last_error_class":      "string",
+		"last_error_code":       "string",
+		"last_error_request_id": "string",
+		"failing_since":         "string, date-time",
+		"consecutive_failures":  "integer, int64",
+		"next_attempt_at":       "string, date-time",
 	}
 
 	// wantOperations are all operations by path, method and id. Clients are generated with these
@@ -205,11 +211,13 @@ var (
 		"GET config/{app} dingtalk-read-app-configuration": {
 			parameters: appParameter,
 			answer: map[string]string{
-				"app_key":         "string",
-				"base_url":        "string",
-				"refresh_before":  "integer, int64",
-				"request_timeout": "integer, int64",
-				"leased":          "boolean",
+				"app_key":           "string",
+				"app_secret_set_at": "string, date-time",
+				"corp_id":           "string",
+				"base_url":          "string",
+				"refresh_before":    "integer, int64",
+				"request_timeout":   "integer, int64",
+				"leased":            "boolean",
 			},
 			statuses: "200 400 404",
 		},
@@ -231,7 +239,8 @@ var (
 			parameters: appParameter, answer: statusAnswer, statuses: "200 400",
 		},
 		"POST refresh/{app} dingtalk-refresh-token": {
-			parameters: appParameter, answer: statusAnswer, statuses: "200 400 502 503",
+			parameters: appParameter, request: map[string]string{"rejected_token": "string, sensitive"},
+			answer: statusAnswer, statuses: "200 400 502 503",
 		},
 	}
 )
@@ -327,7 +336,7 @@ func TestOpenAPI_defaults_are_what_the_engine_uses(t *testing.T) {
 	defaults := fields{}
 	for name, field := range d.fields(d.Paths["config/{app}"].Post.RequestBody.Content) {
 		if field.Default == nil {
-			assert.Contains(t, []string{"app_key", "app_secret", "verify_connection"}, name, "has no default")
+			assert.Contains(t, []string{"app_key", "app_secret", "corp_id", "verify_connection"}, name, "has no default")
 			continue
 		}
 		defaults[name] = field.Default
@@ -346,7 +355,10 @@ func TestOpenAPI_defaults_are_what_the_engine_uses(t *testing.T) {
 	maps.Copy(defaults, fields{"app_key": least.key, "app_secret": explicit.secret, "verify_connection": false})
 	_, err = m.v.root.Logical().Write(explicit.configPath(), defaults)
 	require.NoError(t, err)
-	require.Equal(t, stored, m.readData(t, explicit.configPath()))
+	again := m.readData(t, explicit.configPath())
+	delete(stored, "app_secret_set_at")
+	delete(again, "app_secret_set_at")
+	require.Equal(t, stored, again)
 
 	a := m.newApp(t, dt, nil)
 	creds := d.Paths["creds/{app}"].Get.Parameters
@@ -447,11 +459,16 @@ func newDescribedMount(t *testing.T) describedMount {
 }
 
 var (
-	configNames   = []string{"app_key", "base_url", "leased", "refresh_before", "request_timeout"}
+	configNames = []string{
+		"app_key", "app_secret_set_at", "base_url", "corp_id", "leased", "refresh_before", "request_timeout",
+	}
 	unleasedNames = []string{"access_token", "expires_at", "last_vault_rotation", "rotation_period", "ttl"}
 	absentNames   = []string{"state", "upstream_calls", "upstream_failures"}
 	statusNames   = slices.Concat(absentNames, []string{"expires_at", "fetched_at", "ttl"})
-	failedNames   = []string{"last_error", "last_error_at", "next_attempt_at"}
+	failedNames   = []string{
+		"last_error", "last_error_at", "last_error_class", "last_error_code", "last_error_request_id",
+		"failing_since", "consecutive_failures", "next_attempt_at",
+	}
 )
 
 func TestOpenAPI_document_holds_what_config_answers(t *testing.T) {
@@ -459,7 +476,9 @@ func TestOpenAPI_document_holds_what_config_answers(t *testing.T) {
 	dt := startDingTalk(t, fullLifetime)
 	m := newDescribedMount(t)
 	a := m.unstoredApp(dt)
-	path, whole := "config/"+a.name, jsonOf(t, a.config())
+	config := a.config()
+	config["corp_id"] = simulator.DefaultCorpID
+	path, whole := "config/"+a.name, jsonOf(t, config)
 
 	m.ask(t, "LIST", "config/", "", 404)
 	m.ask(t, "GET", "config/?list=true", "", 404)
@@ -538,6 +557,8 @@ func TestOpenAPI_document_holds_what_status_and_refresh_answer(t *testing.T) {
 
 	m.ask(t, "POST", "refresh/"+a.name, "", 200, statusNames...)
 	m.ask(t, "POST", "refresh/"+a.name, "", 200, statusNames...) // too soon
+	m.ask(t, "POST", "refresh/"+a.name, `{"rejected_token":"not-the-current-one"}`, 200, statusNames...)
+	m.ask(t, "POST", "refresh/"+a.name, `{"rejected_token":""}`, 400)
 	require.Equal(t, "fresh", state(statusNames...))
 
 	token := dt.LastToken(a.key)
@@ -632,12 +653,12 @@ func TestPathHelp_of_every_path_explains_every_parameter(t *testing.T) {
 	for path, parameters := range map[string][]string{
 		"config": nil,
 		"config/myapp": {
-			"app", "app_key", "app_secret", "base_url", "leased", "refresh_before", "request_timeout",
+			"app", "app_key", "app_secret", "base_url", "corp_id", "leased", "refresh_before", "request_timeout",
 			"verify_connection",
 		},
 		"creds/myapp":   {"app", "min_ttl"},
 		"status/myapp":  {"app"},
-		"refresh/myapp": {"app"},
+		"refresh/myapp": {"app", "rejected_token"},
 	} {
 		t.Run(path, func(t *testing.T) {
 			t.Parallel()
@@ -700,5 +721,5 @@ func TestPathHelp_the_commands_in_it_work(t *testing.T) {
 			noteSecret(w.dt.LastToken("dingxxxxxxxx"), "an access token")
 		}
 	}
-	require.Equal(t, 7, ran)
+	require.Equal(t, 8, ran)
 }

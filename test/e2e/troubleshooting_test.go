@@ -834,6 +834,9 @@ func TestTroubleshooting_has_every_text_of_the_engine(t *testing.T) {
 		"check base_url and any proxy",
 		"check Vault's storage",
 		"please report this with the stack",
+		"; for an app of the China edition",
+		"; for an app of the international edition",
+		", that the organization of corp_id",
 		// What nobody gets to see: Vault always gives a configuration; a record of plain fields can be
 		// encoded; the transport's own limits are longer than what request_timeout leaves it; and the
 		// last two make their caller start over.

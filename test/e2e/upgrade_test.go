@@ -101,3 +101,72 @@ func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 	require.Equal(t, calls, dt.Requests("*"))
 	got.requireClean(t)
 }
+
+// The way back to the first release and forward again: each reads what the other one has written.
+func TestUpgrade_back_to_the_first_release_and_forward_reads_what_each_wrote(t *testing.T) {
+	t.Parallel()
+	v := startVault(t, vaultOptions{storage: storageInmem})
+	older, newer := v.buildFirstRelease(t), v.build(t, pluginPackage, "v0.2.0")
+	v.register(t, older)
+	v.register(t, newer)
+	m := v.enableVersion(t, newer)
+	move := func(to pluginBuild) {
+		t.Helper()
+		require.NoError(t, v.root.Sys().TuneMountAllowNil(m.path, api.TuneMountConfigInput{PluginVersion: &to.version}))
+		m.reload(t)
+		mounts, err := v.root.Sys().ListMounts()
+		require.NoError(t, err)
+		require.Equal(t, to.version, mounts[m.path+"/"].RunningVersion)
+	}
+	dt := startDingTalk(t, fullLifetime)
+
+	// Of each kind of app one that the older release rewrites, and one that it leaves alone.
+	plain, plainAlone := m.newApp(t, dt, fields{"refresh_before": "5m"}), m.newApp(t, dt, nil)
+	ofCorp, ofCorpAlone := m.newAppsIn(t, dt, otherCorpID)[0], m.newAppsIn(t, dt, otherCorpID)[0]
+	apps := []*app{plain, plainAlone, ofCorp, ofCorpAlone}
+	configs, leases := map[*app]map[string]any{}, map[*app]*api.Secret{}
+	for _, a := range apps {
+		configs[a], leases[a] = m.readData(t, a.configPath()), a.read(t)
+		require.NotEmpty(t, configs[a]["app_secret_set_at"])
+	}
+	requireServed := func() {
+		t.Helper()
+		for _, a := range apps {
+			requireSameToken(t, a.token(t), tokenIn(leases[a]))
+			a.renew(t, leases[a].LeaseID, 0)
+		}
+		require.Equal(t, len(apps), dt.Requests("*"), "no call upstream")
+	}
+
+	move(older)
+	requireServed()
+	for _, a := range apps {
+		want := maps.Clone(configs[a])
+		delete(want, "app_secret_set_at")
+		delete(want, "corp_id")
+		require.Equal(t, want, m.readData(t, a.configPath()), "what the older release knows of it")
+	}
+	for _, a := range []*app{plain, ofCorp} {
+		a.update(t, fields{"request_timeout": "7s"})
+		configs[a]["request_timeout"], configs[a]["corp_id"] = json.Number("7"), ""
+		delete(configs[a], "app_secret_set_at")
+	}
+	added := m.newApp(t, dt, fields{"leased": false})
+
+	move(newer)
+	requireServed()
+	for _, a := range apps {
+		require.Equal(t, configs[a], m.readData(t, a.configPath()))
+	}
+	require.NotContains(t, m.readData(t, added.configPath()), "app_secret_set_at", "it is not known")
+	requireSameToken(t, added.token(t), dt.LastToken(added.key))
+
+	// What the older release dropped is given again.
+	ofCorp.update(t, fields{"corp_id": otherCorpID})
+	requireSameToken(t, ofCorp.token(t), dt.LastTokenIn(ofCorp.key, otherCorpID))
+	plain.update(t, plain.rotation(plain.secret))
+	require.NotContains(t, m.readData(t, plain.configPath()), "app_secret_set_at", "the secret is the same")
+	dt.SetApp(plain.key, "another-"+plain.secret)
+	plain.update(t, plain.rotation("another-"+plain.secret))
+	require.Contains(t, m.readData(t, plain.configPath()), "app_secret_set_at")
+}
