@@ -119,8 +119,8 @@ func (f *fetchError) repeatable() bool {
 
 // descriptions say for each class what happened to {app} at {host}, and what to do next.
 var descriptions = map[errorClass]struct{ what, hint string }{
-	classRejectedCredentials: {"DingTalk rejected the credentials of app {app}", "check app_key and app_secret, " +
-		"that the app's version is published{authorized}, and that base_url ({host}) is the host of the app's edition{edition}"},
+	classRejectedCredentials: {"DingTalk rejected the credentials of app {app}", "check app_key and app_secret, that the " +
+		"app's version is published{authorized}, and that base_url ({host}) is the host of the app's edition{edition}"},
 	classForbiddenIP: {"DingTalk does not allow Vault's IP address for app {app}", "add Vault's egress IP to the app's " +
 		"allow-list in DingTalk's console, and those of the clients: DingTalk checks the list where the token is used"},
 	classRejectedRequest: {"DingTalk rejected the request for a token of app {app}", "look the request id up " +
@@ -197,11 +197,12 @@ type credentials struct {
 // request is the path and the body of the call for a token. DingTalk has one for internal apps, and
 // a unified one that names the organization.
 func (c credentials) request() (path string, body map[string]string) {
+	secret := c.AppSecret.reveal()
 	if c.CorpID == "" {
-		return "/v1.0/oauth2/accessToken", map[string]string{"appKey": c.AppKey, "appSecret": c.AppSecret.reveal()}
+		return "/v1.0/oauth2/accessToken", map[string]string{"appKey": c.AppKey, "appSecret": secret}
 	}
 	return "/v1.0/oauth2/" + c.CorpID + "/token", map[string]string{
-		"client_id": c.AppKey, "client_secret": c.AppSecret.reveal(), "grant_type": "client_credentials",
+		"client_id": c.AppKey, "client_secret": secret, "grant_type": "client_credentials",
 	}
 }
 
@@ -259,7 +260,9 @@ func (p proxyError) Error() string {
 // fetch gets a token. The context bounds it, retries included, whatever the transport does. It
 // returns how many calls it made, whatever their outcome; tokens known to the caller are kept out
 // of the error's texts.
-func (c *client) fetch(ctx context.Context, creds credentials, known ...*token) (t *token, calls int, failure *fetchError) {
+func (c *client) fetch(
+	ctx context.Context, creds credentials, known ...*token,
+) (t *token, calls int, failure *fetchError) {
 	secrets := []sensitive{creds.AppSecret}
 	for _, k := range known {
 		if k != nil {

@@ -442,7 +442,7 @@ func TestClient_speaks_HTTP_1_1_over_TLS_1_2_and_up_through_the_proxy_of_the_env
 func TestClient_every_class_says_whose_app_it_is_and_what_to_do(t *testing.T) {
 	for class, hint := range map[errorClass]string{
 		classRejectedCredentials: "check app_key and app_secret", classForbiddenIP: "where the token is used",
-		classRejectedRequest: "look the request id up", classThrottled: "another program fetches tokens with the same app_key",
+		classRejectedRequest: "look the request id up", classThrottled: "another program fetches tokens",
 		classBanned: "10,000 calls", classUnavailable: "any proxy on the way",
 		classUnreachable: "check DNS, firewall and proxy from Vault's active node",
 		classRedirect:    "check base_url", classMalformed: "check base_url",
@@ -457,11 +457,11 @@ func TestClient_every_class_says_whose_app_it_is_and_what_to_do(t *testing.T) {
 		config    appConfig
 		says, not string
 	}{
-		{classRejectedCredentials, appConfig{BaseURL: defaultBaseURL}, "China edition set base_url=" + chinaBaseURL, ""},
-		{classRejectedCredentials, appConfig{BaseURL: chinaBaseURL}, "international edition set base_url=" + defaultBaseURL, ""},
-		{classRejectedCredentials, appConfig{BaseURL: theURL}, "(" + theURL + ") is the host of the app's edition", "set base_url"},
+		{classRejectedCredentials, appConfig{BaseURL: defaultBaseURL}, "set base_url=" + chinaBaseURL, ""},
+		{classRejectedCredentials, appConfig{BaseURL: chinaBaseURL}, "set base_url=" + defaultBaseURL, ""},
+		{classRejectedCredentials, appConfig{BaseURL: theURL}, "(" + theURL + ") is the host of the app's", "set base_url"},
 		{classRejectedCredentials, appConfig{BaseURL: theURL, CorpID: "corp"}, "organization of corp_id has authorized", ""},
-		{classUnavailable, appConfig{BaseURL: theURL, CorpID: "corp"}, "check corp_id, DingTalk's service status and any proxy", ""},
+		{classUnavailable, appConfig{BaseURL: theURL, CorpID: "corp"}, "check corp_id, DingTalk's service status", ""},
 		{classUnavailable, appConfig{BaseURL: theURL}, "check DingTalk's service status", "corp_id"},
 	} {
 		told := (&fetchError{class: c.class}).describe(theApp, &c.config)
@@ -571,7 +571,9 @@ func TestCooldown_that_is_shorter_does_not_replace_a_longer_one(t *testing.T) {
 	require.Equal(t, 600*time.Second, until())
 	start(classBanned, 0)
 	require.Equal(t, 600*time.Second, until(), "a ban of five minutes ends before")
-	for _, alike := range []credentials{{BaseURL: theURL, AppKey: "another"}, {BaseURL: theURL, AppKey: theKey, CorpID: "corp"}} {
+	for _, alike := range []credentials{
+		{BaseURL: theURL, AppKey: "another"}, {BaseURL: theURL, AppKey: theKey, CorpID: "corp"},
+	} {
 		require.Equal(t, 300*time.Second, all.inForce(alike, now).cooldown.Sub(now), "the ban is everybody's")
 	}
 	require.Nil(t, all.inForce(credentials{BaseURL: chinaBaseURL, AppKey: theKey}, now))

@@ -153,7 +153,8 @@ func TestConfig_a_secret_that_is_not_a_string_is_refused_before_anything_repeats
 
 func TestConfig_a_secret_in_a_wrong_place_is_not_repeated(t *testing.T) {
 	fields := []string{
-		"app_secret", "app_key", "corp_id", "rejected_token", "base_url", "refresh_before", "request_timeout", "leased", "verify_connection", "app",
+		"app_secret", "app_key", "corp_id", "rejected_token", "base_url", "refresh_before", "request_timeout",
+		"leased", "verify_connection", "app",
 	}
 	withApp(t, func(t *testing.T, m *mount) {
 		m.configure("other", nil)
@@ -280,7 +281,7 @@ func TestConfig_apps_that_share_a_key_have_a_token_for_each_organization(t *test
 			tokens[tok] = true
 		}
 		require.Len(t, tokens, 3)
-		m.patch("appcorpA", map[string]any{"corp_id": "corpC"}).gets(t, http.StatusBadGateway, "unknownError", "check corp_id")
+		m.patch("appcorpA", map[string]any{"corp_id": "corpC"}).gets(t, 502, "unknownError", "check corp_id")
 		require.Equal(t, "corpA", m.config("appcorpA").Data["corp_id"])
 		m.patch("appcorpA", map[string]any{"corp_id": ""}).works(t)
 		require.Equal(t, m.token("app"), m.token("appcorpA"))

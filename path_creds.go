@@ -149,8 +149,8 @@ func warn(resp *logical.Response, t *token, now time.Time, warning error, minTTL
 			"and counts as %s.", short(minTTL), short(t.lifetime), short(most.Truncate(time.Second))))
 	}
 	if tooSoon != nil && t.remaining(now) < min(minTTL, most) {
-		resp.AddWarning(fmt.Sprintf("The token has a shorter remaining TTL than min_ttl, but the last refresh was less than %s ago.",
-			short(forceInterval)))
+		resp.AddWarning(fmt.Sprintf("The token has a shorter remaining TTL than min_ttl, but the last refresh was less than "+
+			"%s ago.", short(forceInterval)))
 	}
 }
 

@@ -64,9 +64,9 @@ func statusSchema() map[string]*framework.FieldSchema {
 			"unreachable or rejected_credentials."),
 		"last_error_code":       field(framework.TypeString, false, "DingTalk's code for it."),
 		"last_error_request_id": field(framework.TypeString, false, "DingTalk's request id of it."),
-		"failing_since":         field(framework.TypeTime, false, "When the first of the fetches failed that have failed since."),
+		"failing_since":         field(framework.TypeTime, false, "When the first of these fetches failed."),
 		"consecutive_failures":  field(framework.TypeInt64, false, "How many fetches have failed since one worked."),
-		"next_attempt_at":       field(framework.TypeTime, false, "Until when no reader's fetch is attempted, after a failure."),
+		"next_attempt_at":       field(framework.TypeTime, false, "Until when no reader's fetch is attempted."),
 	}
 }
 
