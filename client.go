@@ -119,8 +119,8 @@ func (f *fetchError) repeatable() bool {
 
 // descriptions say for each class what happened to {app} at {host}, and what to do next.
 var descriptions = map[errorClass]struct{ what, hint string }{
-	classRejectedCredentials: {"DingTalk rejected the credentials of app {app}", "check app_key and app_secret, that the " +
-		"app's version is published{authorized}, and that base_url ({host}) is the host of the app's edition{edition}"},
+	classRejectedCredentials: {"DingTalk rejected the credentials of app {app}", "check app_key and app_secret, that " +
+		"the app's version is published{authorized}, and that base_url ({host}) is the host of the app's edition{edition}"},
 	classForbiddenIP: {"DingTalk does not allow Vault's IP address for app {app}", "add Vault's egress IP to the app's " +
 		"allow-list in DingTalk's console, and those of the clients: DingTalk checks the list where the token is used"},
 	classRejectedRequest: {"DingTalk rejected the request for a token of app {app}", "look the request id up " +
