@@ -24,16 +24,17 @@ import (
 
 // The parts of a run, in their order.
 const (
-	partInmem = "inmem"
-	partRaft  = "raft"
-	partAudit = "audit"
-	partProxy = "proxy"
-	partOpen  = "open"
-	partHung  = "hung"
-	partScale = "scale"
+	partInmem  = "inmem"
+	partRaft   = "raft"
+	partAudit  = "audit"
+	partProxy  = "proxy"
+	partOpen   = "open"
+	partHung   = "hung"
+	partScrape = "scrape"
+	partScale  = "scale"
 )
 
-var allParts = []string{partInmem, partRaft, partAudit, partProxy, partOpen, partHung, partScale}
+var allParts = []string{partInmem, partRaft, partAudit, partProxy, partOpen, partHung, partScrape, partScale}
 
 // options are what a run is told.
 type options struct {
@@ -137,7 +138,7 @@ func parse(args []string) (*options, *environment, error) {
 		given := map[string]bool{}
 		flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
 		for name, value := range map[string]string{
-			"rounds": "3", "slice": "300ms", "apps": "500", "scale": "1000", "parts": "inmem,audit,proxy,open,hung,scale",
+			"rounds": "3", "slice": "300ms", "apps": "500", "scale": "1000", "parts": "inmem,audit,proxy,open,hung,scrape,scale",
 		} {
 			if !given[name] {
 				if err := flags.Set(name, value); err != nil {

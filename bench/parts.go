@@ -52,7 +52,7 @@ func (r *run) all(ctx context.Context) error {
 	if err := r.printHeader(ctx); err != nil {
 		return err
 	}
-	if r.has(partInmem) || r.has(partProxy) || r.has(partOpen) || r.has(partHung) {
+	if r.has(partInmem) || r.has(partProxy) || r.has(partOpen) || r.has(partHung) || r.has(partScrape) {
 		if err := r.storage(ctx, storageInmem); err != nil {
 			return err
 		}
@@ -123,7 +123,12 @@ func (r *run) storage(ctx context.Context, storage string) (err error) {
 		}
 	}
 	if r.has(partHung) {
-		return r.hung(ctx, s)
+		if err := r.hung(ctx, s); err != nil {
+			return err
+		}
+	}
+	if r.has(partScrape) {
+		return r.scrape(ctx, s)
 	}
 	return nil
 }
@@ -310,6 +315,32 @@ func (r *run) hung(ctx context.Context, s *server) error {
 		return errors.New("the app that hangs was not read")
 	}
 	r.atMost("p99 of the other apps while one hangs", 1.10, find(got, "one hangs").ratio(find(got, "all answer"), p99))
+	return nil
+}
+
+// scrape measures reads of an app among many whose metrics are scraped meanwhile, once in each
+// slice.
+func (r *run) scrape(ctx context.Context, s *server) error {
+	const name = "fresh"
+	if err := s.configure(ctx, []app{{mountMany, name, false, true}}); err != nil {
+		return err
+	}
+	without := s.subject("nobody scrapes", "", mountMany, "unleased", name)
+	with := s.subject("scraped", "nobody scrapes", mountMany, "unleased", name)
+	url, token := s.addr+"/v1/"+mountMany+"/metrics", s.root.Token()
+	if _, err := get(ctx, url, token); err != nil {
+		return err
+	}
+	with.beside = func(ctx context.Context) {
+		_, _ = get(ctx, url, token)
+		<-ctx.Done()
+	}
+	title := fmt.Sprintf("Reads while the metrics of %d apps are scraped", 2*r.apps+1)
+	got, err := r.measure(ctx, s, title, []*subject{without, with})
+	if err != nil {
+		return err
+	}
+	r.atMost("p99 of reads during scrapes", 1.10, find(got, "scraped").ratio(find(got, "nobody scrapes"), p99))
 	return nil
 }
 

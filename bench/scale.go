@@ -48,6 +48,8 @@ type scaled struct {
 	fetch    *measured // the first read of each app, with a call upstream
 	start    spread    // ms, from the reload to the first answer
 	first    *measured // the first read of each app after a restart
+	scrape   spread    // ms, of the metrics
+	weight   int       // of a scrape, in bytes
 	heap     memory    // of the plugin
 	resident memory
 }
@@ -71,13 +73,14 @@ func (r *run) scaleAll(ctx context.Context) error {
 	fmt.Fprintln(
 		r.out,
 		"| apps | made per s | listed in ms | first read, with a fetch: reads/s | from reload to first answer, ms | "+
-			"first read after it: reads/s | p50 ms | p99 ms | memory per app, bytes | process before, MiB | after, MiB |",
+			"first read after it: reads/s | p50 ms | p99 ms | scraped in ms | scrape, MB | memory per app, bytes | "+
+			"process before, MiB | after, MiB |",
 	)
-	fmt.Fprintln(r.out, "|--:|--:|---|--:|---|--:|--:|--:|--:|--:|--:|")
+	fmt.Fprintln(r.out, "|--:|--:|---|--:|---|--:|--:|--:|---|--:|--:|--:|--:|")
 	for _, s := range found {
-		fmt.Fprintf(r.out, "| %d | %.0f | %s | %.0f | %s | %.0f | %.2f | %.2f | %s | %.0f | %.0f |\n",
+		fmt.Fprintf(r.out, "| %d | %.0f | %s | %.0f | %s | %.0f | %.2f | %.2f | %s | %.2f | %s | %.0f | %.0f |\n",
 			s.apps, float64(s.apps)/s.create.Seconds(), s.list, s.fetch.perSecond(), s.start, s.first.perSecond(),
-			float64(s.first.quantile(50))/1000, float64(s.first.quantile(99))/1000, s.perApp(),
+			float64(s.first.quantile(50))/1000, float64(s.first.quantile(99))/1000, s.scrape, float64(s.weight)/1e6, s.perApp(),
 			float64(s.resident.before)/(1<<20), float64(s.resident.after)/(1<<20))
 	}
 	one := found[0]
@@ -88,6 +91,10 @@ func (r *run) scaleAll(ctx context.Context) error {
 			s.perApp()+" bytes",
 			s.heap.perApp(s.apps) <= mostPerApp,
 		)
+		if s.apps <= 10_000 {
+			r.bar(fmt.Sprintf("a scrape of %d apps", s.apps), "at most 100 ms", fmt.Sprintf("%.0f ms", s.scrape.median),
+				s.scrape.median <= 100)
+		}
 		growth := s.start.median / one.start.median
 		r.bar(
 			fmt.Sprintf("from reload to first answer with %d apps over with 1", s.apps),
@@ -156,8 +163,26 @@ func (r *run) scaleTo(ctx context.Context, apps int) (result *scaled, err error)
 	if result.first, err = s.readAll(ctx, all); err != nil {
 		return nil, err
 	}
-	result.heap.after, result.resident.after, err = s.memory(ctx)
+	if result.heap.after, result.resident.after, err = s.memory(ctx); err != nil {
+		return nil, err
+	}
+	result.scrape, result.weight, err = s.scrapes(ctx)
 	return result, err
+}
+
+// scrapes reads the metrics some times and returns how many milliseconds that takes, and the bytes.
+func (s *server) scrapes(ctx context.Context) (spread, int, error) {
+	var took []float64
+	weight := 0
+	for range listings {
+		began := time.Now()
+		body, err := get(ctx, s.addr+"/v1/"+mountScale+"/metrics", s.root.Token())
+		if err != nil {
+			return spread{}, 0, err
+		}
+		took, weight = append(took, milliseconds(time.Since(began))), len(body)
+	}
+	return spreadOf(took), weight, nil
 }
 
 // list lists the apps some times and returns how many milliseconds that takes.
