@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: MPL-2.0
 #
-# One DingTalk app, and a policy to read its token. The app's secret ends up in Terraform's state, in clear: see the
-# page README.md before using this file.
+# One DingTalk app, and a policy to read its token. The app's secret goes through Terraform to Vault, and Terraform does
+# not keep it: see the page README.md.
 
-resource "vault_generic_endpoint" "app" {
-  path = "${vault_mount.dingtalk.path}/config/${var.app}"
+resource "terraform_data" "app" {
+  # When one of these changes, the app is stored again, which needs its secret. They are in the state.
+  triggers_replace = [var.app_secret_version, var.app_key, var.base_url]
 
-  # The answer of config/ has no app_secret, and fields that are not given here.
-  ignore_absent_fields = true
+  # The secret takes the way of the environment and a pipe: a command line can be read by every user of the machine. If
+  # Vault refuses the write, the resource is tainted, and the next apply writes again.
+  provisioner "local-exec" {
+    command = "printf %s \"$APP_SECRET\" | vault write \"$CONFIG\" app_key=\"$APP_KEY\" base_url=\"$BASE_URL\" app_secret=-"
 
-  data_json = jsonencode({
-    app_key    = var.app_key
-    app_secret = var.app_secret
-    base_url   = var.base_url
-    # In seconds and as a number, as config/ answers it: "15s" would be a change at every plan.
-    request_timeout = 15
-    leased          = true
-  })
+    environment = {
+      CONFIG     = "${vault_mount.dingtalk.path}/config/${var.app}"
+      APP_KEY    = var.app_key
+      BASE_URL   = var.base_url
+      APP_SECRET = var.app_secret
+    }
+  }
 }
 
 resource "vault_policy" "reader" {

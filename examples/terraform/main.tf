@@ -4,7 +4,7 @@
 # node.
 
 terraform {
-  required_version = ">= 1.3"
+  required_version = ">= 1.10"
 
   required_providers {
     vault = {
@@ -17,22 +17,31 @@ terraform {
 # The address and the token come from the environment: VAULT_ADDR and VAULT_TOKEN.
 provider "vault" {}
 
+# One for each version, so that an upgrade deregisters none. The version that runs must stay registered: when its process
+# ends, Vault looks for it in the catalog, and without it every read fails.
 resource "vault_plugin" "dingtalk" {
+  for_each = var.plugins
+
   type    = "secret"
   name    = "vault-plugin-secrets-dingtalk"
-  version = var.plugin_version
-  command = "vault-plugin-secrets-dingtalk-${var.plugin_version}"
-  sha256  = var.plugin_sha256
-
-  # An upgrade registers the new version, then moves the mount to it, and only then deregisters the old one.
-  lifecycle {
-    create_before_destroy = true
-  }
+  version = each.key
+  command = "vault-plugin-secrets-dingtalk-${each.key}"
+  sha256  = each.value
 }
 
 resource "vault_mount" "dingtalk" {
   path           = "dingtalk"
-  type           = vault_plugin.dingtalk.name
-  plugin_version = vault_plugin.dingtalk.version
+  type           = vault_plugin.dingtalk[var.plugin_version].name
+  plugin_version = vault_plugin.dingtalk[var.plugin_version].version
   description    = "Access tokens of DingTalk apps"
+}
+
+# Moving the mount to another version starts nothing: the old one runs on until it is reloaded.
+resource "terraform_data" "reload" {
+  triggers_replace = [var.plugin_version]
+  depends_on       = [vault_mount.dingtalk]
+
+  provisioner "local-exec" {
+    command = "vault plugin reload -type=secret -plugin=vault-plugin-secrets-dingtalk -scope=global"
+  }
 }

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MPL-2.0
 
-variable "plugin_version" {
-  description = "The version that the plugin reports: v and a semantic version."
-  type        = string
-  default     = "v0.1.0"
+variable "plugins" {
+  description = "The versions to register, such as v0.1.0, each with the SHA-256 of its binary, in hexadecimal."
+  type        = map(string)
 }
 
-variable "plugin_sha256" {
-  description = "The SHA-256 of the plugin's binary, in hexadecimal."
+variable "plugin_version" {
+  description = "The version that the mount runs: one of plugins."
   type        = string
 }
 
@@ -22,10 +21,18 @@ variable "app_key" {
   type        = string
 }
 
+# Ephemeral: Terraform keeps it neither in the state nor in a saved plan.
 variable "app_secret" {
-  description = "The app's Client Secret (AppSecret). Give it as TF_VAR_app_secret in the environment."
+  description = "The app's Client Secret (AppSecret), as TF_VAR_app_secret in the environment, when the app is stored."
   type        = string
-  sensitive   = true
+  ephemeral   = true
+  default     = null
+}
+
+variable "app_secret_version" {
+  description = "Any number. Raise it to store another app_secret."
+  type        = number
+  default     = 1
 }
 
 variable "base_url" {

@@ -2,7 +2,8 @@
 
 // Package examples checks the examples for Kubernetes and Terraform, which cannot run here: there
 // is no cluster. Every field in them is held against lists of the fields that their programs know,
-// and every request that they make to the engine is made to the real engine.
+// and every request that they make to the engine is made to the real engine. What was run by hand,
+// and in which version, is in docs/compatibility.md.
 package examples
 
 import (

@@ -3,10 +3,10 @@
 package examples
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,18 +23,23 @@ import (
 	"github.com/zclconf/go-cty/cty/convert"
 	"github.com/zclconf/go-cty/cty/function"
 	"github.com/zclconf/go-cty/cty/function/stdlib"
-	"gopkg.in/yaml.v3"
 )
 
 // This file holds the Terraform examples against the lists in testdata/fields, works out their
-// expressions, and makes the requests that they would make to the real engine.
+// expressions, runs the commands that they would run, and makes their requests to the real engine.
 
-const terraformFolder = "terraform"
+const (
+	terraformFolder = "terraform"
+	pluginName      = "vault-plugin-secrets-dingtalk"
+)
 
-// language is what Terraform itself knows: by block, the arguments, and with {} the blocks.
+// language is what Terraform itself knows: by block, the arguments, and with {} the blocks; and the
+// resources and provisioners that are part of it.
 type language struct {
 	Source, Version, File string
 	Blocks                map[string][]string
+	Resource              map[string]map[string]string
+	Provisioner           map[string]map[string]string
 }
 
 // vaultProvider is what Terraform's provider for Vault knows: by argument or attribute a type, and
@@ -126,14 +131,18 @@ func (tf *terraform) own(b *hclsyntax.Block) map[string]string {
 	switch {
 	case b.Type == "provider" && slices.Equal(b.Labels, []string{"vault"}):
 		return tf.provider.Provider
+	case b.Type == "resource" && len(b.Labels) == 2 && tf.language.Resource[b.Labels[0]] != nil:
+		return tf.language.Resource[b.Labels[0]]
 	case b.Type == "resource" && len(b.Labels) == 2:
 		return tf.provider.Resource[b.Labels[0]]
+	case b.Type == "provisioner" && len(b.Labels) == 1:
+		return tf.language.Provisioner[b.Labels[0]]
 	default:
 		return nil
 	}
 }
 
-var labels = map[string]int{"variable": 1, "output": 1, "provider": 1, "resource": 2}
+var labels = map[string]int{"variable": 1, "output": 1, "provider": 1, "resource": 2, "provisioner": 1}
 
 func (c *tfChecker) block(b *hclsyntax.Block) {
 	knownHere, ok := c.language.Blocks[b.Type]
@@ -146,7 +155,7 @@ func (c *tfChecker) block(b *hclsyntax.Block) {
 		return
 	}
 	own := c.own(b)
-	if own == nil && (b.Type == "provider" || b.Type == "resource") {
+	if own == nil && (b.Type == "provider" || b.Type == "resource" || b.Type == "provisioner") {
 		c.report(b.LabelRanges[0], "there is no %s %s", b.Type, b.Labels[0])
 		return
 	}
@@ -195,11 +204,20 @@ func (c *tfChecker) requiredProviders(b *hclsyntax.Block) {
 // types of the lists, in Terraform's terms.
 var ctyTypes = map[string]cty.Type{
 	"string": cty.String, "bool": cty.Bool, "number": cty.Number,
-	"list": cty.List(cty.String), "map": cty.Map(cty.String),
+	"list": cty.List(cty.String), "map": cty.Map(cty.String), "any": cty.DynamicPseudoType,
 }
 
-// values are what the arguments of every resource come to, by type and name.
+// values are what the arguments of every resource come to, by type and name. Those of a provisioner
+// are under the types of the resource and of the provisioner, as in "terraform_data local-exec". A
+// resource with for_each has an object for each key instead.
 type values map[string]map[string]map[string]cty.Value
+
+func (v values) set(typ, name string, to map[string]cty.Value) {
+	if v[typ] == nil {
+		v[typ] = map[string]map[string]cty.Value{}
+	}
+	v[typ][name] = to
+}
 
 // evaluate works out a module's expressions; what is known only after an apply stays unknown.
 func (tf *terraform) evaluate(m module, inputs map[string]cty.Value) (values, []string) {
@@ -227,10 +245,7 @@ func (tf *terraform) evaluate(m module, inputs map[string]cty.Value) (values, []
 				typ, _, _ = strings.Cut(typ, " ")
 				attributes[name] = cty.UnknownVal(ctyTypes[typ])
 			}
-			if found[b.Labels[0]] == nil {
-				found[b.Labels[0]] = map[string]map[string]cty.Value{}
-			}
-			found[b.Labels[0]][b.Labels[1]] = attributes
+			found.set(b.Labels[0], b.Labels[1], attributes)
 		}
 	}
 	// Resources refer to each other: as many rounds as there are resources settle it.
@@ -242,33 +257,69 @@ func (tf *terraform) evaluate(m module, inputs map[string]cty.Value) (values, []
 		}
 		maps.Copy(context.Variables, found.objects())
 		for _, b := range m.blocks {
-			own := tf.own(b)
-			for name, a := range b.Body.Attributes {
-				typ, isOwn := own[name]
-				if b.Type != "output" && !isOwn {
-					continue
-				}
-				value, diags := a.Expr.Value(context)
-				if diags.HasErrors() {
-					c.report(a.SrcRange, "%s", diags.Error())
-					continue
-				}
-				if !isOwn {
-					continue
-				}
-				typ, _, _ = strings.Cut(typ, " ")
-				value, err := convert.Convert(value, ctyTypes[typ])
-				if err != nil {
-					c.report(a.SrcRange, "%s is not a %s: %s", name, typ, err)
-					continue
-				}
-				if b.Type == "resource" {
-					found[b.Labels[0]][b.Labels[1]][name] = value
+			switch {
+			case b.Type != "resource":
+				c.attributes(b, context)
+			case b.Body.Attributes["for_each"] != nil:
+				found.set(b.Labels[0], b.Labels[1], c.instances(b, context))
+			default:
+				maps.Copy(found[b.Labels[0]][b.Labels[1]], c.attributes(b, context))
+			}
+			for _, inner := range b.Body.Blocks {
+				if inner.Type == "provisioner" {
+					found.set(b.Labels[0]+" "+inner.Labels[0], b.Labels[1], c.attributes(inner, context))
 				}
 			}
 		}
 	}
 	return found, c.problems
+}
+
+// instances works out a resource for each element of its for_each, by key.
+func (c *tfChecker) instances(b *hclsyntax.Block, context *hcl.EvalContext) map[string]cty.Value {
+	found := map[string]cty.Value{}
+	a := b.Body.Attributes["for_each"]
+	elements, diags := a.Expr.Value(context)
+	if diags.HasErrors() || !elements.CanIterateElements() {
+		c.report(a.SrcRange, "for_each has no elements: %s", diags)
+		return found
+	}
+	for key, value := range elements.AsValueMap() {
+		of := context.NewChild()
+		of.Variables = map[string]cty.Value{
+			"each": cty.ObjectVal(map[string]cty.Value{"key": cty.StringVal(key), "value": value}),
+		}
+		found[key] = cty.ObjectVal(c.attributes(b, of))
+	}
+	return found
+}
+
+// attributes works out those of a block that its provider or Terraform has a type for.
+func (c *tfChecker) attributes(b *hclsyntax.Block, context *hcl.EvalContext) map[string]cty.Value {
+	own := c.own(b)
+	found := map[string]cty.Value{}
+	for name, a := range b.Body.Attributes {
+		typ, isOwn := own[name]
+		if b.Type != "output" && name != "depends_on" && !isOwn {
+			continue
+		}
+		value, diags := a.Expr.Value(context)
+		if diags.HasErrors() {
+			c.report(a.SrcRange, "%s", diags.Error())
+			continue
+		}
+		if !isOwn {
+			continue
+		}
+		typ, _, _ = strings.Cut(typ, " ")
+		value, err := convert.Convert(value, ctyTypes[typ])
+		if err != nil {
+			c.report(a.SrcRange, "%s is not a %s: %s", name, typ, err)
+			continue
+		}
+		found[name] = value
+	}
+	return found
 }
 
 func (v values) objects() map[string]cty.Value {
@@ -286,10 +337,14 @@ func (v values) objects() map[string]cty.Value {
 // inputs are values for the variables that have no default, for the given engine.
 func terraformInputs(e *engine) map[string]cty.Value {
 	return map[string]cty.Value{
-		"plugin_sha256": cty.StringVal(strings.Repeat("0123456789abcdef", 4)),
-		"app_key":       cty.StringVal(theKey),
-		"app_secret":    cty.StringVal(theSecret),
-		"base_url":      cty.StringVal(e.url),
+		"plugins": cty.MapVal(map[string]cty.Value{
+			"v0.1.0": cty.StringVal(strings.Repeat("0123456789abcdef", 4)),
+			"v0.2.0": cty.StringVal(strings.Repeat("fedcba9876543210", 4)),
+		}),
+		"plugin_version": cty.StringVal("v0.2.0"),
+		"app_key":        cty.StringVal(theKey),
+		"app_secret":     cty.StringVal(theSecret),
+		"base_url":       cty.StringVal(e.url),
 	}
 }
 
@@ -342,18 +397,18 @@ func TestTerraform_a_misspelt_argument_or_block_fails_whichever_it_is(t *testing
 				spoil(a.NameRange)
 			}
 		}
+		switch b.Type {
+		case "resource", "provider", "provisioner":
+			spoil(b.LabelRanges[0]) // the type
+		case "variable":
+			spoil(b.LabelRanges[0]) // nothing defines what is referred to
+		}
 		for _, inner := range b.Body.Blocks {
 			visit(inner)
 		}
 	}
 	for _, b := range m.blocks {
 		visit(b)
-		switch b.Type {
-		case "resource", "provider":
-			spoil(b.LabelRanges[0]) // the type
-		case "variable":
-			spoil(b.LabelRanges[0]) // nothing defines what is referred to
-		}
 	}
 	assert.Greater(t, spoiled, 50)
 }
@@ -396,36 +451,77 @@ func TestTerraform_what_the_provider_does_not_know_is_found(t *testing.T) {
 	assert.NotEmpty(t, tf.check(m, nil), "a resource that is not there")
 }
 
-// writes are the requests of the example's generic endpoints, by path.
-func terraformWrites(t *testing.T, found values) map[string]map[string]any {
+// command is what a resource's local-exec runs, with the environment that it adds.
+type command struct {
+	text        string
+	environment map[string]string
+}
+
+// terraformCommand works out the module's command of a terraform_data.
+func terraformCommand(t *testing.T, name string, inputs map[string]cty.Value) command {
 	t.Helper()
-	writes := map[string]map[string]any{}
-	for _, endpoint := range found["vault_generic_endpoint"] {
-		require.True(t, endpoint["path"].IsKnown())
-		require.True(t, endpoint["data_json"].IsKnown())
-		var data map[string]any
-		decoder := json.NewDecoder(strings.NewReader(endpoint["data_json"].AsString()))
-		decoder.UseNumber() // as Vault does
-		require.NoError(t, decoder.Decode(&data))
-		writes[endpoint["path"].AsString()] = data
+	found, problems := readTerraformLists(t).evaluate(readModule(t), inputs)
+	require.Empty(t, problems)
+	local := found["terraform_data local-exec"][name]
+	require.NotNil(t, local, "terraform_data.%s runs something", name)
+	c := command{text: local["command"].AsString(), environment: map[string]string{}}
+	if environment, ok := local["environment"]; ok {
+		for key, value := range environment.AsValueMap() {
+			c.environment[key] = value.AsString()
+		}
 	}
-	return writes
+	return c
+}
+
+// run lets the shell run the command as Terraform does, with a vault on the PATH that only writes
+// down what it is asked for.
+func (c command) run(t *testing.T) (args []string, stdin string) {
+	t.Helper()
+	folder := t.TempDir()
+	const stub = "#!/bin/sh\nprintf '%s\\0' \"$@\" >\"$ASKED/args\"\ncat >\"$ASKED/stdin\"\n"
+	require.NoError(t, os.WriteFile(filepath.Join(folder, "vault"), []byte(stub), 0o700))
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", c.text)
+	cmd.Env = []string{"PATH=" + folder + ":" + os.Getenv("PATH"), "ASKED=" + folder}
+	for key, value := range c.environment {
+		cmd.Env = append(cmd.Env, key+"="+value)
+	}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	assert.Empty(t, string(out))
+	given, err := os.ReadFile(filepath.Join(folder, "args"))
+	require.NoError(t, err)
+	piped, err := os.ReadFile(filepath.Join(folder, "stdin"))
+	require.NoError(t, err)
+	return strings.Split(strings.TrimSuffix(string(given), "\x00"), "\x00"), string(piped)
+}
+
+// written is the request of a vault write; a field's value - is what is piped.
+func written(t *testing.T, args []string, stdin string) (path string, data map[string]any) {
+	t.Helper()
+	require.Greater(t, len(args), 2)
+	require.Equal(t, "write", args[0])
+	data = map[string]any{}
+	for _, arg := range args[2:] {
+		field, value, found := strings.Cut(arg, "=")
+		require.True(t, found, arg)
+		if value == "-" {
+			value = stdin
+		}
+		data[field] = value
+	}
+	return args[1], data
 }
 
 func TestTerraform_stores_the_app_and_allows_its_token_to_be_read(t *testing.T) {
-	tf := readTerraformLists(t)
 	e := newEngine(t)
-	found, problems := tf.evaluate(readModule(t), terraformInputs(e))
+	args, stdin := terraformCommand(t, "app", terraformInputs(e)).run(t)
+	path, data := written(t, args, stdin)
+	require.Equal(t, "config/"+theApp, enginePath(t, path))
+	resp := e.do(&logical.Request{Operation: logical.UpdateOperation, Path: enginePath(t, path), Data: data})
+	require.Nil(t, resp, "without a warning")
+
+	found, problems := readTerraformLists(t).evaluate(readModule(t), terraformInputs(e))
 	require.Empty(t, problems)
-
-	writes := terraformWrites(t, found)
-	require.Len(t, writes, 1)
-	for path, data := range writes {
-		require.Equal(t, "config/"+theApp, enginePath(t, path))
-		resp := e.do(&logical.Request{Operation: logical.UpdateOperation, Path: enginePath(t, path), Data: data})
-		require.Nil(t, resp, "without a warning")
-	}
-
 	policies := found["vault_policy"]
 	require.Len(t, policies, 1)
 	for path, capabilities := range policyPaths(t, policies["reader"]["policy"].AsString()) {
@@ -441,73 +537,136 @@ func TestTerraform_files_are_formatted(t *testing.T) {
 	}
 }
 
-// Terraform compares what it wrote with what it reads: where they differ, every plan has a change.
-func TestTerraform_finds_no_change_at_the_next_plan(t *testing.T) {
-	tf := readTerraformLists(t)
-	e := newEngine(t)
-	found, problems := tf.evaluate(readModule(t), terraformInputs(e))
-	require.Empty(t, problems)
-	endpoint := found["vault_generic_endpoint"]["app"]
-	require.True(t, endpoint["ignore_absent_fields"].True(), "else what the example does not give would be a change")
-	for path, written := range terraformWrites(t, found) {
-		path = enginePath(t, path)
-		e.do(&logical.Request{Operation: logical.UpdateOperation, Path: path, Data: maps.Clone(written)})
-		answer, err := json.Marshal(e.do(&logical.Request{Operation: logical.ReadOperation, Path: path}).Data)
-		require.NoError(t, err)
-		var read map[string]any
-		require.NoError(t, yaml.Unmarshal(answer, &read))
-		assert.NotContains(t, read, "app_secret")
-		for field, value := range written {
-			if answered, ok := read[field]; ok {
-				assert.Equal(t, fmt.Sprint(value), fmt.Sprint(answered), field)
-			}
+// A command line can be read by every user of the machine, and Terraform prints the command.
+func TestTerraform_the_secret_is_on_no_command_line(t *testing.T) {
+	c := terraformCommand(t, "app", terraformInputs(newEngine(t)))
+	args, stdin := c.run(t)
+	assert.Equal(t, theSecret, stdin)
+	assert.NotContains(t, strings.Join(args, " "), theSecret)
+	assert.NotContains(t, c.text, theSecret)
+}
+
+// What the shell would make something else of stays as it is.
+func TestTerraform_stores_any_secret_that_the_engine_takes(t *testing.T) {
+	const odd = "it's-a-$HOME-`id`-\\n-%s-\"quoted\"-*"
+	inputs := terraformInputs(newEngine(t))
+	inputs["app_secret"] = cty.StringVal(odd)
+	_, stdin := terraformCommand(t, "app", inputs).run(t)
+	assert.Equal(t, odd, stdin)
+}
+
+// What triggers is in the state.
+func TestTerraform_what_the_app_is_stored_with_stores_it_again_except_for_the_secret(t *testing.T) {
+	inputs := terraformInputs(newEngine(t))
+	inputs["app_secret_version"] = cty.NumberIntVal(1)
+	triggers := func(changed string, to cty.Value) cty.Value {
+		t.Helper()
+		now := maps.Clone(inputs)
+		if changed != "" {
+			now[changed] = to
 		}
+		found, problems := readTerraformLists(t).evaluate(readModule(t), now)
+		require.Empty(t, problems)
+		return found["terraform_data"]["app"]["triggers_replace"]
 	}
+	before := triggers("", cty.NilVal)
+	require.True(t, before.IsWhollyKnown())
+	for name, to := range map[string]cty.Value{
+		"app_secret_version": cty.NumberIntVal(2),
+		"app_key":            cty.StringVal("another"),
+		"base_url":           cty.StringVal("https://api.dingtalk.com"),
+	} {
+		assert.False(t, triggers(name, to).RawEquals(before), name)
+	}
+	assert.True(t, triggers("app_secret", cty.StringVal("another")).RawEquals(before), "it would be in the state")
 }
 
 // The names of paths and fields are those of the document that the engine itself gives of them.
 func TestTerraform_the_fields_are_those_of_the_engine(t *testing.T) {
-	tf := readTerraformLists(t)
 	e := newEngine(t)
 	document := e.do(&logical.Request{Operation: logical.HelpOperation}).Data["openapi"].(*framework.OASDocument)
-	found, problems := tf.evaluate(readModule(t), terraformInputs(e))
-	require.Empty(t, problems)
 	item := document.Paths["/config/{app}"]
 	require.NotNil(t, item)
 	schema := item.Post.RequestBody.Content["application/json"].Schema
 	require.NotNil(t, schema)
-	for _, data := range terraformWrites(t, found) {
-		for field := range data {
-			assert.Contains(t, schema.Properties, field)
-		}
+	args, stdin := terraformCommand(t, "app", terraformInputs(e)).run(t)
+	_, data := written(t, args, stdin)
+	for field := range data {
+		assert.Contains(t, schema.Properties, field)
 	}
 }
 
-func TestTerraform_the_plugin_is_mounted_in_the_version_that_is_registered(t *testing.T) {
-	tf := readTerraformLists(t)
-	m := readModule(t)
-	found, problems := tf.evaluate(m, terraformInputs(newEngine(t)))
+func TestTerraform_every_version_is_registered_and_one_of_them_mounted(t *testing.T) {
+	inputs := terraformInputs(newEngine(t))
+	found, problems := readTerraformLists(t).evaluate(readModule(t), inputs)
 	require.Empty(t, problems)
-	plugin, mount := found["vault_plugin"]["dingtalk"], found["vault_mount"]["dingtalk"]
-	assert.Equal(t, "secret", plugin["type"].AsString())
-	assert.Equal(t, "vault-plugin-secrets-dingtalk", plugin["name"].AsString())
-	assert.Equal(t, "vault-plugin-secrets-dingtalk-"+plugin["version"].AsString(), plugin["command"].AsString())
-	assert.Equal(t, plugin["name"], mount["type"])
-	assert.Equal(t, plugin["version"], mount["plugin_version"])
+	plugins, mount := found["vault_plugin"]["dingtalk"], found["vault_mount"]["dingtalk"]
+	require.Len(t, plugins, 2)
+	for version, sha256 := range inputs["plugins"].AsValueMap() {
+		plugin := plugins[version].AsValueMap()
+		assert.Equal(t, "secret", plugin["type"].AsString())
+		assert.Equal(t, pluginName, plugin["name"].AsString())
+		assert.Equal(t, version, plugin["version"].AsString())
+		assert.Equal(t, pluginName+"-"+version, plugin["command"].AsString())
+		assert.Equal(t, sha256, plugin["sha256"])
+	}
+	assert.Equal(t, pluginName, mount["type"].AsString())
+	assert.Equal(t, "v0.2.0", mount["plugin_version"].AsString())
 	assert.Equal(t, theMount, mount["path"].AsString()+"/")
 }
 
-func TestTerraform_hides_the_secret_in_what_it_prints(t *testing.T) {
+func TestTerraform_reloads_the_plugin_once_the_mount_has_another_version(t *testing.T) {
+	inputs := terraformInputs(newEngine(t))
+	found, problems := readTerraformLists(t).evaluate(readModule(t), inputs)
+	require.Empty(t, problems)
+	args, _ := terraformCommand(t, "reload", inputs).run(t)
+	assert.Equal(t, []string{"plugin", "reload", "-type=secret", "-plugin=" + pluginName, "-scope=global"}, args)
+	version := cty.TupleVal([]cty.Value{inputs["plugin_version"]})
+	assert.True(t, found["terraform_data"]["reload"]["triggers_replace"].RawEquals(version))
+	for _, b := range readModule(t).blocks {
+		if slices.Equal(b.Labels, []string{"terraform_data", "reload"}) {
+			before := b.Body.Attributes["depends_on"].Expr.Variables()
+			require.Len(t, before, 1)
+			assert.Equal(t, "vault_mount", before[0].RootName())
+			return
+		}
+	}
+	t.Fatal("nothing reloads the plugin")
+}
+
+func TestTerraform_the_policy_allows_what_the_files_ask_for(t *testing.T) {
+	found, problems := readTerraformLists(t).evaluate(readModule(t), terraformInputs(newEngine(t)))
+	require.Empty(t, problems)
+	mount := found["vault_mount"]["dingtalk"]["path"].AsString()
+	all := []string{"create", "read", "update", "delete"}
+	content, err := os.ReadFile(filepath.Join(examplesDir, terraformFolder, "policy.hcl"))
+	require.NoError(t, err)
+	assert.Equal(t, map[string][]string{
+		"auth/token/create":                                                      {"update"}, // the provider's own token
+		"sys/plugins/catalog/secret/" + pluginName:                               append(slices.Clone(all), "sudo"),
+		"sys/plugins/reload/secret/" + pluginName:                                {"update"},
+		"sys/mounts/" + mount:                                                    all,
+		"sys/mounts/" + mount + "/tune":                                          {"read", "update"},
+		"sys/policies/acl/" + found["vault_policy"]["reader"]["name"].AsString(): all,
+		mount + "/config/" + theApp:                                              {"create", "update"},
+	}, policyPaths(t, string(content)))
+}
+
+// An ephemeral variable is neither in the state nor in a plan, and Terraform refuses it where it
+// would be.
+func TestTerraform_keeps_the_secret_nowhere(t *testing.T) {
 	for _, b := range readModule(t).blocks {
 		if b.Type != "variable" || b.Labels[0] != "app_secret" {
 			continue
 		}
-		sensitive := b.Body.Attributes["sensitive"]
-		require.NotNil(t, sensitive)
-		value, diags := sensitive.Expr.Value(nil)
+		ephemeral := b.Body.Attributes["ephemeral"]
+		require.NotNil(t, ephemeral)
+		value, diags := ephemeral.Expr.Value(nil)
 		require.False(t, diags.HasErrors())
 		require.True(t, value.True())
-		require.Nil(t, b.Body.Attributes["default"])
+		byDefault, diags := b.Body.Attributes["default"].Expr.Value(nil)
+		require.False(t, diags.HasErrors())
+		require.True(t, byDefault.IsNull(), "other plans need none")
 		return
 	}
 	t.Fatal("there is no variable app_secret")

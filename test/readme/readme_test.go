@@ -107,6 +107,11 @@ func newNewcomer(t *testing.T) *newcomer {
 		"https://vault.example.com:8200": n.vault,
 		"127.0.0.1:8100":                 freeAddress(t), // of a Proxy
 	}
+	version, err := exec.CommandContext(t.Context(), vaultBin(t), "version").Output()
+	require.NoError(t, err)
+	if strings.HasPrefix(string(version), "OpenBao ") {
+		n.here["plugin reload -type=secret"] = "plugin reload" // as docs/openbao.md has it
+	}
 
 	checkOut(t, n.checkout)
 	require.NoError(t, os.WriteFile(filepath.Join(n.checkout, "app-secret.txt"), []byte(n.secret+"\n"), 0o600))
