@@ -242,6 +242,7 @@ var (
 			parameters: appParameter, request: map[string]string{"rejected_token": "string, sensitive"},
 			answer: statusAnswer, statuses: "200 400 502 503",
 		},
+		"GET metrics dingtalk-read-metrics": {parameters: map[string]string{}, statuses: "200"},
 	}
 )
 

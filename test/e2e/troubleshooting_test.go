@@ -876,17 +876,18 @@ func TestTroubleshooting_has_every_text_of_the_engine(t *testing.T) {
 	require.Greater(t, count, 80)
 }
 
-// describesPath reports whether an expression is of a path's help or its description in OpenAPI.
+// describesPath reports whether an expression is of a path's help or its description in OpenAPI, or
+// of a metric's.
 func describesPath[E ast.Node](expression E) bool {
 	switch n := any(expression).(type) {
 	case *ast.KeyValueExpr:
-		return slices.Contains([]string{"Description", "Summary", "Name"}, fmt.Sprint(n.Key))
+		return slices.Contains([]string{"Description", "Summary", "Name", "Help"}, fmt.Sprint(n.Key))
 	case *ast.SelectorExpr: // such as p.HelpSynopsis
 		return strings.HasPrefix(n.Sel.Name, "Help") || n.Sel.Name == "Description"
 	case *ast.CallExpr:
 		switch f := n.Fun.(type) {
 		case *ast.Ident:
-			return slices.Contains([]string{"path", "parameter", "field", "operation", "responses"}, f.Name)
+			return slices.Contains([]string{"path", "parameter", "field", "operation", "responses", "family"}, f.Name)
 		case *ast.SelectorExpr:
 			return f.Sel.Name == "configWrite"
 		}
