@@ -79,6 +79,11 @@ func (w *world) use() {
 			}
 		}
 	})
+	w.act("monitoring", func(r *rand.Rand) {
+		for w.sleep(spread(r, 15*time.Second)) {
+			w.status(w.apps[r.IntN(len(w.apps))])
+		}
+	})
 }
 
 // tickAsVault calls the periodic function, which must not keep Vault waiting.
@@ -91,9 +96,14 @@ func (i *instance) tickAsVault() {
 		if last := latest(i.known[a.inForce]); last != nil {
 			lifetime = max(lifetime, last.lifetime)
 		}
-		if began.Sub(u.used) >= lifetime-time.Second { // of the clock's
-			i.forget(a)
+		if began.Sub(u.used) < lifetime-time.Second { // of the clock's
+			continue
 		}
+		i.forget(a)
+		u.evicted = began.Sub(u.used) > max(lifetime, mainLifetime)+time.Second && i.calling[a.inForce] == 0 &&
+			u.reads+u.longer+u.renewals+u.forcing+u.beside+u.writes == 0 && a.inForce != nil &&
+			!i.cools(a.inForce, began) &&
+			(i.refused[a.inForce] == nil || began.Sub(i.refused[a.inForce].ended) > longestBackOff)
 	}
 	i.w.mu.Unlock()
 	got := i.do(logical.RollbackOperation, "", nil)
@@ -111,7 +121,15 @@ func (w *world) readOften(a *simulatedApp, every time.Duration, r *rand.Rand) {
 		if a.asksForMore && r.IntN(4) == 0 {
 			query = map[string]any{fieldMinTTL: strconv.Itoa(r.IntN(4000))}
 		}
-		w.read(a, query)
+		if got := w.read(a, query); got.err == nil && r.IntN(2) == 0 {
+			token := got.Data["access_token"].(string)
+			w.mu.Lock()
+			refused := w.granted[token].ended
+			w.mu.Unlock()
+			if refused {
+				w.reject(a, token)
+			}
+		}
 	}
 }
 
@@ -132,8 +150,11 @@ func (w *world) hold(a *simulatedApp, r *rand.Rand) {
 	for pause := spread(r, time.Minute); w.sleep(pause); {
 		pause = spread(r, 5*time.Minute)
 		if l := w.issue(a); l != nil {
-			if r.IntN(4) == 0 {
+			switch r.IntN(4) {
+			case 0:
 				l.increment = 24 * time.Hour
+			case 1: // as Vault Secrets Operator does
+				l.increment = time.Until(l.expires)
 			}
 			if !w.watch(l, r) {
 				return
@@ -249,6 +270,15 @@ func (w *world) mishaps(r *rand.Rand) {
 		mishap("permission denied to one app", 20*time.Minute, simulator.FaultPermissionDenied),
 		mishap("one app throttled", 2*time.Hour, simulator.FaultThrottledQPS),
 		mishap("token replaced by DingTalk before its time", 0, ""),
+		card{"default_lease_ttl tuned", func(r *rand.Rand) bool {
+			lasts := between(r, 10*time.Minute, 2*time.Hour)
+			w.tuneLeases(between(r, 30*time.Second, 30*time.Minute))
+			w.actors.Go(func() {
+				time.Sleep(lasts)
+				w.tuneLeases(untuned)
+			})
+			return true
+		}},
 	)
 }
 
@@ -279,7 +309,7 @@ func (w *world) someApp(r *rand.Rand) *simulatedApp {
 
 // change is what an operator does to an app's configuration.
 type change struct {
-	tune, secret, key, verify, inFlight, remake bool
+	tune, secret, key, corp, verify, inFlight, remake bool
 }
 
 // operate rewrites configurations.
@@ -309,6 +339,9 @@ func (w *world) operate(r *rand.Rand) {
 		does("new app key, unverified", change{key: true}),
 		does("new app key in mid-flight, unverified", change{key: true, inFlight: true}),
 		does("new app key in mid-flight, verified", change{key: true, verify: true, inFlight: true}),
+		does("new corp_id, verified", change{corp: true, verify: true}),
+		does("new corp_id, unverified", change{corp: true}),
+		does("new corp_id in mid-flight", change{corp: true, verify: true, inFlight: true}),
 		does("deleted and made again", change{remake: true}),
 		does("deleted and made again in mid-flight", change{remake: true, inFlight: true}),
 	)
@@ -326,10 +359,13 @@ func (w *world) change(a *simulatedApp, c change, r *rand.Rand) {
 		data[fieldLeased], data[fieldVerifyConnection] = a.leasedFirst, r.IntN(2) == 0
 		time.Sleep(between(r, 0, time.Minute))
 	}
-	if c.secret || c.key {
+	switch {
+	case c.secret || c.key:
 		g = w.rotate(a, c.key)
 		time.Sleep(between(r, 0, time.Minute))
 		data["verify_connection"] = c.verify
+	case c.corp:
+		g, data["verify_connection"] = w.authorize(a, r), c.verify
 	}
 	if c.tune {
 		data["request_timeout"] = 1 + r.IntN(30)
