@@ -821,8 +821,8 @@ func FuzzOperations(f *testing.F) {
 		"configure unverified, mood unavailable, read, sleep-long 3, mood throttling, read, status, mood, sleep-long 9, read",
 		"configure, read, sleep-long 120, mood unavailable, read, sleep-long 48, read, sleep-long 63, read, status, read",
 		// Two organizations: tokens and a Retry-After are apart, a ban is not.
-		"configure unverified, configure in-corp unverified second, read, read second, mood throttling, refresh, mood, " +
-			"refresh second, sleep-long 20, mood banning, refresh second, mood, refresh, read, corp_id in-corp-now, read",
+		"configure unverified, configure in-corp unverified second, read second, mood throttling, refresh second, " +
+			"mood, read, refresh second, sleep-long 20, mood banning, refresh second, mood, refresh, read, corp_id in-corp-now, read",
 		// A dead token is rejected by two, and one that is no longer the app's.
 		"configure, read, reject ended, reject ended, speed 3, sleep 180, refresh, reject old, speed 9, reject old",
 		// Leases no longer than default_lease_ttl, issued before and after.

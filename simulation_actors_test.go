@@ -353,7 +353,7 @@ func (w *world) change(a *simulatedApp, c change, r *rand.Rand) {
 		w.slowCall(a, r)
 		time.Sleep(between(r, 0, time.Second))
 	}
-	g, data := w.moment(a).inForce, map[string]any{}
+	g, data := a.newest, map[string]any{} // those in force, unless a write was cut short
 	if c.remake {
 		w.delete(a)
 		data[fieldLeased], data[fieldVerifyConnection] = a.leasedFirst, r.IntN(2) == 0
@@ -432,7 +432,11 @@ func (w *world) handOver(c handover, r *rand.Rand) {
 		return
 	}
 	if a := w.someApp(r); c.amidWrite && a.writing.TryLock() {
-		defer a.writing.Unlock()
+		dice := rand.New(rand.NewPCG(r.Uint64(), r.Uint64()))
+		defer w.actors.Go(func() { // and the operator sees to it
+			defer a.writing.Unlock()
+			w.change(a, change{}, dice)
+		})
 		g := w.rotate(a, true)
 		w.mu.Lock()
 		old.killAfter = g

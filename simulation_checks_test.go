@@ -395,7 +395,7 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 		return endedTTL, nil
 	}
 	all := q.checkToken(l.token)
-	if last := latest(all); last != nil && last.remaining(q.now) < last.lifetime/2 && last.lifetime >= 2*leastApart &&
+	if last := latest(all); last != nil && last.remaining(q.begun) < last.lifetime/2 && last.lifetime >= 2*leastApart &&
 		len(q.got.Warnings) == 0 && q.i.refused[last.of] == nil && len(all) == 1 {
 		q.violate("renewals extend", "%s left, and no warning", last.remaining(q.now))
 	}

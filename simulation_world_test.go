@@ -258,8 +258,8 @@ type memory struct {
 	attempts int       // calls of the last fetch
 	began    time.Time // when the last call did
 	ended    time.Time
-	failed   int          // fetches in a row, and their calls
-	calls    int          //
+	failed   int          // fetches in a row
+	calls    int          // of theirs
 	failing  [2]time.Time // when the first of them failed, not earlier and not later
 	last     *refusal     // of the last call; nil if it worked
 	quiet    time.Time    // until when back-off lets nobody but who forces a fetch call
