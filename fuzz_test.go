@@ -638,12 +638,9 @@ func (o *operations) checkAhead(i *instance) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, a := range o.apps {
-		u, held, ahead := i.upkeepOf(a), i.held(a.inForce, i.ticked), int64(1)
-		if a.leased {
-			ahead = 2
-		}
+		u, held := i.upkeepOf(a), i.held(a.inForce, i.ticked)
 		if u.loaded && u.memory.served && len(held) == 1 && held[0].remaining(i.ticked) >= leastLife &&
-			held[0].remaining(i.ticked) <= held[0].lifetime*time.Duration(ahead)/4 && u.began.Before(i.ticked) &&
+			held[0].remaining(i.ticked) <= held[0].ahead(a.tuning) && u.began.Before(i.ticked) &&
 			i.calling[a.inForce] == 0 && i.ticked.Sub(u.ended) > longestBackOff && !i.cools(a.inForce, i.ticked) &&
 			i.ticked.Sub(a.faulted) > longestBackOff {
 			o.violate(a, "refreshed ahead", "%s are left, and it was not", held[0].remaining(i.ticked))

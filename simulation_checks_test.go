@@ -302,20 +302,21 @@ func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 	forced := u.forcing > 0 && asked == u.forcing
 	if held := i.held(a.inForce, now); len(held) == 1 && held[0].skew <= 0 { // one of the future is due
 		d := held[0]
-		limit, left := d.lifetime/2, d.remaining(now)
+		left, unforced := d.remaining(now), d.window(a.tuning)+time.Second
+		if passing && m.served {
+			unforced = max(unforced, d.ahead(a.tuning)+time.Minute) // the background's next turn would be too late
+		}
+		limit := unforced
 		switch {
 		case u.longer > 0:
-			limit = d.lifetime * 3 / 4
-		case u.renewals > 0 || a.leased && (u.reads > 0 || passing):
-		case passing:
-			limit = max(d.lifetime/4, d.window(a.tuning)+time.Second)
-		default:
-			limit = d.window(a.tuning) + time.Second
+			limit = max(limit, d.lifetime*3/4)
+		case u.renewals > 0, a.leased && u.reads > 0:
+			limit = max(limit, d.lifetime/2)
 		}
 		if left > limit && u.forcing == 0 && u.writes == 0 {
 			i.w.violate(a, "fresh tokens cost no call", "the current one has %s left", left)
 		}
-		forced = forced || left > d.lifetime/2 || left > d.window(a.tuning)+time.Second && !(m.served && passing)
+		forced = forced || left > unforced
 	}
 	if !forced {
 		return

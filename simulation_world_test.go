@@ -201,6 +201,14 @@ func (d *delivery) remaining(now time.Time) time.Duration {
 // window is the remaining TTL at which the token becomes due.
 func (d *delivery) window(c tuning) time.Duration { return min(c.refreshBefore, d.lifetime/4) }
 
+// ahead is the remaining TTL at which the background refreshes a token in use.
+func (d *delivery) ahead(c tuning) time.Duration {
+	if c.leased {
+		return d.lifetime / 2
+	}
+	return d.lifetime / 4
+}
+
 // refusal is a call that brought no token, and what the contract makes of it.
 type refusal struct {
 	reason string
