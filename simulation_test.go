@@ -152,6 +152,7 @@ func TestSimulation_without_faults_DingTalk_gets_the_fewest_calls(t *testing.T) 
 		}
 		require.Zero(t, idle.calls)
 		require.Zero(t, unleased.waits, "nobody waits but for the very first token")
+		require.Less(t, leased.waits, leased.calls/10, "readers wait only where a pass of the background came late")
 		for _, c := range []*crowd{leased, renewed} { // another reader waits for the call that takes a second
 			require.GreaterOrEqual(t, c.shortest, mainLifetime/2-time.Minute, c.name)
 		}
