@@ -100,6 +100,7 @@ func (i *instance) tickAsVault() {
 			continue
 		}
 		i.forget(a)
+		u.vague = true
 		u.evicted = began.Sub(u.used) > max(lifetime, mainLifetime)+time.Second && i.calling[a.inForce] == 0 &&
 			u.reads+u.longer+u.renewals+u.forcing+u.beside+u.writes == 0 && a.inForce != nil &&
 			!i.cools(a.inForce, began) &&

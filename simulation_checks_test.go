@@ -661,8 +661,8 @@ func (q *request) checkFailing(m *memory) {
 	code, _ := got["last_error_code"].(string)
 	id, _ := got["last_error_request_id"].(string)
 	since, _ := got["failing_since"].(string)
-	if q.i.cools(q.app.inForce, m.since) {
-		return // a fetch may have failed without a call
+	if m.vague || q.i.cools(q.app.inForce, m.since) {
+		return // or a fetch may have failed without a call
 	}
 	agrees := m.last == nil && failures == 0 && class == "" && since == ""
 	for why := m.last; why != nil && !agrees; why = why.before {

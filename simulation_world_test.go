@@ -262,6 +262,7 @@ type upkeep struct {
 type memory struct {
 	since    time.Time // when the app was, or may have been, dropped from memory last
 	loaded   bool      // the app is in memory for certain
+	vague    bool      // there may be failures of before
 	served   bool      // the token was handed out since it was fetched
 	attempts int       // calls of the last fetch
 	began    time.Time // when the last call did
@@ -670,7 +671,7 @@ func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
 func (m *memory) noted(why *refusal) {
 	m.ended, m.last = time.Now(), why
 	if why == nil {
-		m.failed, m.calls, m.quiet, m.served = 0, 0, time.Time{}, false
+		m.failed, m.calls, m.quiet, m.served, m.vague = 0, 0, time.Time{}, false, false
 		return
 	}
 	if m.calls++; m.attempts == 1 {
