@@ -137,7 +137,8 @@ func (w *world) send(a *simulatedApp, req *logical.Request) *request {
 	q.now = q.begun
 	u := q.i.upkeepOf(a)
 	uses, since := q.uses(req), u.since
-	q.had, q.fetches, q.sure = slices.Clone(q.i.held(a.inForce, q.begun)), q.i.calling[a.inForce] > 0, u.loaded && u.writes == 0
+	q.had, q.fetches = slices.Clone(q.i.held(a.inForce, q.begun)), q.i.calling[a.inForce] > 0
+	q.sure = u.loaded && u.writes == 0
 	if uses != &u.others {
 		u.used, u.evicted = q.begun, false
 	}
@@ -244,9 +245,10 @@ func (q *request) checkExtended() {
 	if !q.sure || faulted || len(q.had) != 1 || len(held) != 1 || held[0] != q.had[0] || held[0].skew != 0 {
 		return
 	}
-	warned := slices.ContainsFunc(q.got.Warnings, func(text string) bool { return strings.Contains(text, "not be refreshed") })
+	warned := strings.Contains(fmt.Sprint(q.got.Warnings), "not be refreshed")
 	fetching := i.calling[g] > 0 && m.began.Before(q.now)
-	starting := q.now.Sub(i.upkeepOf(q.app).looked) < settled || m.last != nil && m.last.again && q.now.Sub(m.ended) < time.Second
+	starting := q.now.Sub(i.upkeepOf(q.app).looked) < settled ||
+		m.last != nil && m.last.again && q.now.Sub(m.ended) < time.Second
 	switch {
 	case warned && fetching:
 		q.violate("true warnings", "%q while the token is being refreshed", q.got.Warnings)
@@ -590,7 +592,8 @@ func (w *world) reject(a *simulatedApp, token string) {
 	got := w.read(a, nil)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if got.err == nil && got.Data["access_token"] == token && w.granted[token].ended && w.active.Load() == q.i && !q.i.deposed {
+	same := w.active.Load() == q.i && !q.i.deposed
+	if same && got.err == nil && got.Data["access_token"] == token && w.granted[token].ended {
 		q.violate("rejected tokens are replaced", "a refused token was handed out again")
 	}
 }
@@ -697,10 +700,10 @@ func (i *instance) checkLog(line string) {
 			u.warned.class, u.warned.at = parts[3], now
 		}
 		known := i.candidatesAt(a.inForce, now)
-		none := i.held(a.inForce, now) == nil || !every(known, func(d *delivery) bool { return d.remaining(now) >= leastLife })
-		if ends := parts[4]; !(ends == "none" && none) && every(known, func(d *delivery) bool {
-			return ends != timestamp(d.ends())
-		}) && a.inForce != nil {
+		lives := func(d *delivery) bool { return d.remaining(now) >= leastLife }
+		wrong := func(d *delivery) bool { return parts[4] != timestamp(d.ends()) }
+		none := parts[4] == "none" && (i.held(a.inForce, now) == nil || !every(known, lives))
+		if a.inForce != nil && !none && every(known, wrong) {
 			i.w.violate(a, "true warnings", "of when the token ends: %s", line)
 		}
 	} else if parts := successLine.FindStringSubmatch(line); parts != nil {

@@ -569,7 +569,8 @@ func (i *instance) Delete(ctx context.Context, key string) error {
 // before the write is of an earlier one.
 func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
 	old, id := a.inForce, a.id
-	a.before, a.inForce, a.id = old, i.w.generations[login{rec.BaseURL, rec.AppKey, rec.CorpID, rec.AppSecret}], rec.Generation
+	a.before, a.id = old, rec.Generation
+	a.inForce = i.w.generations[login{rec.BaseURL, rec.AppKey, rec.CorpID, rec.AppSecret}]
 	a.tuning = tuning{
 		leased:        rec.Leased,
 		refreshBefore: time.Duration(rec.RefreshBefore) * time.Second,
@@ -578,8 +579,12 @@ func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
 	if old != nil && a.inForce != nil && (old == a.inForce) != (id == a.id) {
 		i.w.violate(a, "generations", "new credentials: %t, a new generation: %t", old != a.inForce, id != a.id)
 	}
-	began, kept := timestamp(a.began), old != nil && a.inForce != nil && old.secret == a.inForce.secret
-	if at := rec.AppSecretSetAt; kept && at != a.secretAt || !kept && a.inForce != nil && (at < began || at > timestamp(time.Now())) {
+	began, at := timestamp(a.began), rec.AppSecretSetAt
+	wrong := at < began || at > timestamp(time.Now())
+	if old != nil && a.inForce != nil && old.secret == a.inForce.secret {
+		wrong = at != a.secretAt
+	}
+	if wrong && a.inForce != nil {
 		i.w.violate(a, "app_secret_set_at", "it is %s, after %s, in a write since %s", at, a.secretAt, began)
 	}
 	a.secretAt = rec.AppSecretSetAt
