@@ -579,7 +579,7 @@ func (o *operations) operate(name string, arg int, a *simulatedApp) {
 		}
 		token := o.hosts[inForce.host].LastTokenIn(inForce.key, inForce.corp)
 		if arg%2 == 1 {
-			o.endTokens(a, inForce.key)
+			o.endTokens(inForce.key)
 		}
 		if n := len(o.leases); n > 0 && arg/2%2 == 1 {
 			token = o.leases[arg/4%n].token

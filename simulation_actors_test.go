@@ -100,7 +100,6 @@ func (i *instance) tickAsVault() {
 			continue
 		}
 		i.forget(a)
-		u.vague = true
 		u.evicted = began.Sub(u.used) > max(lifetime, mainLifetime)+time.Second && i.calling[a.inForce] == 0 &&
 			u.reads+u.longer+u.renewals+u.forcing+u.beside+u.writes == 0 && a.inForce != nil &&
 			!i.cools(a.inForce, began) &&
@@ -255,7 +254,7 @@ func (w *world) mishaps(r *rand.Rand) {
 			case g == nil:
 				return false
 			case kind == "":
-				w.endTokens(a, g.key)
+				w.endTokens(g.key)
 			default:
 				w.hosts[a.host].SetFault(g.key, simulator.Fault{Kind: kind})
 				w.actors.Go(func() {
@@ -283,15 +282,17 @@ func (w *world) mishaps(r *rand.Rand) {
 	)
 }
 
-// endTokens makes DingTalk end an app's tokens, which nobody is told.
-func (w *world) endTokens(a *simulatedApp, key string) {
+// endTokens makes DingTalk end a key's tokens, which nobody is told.
+func (w *world) endTokens(key string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for token, t := range w.granted {
 		t.ended = t.ended || t.key == key
 		w.granted[token] = t
 	}
-	w.hosts[a.host].ExpireTokens(key)
+	for _, host := range w.hosts {
+		host.ExpireTokens(key)
+	}
 }
 
 // someApp draws an app, the busy ones more often than their number would have it, and never one

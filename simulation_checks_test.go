@@ -232,7 +232,7 @@ func every(ds []*delivery, holds func(d *delivery) bool) bool {
 // begin in the second half of its life.
 func (q *request) wanting(d *delivery, now time.Time) bool {
 	left := d.remaining(now)
-	return d.skew != 0 || left <= d.window(q.at.tuning) || q.at.leased && left < d.lifetime/2
+	return d.skew != 0 || left < leastLife || left <= d.window(q.at.tuning) || q.at.leased && left < d.lifetime/2
 }
 
 // checkExtended checks that a reader got what is to be had: a token as wanted; or with a warning that
@@ -752,9 +752,12 @@ func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data
 	u := q.i.upkeepOf(a)
 	uses := &u.writes
 	if verify && g == old {
-		uses = &u.forcing
+		uses, u.evicted = &u.forcing, false
 	}
 	q.exchange(uses, &logical.Request{Operation: op, Path: configPrefix + a.name, Data: data})
+	if uses == &u.forcing {
+		u.used, u.evicted = q.now, false
+	}
 	stored, err := w.storage.Get(w.t.Context(), tokenPrefix+a.name)
 	require.NoError(w.t, err)
 	a.before = nil

@@ -284,7 +284,7 @@ func (i *instance) upkeepOf(a *simulatedApp) *upkeep {
 }
 
 // forget notes that the app is perhaps no longer in memory.
-func (i *instance) forget(a *simulatedApp) { i.upkeepOf(a).memory = memory{since: time.Now()} }
+func (i *instance) forget(a *simulatedApp) { i.upkeepOf(a).memory = memory{since: time.Now(), vague: true} }
 
 type cooldown struct {
 	since, until time.Time
@@ -596,8 +596,9 @@ func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
 		i.known[g] = slices.DeleteFunc(i.known[g], func(d *delivery) bool { return d.sent.Before(a.began) })
 	}
 	i.forget(a)
-	i.upkeepOf(a).since = a.began.Add(-1) // what verified it is its first token
-	i.upkeepOf(a).used, i.upkeepOf(a).evicted = time.Now(), false
+	u := i.upkeepOf(a)
+	u.since, u.vague = a.began.Add(-1), false // what verified it is its first token
+	u.used, u.evicted = time.Now(), false
 }
 
 func (i *instance) notedToken(a *simulatedApp, e *logical.StorageEntry, active bool) {
