@@ -639,7 +639,7 @@ func (o *operations) checkAhead(i *instance) {
 	defer o.mu.Unlock()
 	for _, a := range o.apps {
 		u, held := i.upkeepOf(a), i.held(a.inForce, i.ticked)
-		if u.loaded && u.served && len(held) == 1 && held[0].remaining(i.ticked) >= leastLife &&
+		if u.loaded && u.served && !u.vague && len(held) == 1 && held[0].remaining(i.ticked) >= leastLife &&
 			held[0].remaining(i.ticked) <= held[0].ahead(a.tuning) && u.began.Before(i.ticked) &&
 			i.calling[a.inForce] == 0 && i.ticked.Sub(u.ended) > longestBackOff && !i.cools(a.inForce, i.ticked) &&
 			i.ticked.Sub(a.faulted) > longestBackOff {

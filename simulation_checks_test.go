@@ -586,7 +586,7 @@ func (w *world) reject(a *simulatedApp, token string) {
 	req := &logical.Request{Operation: logical.UpdateOperation, Path: refreshPrefix + a.name}
 	req.Data = map[string]any{fieldRejectedToken: token}
 	q := w.look(a, req)
-	if q == nil || q.got.err != nil || len(q.got.Warnings) > 0 {
+	if q == nil || q.got.err != nil || len(q.got.Warnings) > 0 || q.fetches { // that fetch may have begun before the end
 		return
 	}
 	got := w.read(a, nil)

@@ -262,8 +262,8 @@ type upkeep struct {
 type memory struct {
 	since    time.Time // when the app was, or may have been, dropped from memory last
 	loaded   bool      // the app is in memory for certain
-	vague    bool      // there may be failures of before
-	served   bool      // the token was handed out since it was fetched
+	vague    bool      // it may still be what it was before
+	served   bool      // the token was handed out since it was fetched, or may have been
 	attempts int       // calls of the last fetch
 	began    time.Time // when the last call did
 	ended    time.Time
@@ -284,7 +284,10 @@ func (i *instance) upkeepOf(a *simulatedApp) *upkeep {
 }
 
 // forget notes that the app is perhaps no longer in memory.
-func (i *instance) forget(a *simulatedApp) { i.upkeepOf(a).memory = memory{since: time.Now(), vague: true} }
+func (i *instance) forget(a *simulatedApp) {
+	u := i.upkeepOf(a)
+	u.memory = memory{since: time.Now(), vague: true, served: u.served}
+}
 
 type cooldown struct {
 	since, until time.Time
@@ -597,7 +600,7 @@ func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
 	}
 	i.forget(a)
 	u := i.upkeepOf(a)
-	u.since, u.vague = a.began.Add(-1), false // what verified it is its first token
+	u.since, u.vague, u.served = a.began.Add(-1), false, false // what verified it is its first token
 	u.used, u.evicted = time.Now(), false
 }
 
