@@ -651,7 +651,8 @@ func (a *app) touch(now time.Time, served bool) {
 }
 
 // wantsRefreshAhead reports whether the background should refresh the token: it is in use, good,
-// and half of its life is over, or three quarters where no lease depends on what is left.
+// and half of its life is over, or three quarters where no lease depends on what is left, before
+// the next pass.
 func (a *app) wantsRefreshAhead(now time.Time) bool {
 	if !a.servedSinceFetch.Load() {
 		return false
@@ -661,7 +662,7 @@ func (a *app) wantsRefreshAhead(now time.Time) bool {
 	if a.config.Load().Leased {
 		left = t.lifetime / 2
 	}
-	return t.servable(now) && t.remaining(now) <= left
+	return t.servable(now) && t.remaining(now) <= left+min(passInterval, t.lifetime/120)
 }
 
 // evict retires the app if nobody has used it for a full lifetime of its token and nothing is under

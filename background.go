@@ -18,6 +18,7 @@ import (
 
 const (
 	aheadAtOnce   = 8                     // tokens that are refreshed ahead at a time for each host
+	passInterval  = time.Minute           // between two passes: Vault calls the periodic function so often
 	sweepInterval = time.Hour             // between removals of stored tokens that no configuration owns
 	sweepTimeout  = time.Minute           // of one such removal
 	closeTimeout  = 50 * time.Millisecond // the wait for goroutines at the end, under Vault's locks

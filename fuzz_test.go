@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"net/url"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,6 +78,9 @@ func FuzzReadResponse(f *testing.F) {
 	}{
 		{200, "application/json", "", `{"accessToken":"fw8ef8we8f76e6f7s8dxxxx","expireIn":7200}`},
 		{200, "application/json", "", `{"AccessToken":"t","EXPIREIN":7.2e3}`},
+		{200, "application/json", "", `{"access_token":"t","expires_in":7200}`},
+		{200, "application/json", "", `{"accessToken":"","access_token":"$TOKEN","expires_in":7200}`},
+		{400, "application/json", "", `{"code":"invalid.client","message":"$PLAIN","requestid":"$TOKEN"}`},
 		{200, "application/json", "", `{"accessToken":"t","expireIn":1e999}`},
 		{200, "application/json", "", `{"accessToken":"t","expireIn":"7200"}`},
 		{200, "application/json", "", `{"errcode":404,"errmsg":"no such path: $PLAIN"}`},
@@ -107,11 +111,12 @@ func FuzzReadResponse(f *testing.F) {
 			switch {
 			case status != http.StatusOK:
 				t.Fatalf("a token out of a status %d", status)
-			case value == "" || !slices.Contains(fieldsLike(body, "accessToken"), any(value)):
+			case value == "" || !slices.Contains(fieldsLike(body, "accessToken"), any(value)) &&
+				!slices.Contains(fieldsLike(body, "access_token"), any(value)):
 				t.Fatalf("the token %q is not in the response", value)
 			case got.expireIn < time.Second || got.expireIn > maxExpireIn || got.expireIn%time.Second != 0:
 				t.Fatalf("a token that lives %s", got.expireIn)
-			case !slices.ContainsFunc(fieldsLike(body, "expireIn"),
+			case !slices.ContainsFunc(slices.Concat(fieldsLike(body, "expireIn"), fieldsLike(body, "expires_in")),
 				func(v any) bool { n, ok := v.(json.Number); return ok && n[0] != '-' }):
 				t.Fatal("expireIn is not a positive number")
 			}
@@ -282,11 +287,14 @@ func modelDuration(v any) (seconds int64, ok bool) {
 	return int64(d / time.Second), err == nil && d%time.Second == 0
 }
 
+var corpIDPattern = regexp.MustCompile(`^[0-9A-Za-z]{0,64}$`)
+
 // modelConfig is what config/ responds after a write, and whether that may be taken. Nothing was
 // there before if before is nil.
 func modelConfig(before, data map[string]any) (after map[string]any, ok bool) {
 	after = map[string]any{
 		fieldBaseURL: defaultBaseURL, fieldRefreshBefore: int64(200), fieldRequestTimeout: int64(10), fieldLeased: true,
+		fieldCorpID: "",
 	}
 	maps.Copy(after, before)
 	for field, v := range data {
@@ -301,6 +309,9 @@ func modelConfig(before, data map[string]any) (after map[string]any, ok bool) {
 			if ok = ok && err == nil; ok {
 				after[field] = u.Scheme + "://" + strings.TrimSuffix(strings.ToLower(u.Host), ":")
 			}
+		case fieldCorpID:
+			after[field] = text
+			ok = ok && corpIDPattern.MatchString(text)
 		case fieldRefreshBefore:
 			after[field], ok = seconds, isDuration && seconds >= 0 && seconds <= 3600
 		case fieldRequestTimeout:
@@ -336,6 +347,7 @@ func FuzzConfigWrite(f *testing.F) {
 		`{"refresh_before":"500ms"}`, `{"refresh_before":"-0.5s"}`, `{"refresh_before":""}`, `{"refresh_before":3601}`,
 		`{"refresh_before":"1h"}`, `{"refresh_before":1e2}`, `{"refresh_before":"0d"}`, `{"refresh_before":" 10 "}`,
 		`{"refresh_before":"0x10"}`, `{"refresh_before":["1s"]}`, `{"request_timeout":"0"}`, `{"request_timeout":31}`,
+		`{"corp_id":"dingCorp0123456789"}`, `{"corp_id":""}`, `{"corp_id":"a/b"}`, `{"app_key":"k","corp_id":null}`,
 		`{"leased":null}`, `{"leased":"maybe"}`, `{"leased":1}`, `{"verify_connection":{}}`, `{"verify_connection":true}`,
 		`{"app":"elsewhere","leased":false}`, `{"unknown":"x","app_secret":"correct-horse-battery"}`, `{}`,
 	} {
@@ -361,7 +373,10 @@ func fuzzConfigWrite(t *testing.T, exists bool, op logical.Operation, data map[s
 		m.configure(theApp, map[string]any{"base_url": defaultBaseURL})
 		m.token(theApp)
 		before = m.do(logical.ReadOperation, "config/myapp", nil).Data
+		time.Sleep(time.Second)
 	}
+	setAt := before[fieldAppSecretSetAt]
+	delete(before, fieldAppSecretSetAt)
 	config, tok := m.stored("config/myapp"), m.stored("token/myapp")
 	want, ok := modelConfig(before, data)
 	ok = ok && (exists || op == logical.UpdateOperation)
@@ -377,6 +392,10 @@ func fuzzConfigWrite(t *testing.T, exists bool, op logical.Operation, data map[s
 	switch got.status {
 	case http.StatusNoContent, http.StatusOK:
 		read := m.do(logical.ReadOperation, "config/myapp", nil)
+		if another := stored["app_secret"] != config["app_secret"]; another != (read.Data[fieldAppSecretSetAt] != setAt) {
+			t.Fatalf("another secret: %t, set at %v after %v", another, read.Data[fieldAppSecretSetAt], setAt)
+		}
+		delete(read.Data, fieldAppSecretSetAt)
 		if !ok || !reflect.DeepEqual(read.Data, want) {
 			t.Fatalf("after %v config/ holds %v; valid: %t, %v", data, read.Data, ok, want)
 		}
@@ -385,7 +404,7 @@ func fuzzConfigWrite(t *testing.T, exists bool, op logical.Operation, data map[s
 			t.Fatalf("the secret is stored as %q", stored["app_secret"])
 		}
 		changed := stored["app_key"] != config["app_key"] || stored["app_secret"] != config["app_secret"] ||
-			stored["base_url"] != config["base_url"]
+			stored["base_url"] != config["base_url"] || stored["corp_id"] != config["corp_id"]
 		if changed != (stored["generation"] != config["generation"]) {
 			t.Fatalf("new credentials: %t, but %v after %v", changed, stored["generation"], config["generation"])
 		}
@@ -420,7 +439,8 @@ func (f answers) RoundTrip(r *http.Request) (*http.Response, error) {
 var operationNames = []string{
 	"read-beside", "configure", "patch", "tune", "rotate-in-Vault", "move", "rotate-at-DingTalk", "delete", "min_ttl",
 	"renew", "revoke", "refresh", "status", "sleep", "sleep-long", "mood", "storage", "restart", "invalidate", "periodic",
-	"speed", "write-elsewhere", "delete-elsewhere", "read", // and all above, which makes it one in four
+	"speed", "write-elsewhere", "delete-elsewhere", "read", "read", "read", "read", "read", "read",
+	"corp_id", "reject", "default_lease_ttl",
 }
 
 // moods are what DingTalk does with all calls at a time; that of "mood" is a good one half of the
@@ -458,12 +478,13 @@ var bothHosts = [...]string{mainHost, otherHost}
 func (o *operations) run(script []byte) {
 	o.small, o.ends = true, o.ends.AddDate(1, 0, 0)
 	for _, a := range o.apps {
-		for n := range 2 * 2 * 3 {
-			o.credentials(a, bothHosts[n/6], o.keys(a)[n/3%2], n%3).accepted = n%3 == 0
+		for n := range 2 * 2 * 2 * 3 {
+			a.corp = organizations[n/12]
+			o.credentials(a, bothHosts[n/6%2], o.keys(a)[n/3%2], n%3).accepted = n%3 == 0
 		}
 	}
 	for i := 0; i+1 < len(script) && i < 2*150 && !o.t.Failed(); i += 2 {
-		name := operationNames[min(int(script[i]%32), len(operationNames)-1)]
+		name := operationNames[int(script[i])%len(operationNames)]
 		arg, a := int(script[i+1])/len(o.apps), o.apps[int(script[i+1])%len(o.apps)]
 		o.mu.Lock()
 		o.note("%s with %d on %s", name, arg, a.name)
@@ -485,8 +506,8 @@ func (o *operations) keys(a *simulatedApp) [2]string {
 }
 
 // chosen are the app's credentials of these numbers.
-func (o *operations) chosen(a *simulatedApp, host, key, number int) *generation {
-	return o.generations[login{bothHosts[host], o.keys(a)[key], a.secret(number)}]
+func (o *operations) chosen(a *simulatedApp, host, corp, key, number int) *generation {
+	return o.generations[login{bothHosts[host], o.keys(a)[key], organizations[corp], a.secret(number)}]
 }
 
 func (o *operations) operate(name string, arg int, a *simulatedApp) {
@@ -499,16 +520,22 @@ func (o *operations) operate(name string, arg int, a *simulatedApp) {
 		if arg/12%3 > 0 {
 			data[fieldVerifyConnection] = arg/12%3 == 1
 		}
-		o.write(a, logical.UpdateOperation, o.chosen(a, arg/6%2, arg%2, arg/2%3), data)
+		o.write(a, logical.UpdateOperation, o.chosen(a, arg/6%2, arg/36%2, arg%2, arg/2%3), data)
 	case "patch":
 		o.write(a, logical.PatchOperation, nil, map[string]any{fieldLeased: arg%2 == 0, fieldRefreshBefore: arg * 40})
 	case "tune":
 		data[fieldRequestTimeout], data[fieldVerifyConnection] = 1+arg%30, arg%4 == 0
 		o.write(a, logical.UpdateOperation, nil, data)
+	case "corp_id": // without the secret
+		data[fieldCorpID], data[fieldVerifyConnection] = organizations[arg%2], arg/2%2 == 1
+		o.write(a, logical.PatchOperation, nil, data)
+	case "default_lease_ttl":
+		o.tuneLeases([...]time.Duration{untuned, 10 * time.Second, time.Minute, 90 * time.Minute}[arg%4])
+		o.sleep(time.Second) // for which the engine keeps the one before
 	case "rotate-in-Vault":
-		g := o.chosen(a, 0, 0, arg%3)
+		g := o.chosen(a, 0, 0, 0, arg%3)
 		if inForce != nil {
-			g = o.generations[login{inForce.host, inForce.key, g.secret}]
+			g = o.generations[login{inForce.host, inForce.key, inForce.corp, g.secret}]
 		}
 		if arg/3%2 == 1 {
 			data[fieldVerifyConnection] = false
@@ -546,8 +573,22 @@ func (o *operations) operate(name string, arg int, a *simulatedApp) {
 		}
 	case "refresh":
 		o.refresh(a)
+	case "reject": // the app's token, or a lease's, dead or alive
+		if inForce == nil {
+			return
+		}
+		token := o.hosts[inForce.host].LastTokenIn(inForce.key, inForce.corp)
+		if arg%2 == 1 {
+			o.endTokens(inForce.key)
+		}
+		if n := len(o.leases); n > 0 && arg/2%2 == 1 {
+			token = o.leases[arg/4%n].token
+		}
+		if token != "" {
+			o.reject(a, token)
+		}
 	case "status":
-		o.status(a)
+		o.statusAndConfig(a)
 	case "sleep":
 		o.sleep(time.Duration(arg) * 213 * time.Millisecond)
 	case "sleep-long":
@@ -566,6 +607,8 @@ func (o *operations) operate(name string, arg int, a *simulatedApp) {
 		o.invalidate(i, a, []string{configPrefix, tokenPrefix}[arg%2])
 	case "periodic":
 		i.tickAsVault()
+		o.sleep(settled)
+		o.checkAhead(i)
 	case "speed":
 		o.mood.Delay = time.Duration(arg%6*arg) * 50 * time.Millisecond
 		o.setMood()
@@ -578,7 +621,7 @@ func (o *operations) operate(name string, arg int, a *simulatedApp) {
 		}
 	case "write-elsewhere":
 		data[fieldLeased], data[fieldVerifyConnection] = arg/6%2 == 0, false
-		o.elsewhere(a, func() { o.write(a, logical.UpdateOperation, o.chosen(a, 0, arg%2, arg/2%3), data) })
+		o.elsewhere(a, func() { o.write(a, logical.UpdateOperation, o.chosen(a, 0, 0, arg%2, arg/2%3), data) })
 	case "delete-elsewhere":
 		o.elsewhere(a, func() { o.delete(a) })
 	case "read":
@@ -587,6 +630,21 @@ func (o *operations) operate(name string, arg int, a *simulatedApp) {
 		}
 	default:
 		o.t.Fatalf("there is no operation %q", name)
+	}
+}
+
+// checkAhead checks that the background refreshed what it should have.
+func (o *operations) checkAhead(i *instance) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, a := range o.apps {
+		u, held := i.upkeepOf(a), i.held(a.inForce, i.ticked)
+		if u.loaded && u.served && !u.vague && len(held) == 1 && held[0].remaining(i.ticked) >= leastLife &&
+			held[0].remaining(i.ticked) <= held[0].ahead(a.tuning) && u.began.Before(i.ticked) &&
+			i.calling[a.inForce] == 0 && i.ticked.Sub(u.ended) > longestBackOff && !i.cools(a.inForce, i.ticked) &&
+			i.ticked.Sub(a.faulted) > longestBackOff {
+			o.violate(a, "refreshed ahead", "%s are left, and it was not", held[0].remaining(i.ticked))
+		}
 	}
 }
 
@@ -609,14 +667,17 @@ func (o *operations) failStorage(mode int, meets func(n int, op, key string) boo
 	o.active.Load().storage.fail(o.storageFault) // which counts anew
 }
 
-// status reads the app's status and configuration.
-func (o *operations) status(a *simulatedApp) {
-	o.look(a, &logical.Request{Operation: logical.ReadOperation, Path: statusPrefix + a.name})
+// statusAndConfig reads the app's status and configuration.
+func (o *operations) statusAndConfig(a *simulatedApp) {
+	o.status(a)
 	got := o.active.Load().do(logical.ReadOperation, configPrefix+a.name, nil)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.checkResponse(a, logical.ReadOperation, configPrefix+a.name, got)
 	want := a.config()
+	if want != nil {
+		want[fieldAppSecretSetAt] = a.secretAt
+	}
 	switch {
 	case want == nil && got.status == http.StatusNotFound, got.err != nil && time.Since(a.faulted) < settled:
 	case want == nil, got.err != nil, !reflect.DeepEqual(got.Data, want):
@@ -667,11 +728,12 @@ func (o *operations) recover() {
 		server.SetTokenLifetime(lifetimeAt(host))
 	}
 	o.failStorage(0, nil)
+	o.tuneLeases(untuned)
 	o.sleep(longestRetryAfter + 30*time.Second + longestBackOff)
 	o.actors.Wait()
 	for range 2 {
 		for _, a := range o.apps {
-			o.status(a)
+			o.statusAndConfig(a)
 			o.read(a, nil)
 			o.sleep(settled)
 		}
@@ -684,7 +746,8 @@ func (o *operations) recover() {
 // The words for arguments in the scripts below, which are added up: the app's number, and the rest.
 var argumentWords = map[string]byte{
 	"second": 1, "third": 2,
-	"unverified": 3 * 24, "other-host": 3 * 6, "secret-1": 3 * 2, // a write's, or a rotation's
+	"unverified": 3 * 24, "other-host": 3 * 6, "secret-1": 3 * 2, "in-corp": 3 * 36, // a write's, or a rotation's
+	"in-corp-now": 3 * 1, "old": 3 * 2, "ended": 3 * 1, // of "corp_id" and of "reject"
 	"to-secret-1": 3 * 1, "at-once": 3 * 3, // of "rotate-in-Vault"; at once is without a verification
 	"unavailable": 3 * 1, "hanging": 3 * 3, "throttling": 3 * 4, "banning": 3 * 5, // of "mood"
 	// Of "storage": what fails without effect or with it, and what of that.
@@ -745,6 +808,24 @@ func FuzzOperations(f *testing.F) {
 			"write-elsewhere, read, delete-elsewhere, read",
 		// A restart under readers that wait.
 		"configure unverified, mood hanging, read-beside, read-beside, sleep 10, restart, mood, read",
+		// Refreshed ahead: at half of the token's life with leases, at three quarters without, and not before.
+		"configure, read, sleep-long 102, periodic, sleep-long 9, periodic",
+		"configure, patch 3, read, sleep-long 114, periodic, sleep-long 54, periodic",
+		// A lease that would begin short, a reader who has to wait for longer than two seconds, and one beside.
+		"configure, read, sleep-long 120, read",
+		"configure, read, speed 84, sleep-long 120, read-beside, read, sleep 120, read",
+		// Failures of two classes, and an hour of one.
+		"configure unverified, mood unavailable, read, sleep-long 3, mood throttling, read, status, mood, sleep-long 9, read",
+		"configure, read, sleep-long 120, mood unavailable, read, sleep-long 48, read, sleep-long 63, read, status, read",
+		// Two organizations: tokens and a Retry-After are apart, a ban is not.
+		"configure unverified, configure in-corp unverified second, read second, mood throttling, refresh second, " +
+			"mood, read, refresh second, sleep-long 20, mood banning, refresh second, mood, refresh, read, corp_id in-corp-now, read",
+		// A dead token is rejected by two, and one that is no longer the app's.
+		"configure, read, reject ended, reject ended, speed 3, sleep 180, refresh, reject old, speed 9, reject old",
+		// Leases no longer than default_lease_ttl, issued before and after.
+		"configure, read, default_lease_ttl 6, read, renew, default_lease_ttl 3, renew, renew 3, default_lease_ttl, renew",
+		// A status is no use of an app.
+		"configure, read, sleep-long 240, status, periodic, status, restart, status, read",
 		// Storage fails from the start.
 		"storage before, configure, storage after a-third, configure, storage, read, patch 3, read, tune, status, delete, status",
 	} {

@@ -79,6 +79,11 @@ func (w *world) use() {
 			}
 		}
 	})
+	w.act("monitoring", func(r *rand.Rand) {
+		for w.sleep(spread(r, 15*time.Second)) {
+			w.status(w.apps[r.IntN(len(w.apps))])
+		}
+	})
 }
 
 // tickAsVault calls the periodic function, which must not keep Vault waiting.
@@ -91,9 +96,14 @@ func (i *instance) tickAsVault() {
 		if last := latest(i.known[a.inForce]); last != nil {
 			lifetime = max(lifetime, last.lifetime)
 		}
-		if began.Sub(u.used) >= lifetime-time.Second { // of the clock's
-			i.forget(a)
+		if began.Sub(u.used) < lifetime-time.Second { // of the clock's
+			continue
 		}
+		i.forget(a)
+		u.evicted = began.Sub(u.used) > max(lifetime, mainLifetime)+time.Second && i.calling[a.inForce] == 0 &&
+			u.reads+u.longer+u.renewals+u.forcing+u.beside+u.writes == 0 && a.inForce != nil &&
+			!i.cools(a.inForce, began) &&
+			(i.refused[a.inForce] == nil || began.Sub(i.refused[a.inForce].ended) > longestBackOff)
 	}
 	i.w.mu.Unlock()
 	got := i.do(logical.RollbackOperation, "", nil)
@@ -111,7 +121,15 @@ func (w *world) readOften(a *simulatedApp, every time.Duration, r *rand.Rand) {
 		if a.asksForMore && r.IntN(4) == 0 {
 			query = map[string]any{fieldMinTTL: strconv.Itoa(r.IntN(4000))}
 		}
-		w.read(a, query)
+		if got := w.read(a, query); got.err == nil && r.IntN(2) == 0 {
+			token := got.Data["access_token"].(string)
+			w.mu.Lock()
+			refused := w.granted[token].ended
+			w.mu.Unlock()
+			if refused {
+				w.reject(a, token)
+			}
+		}
 	}
 }
 
@@ -132,8 +150,11 @@ func (w *world) hold(a *simulatedApp, r *rand.Rand) {
 	for pause := spread(r, time.Minute); w.sleep(pause); {
 		pause = spread(r, 5*time.Minute)
 		if l := w.issue(a); l != nil {
-			if r.IntN(4) == 0 {
+			switch r.IntN(4) {
+			case 0:
 				l.increment = 24 * time.Hour
+			case 1: // as Vault Secrets Operator does
+				l.increment = time.Until(l.expires)
 			}
 			if !w.watch(l, r) {
 				return
@@ -233,7 +254,7 @@ func (w *world) mishaps(r *rand.Rand) {
 			case g == nil:
 				return false
 			case kind == "":
-				w.endTokens(a, g.key)
+				w.endTokens(g.key)
 			default:
 				w.hosts[a.host].SetFault(g.key, simulator.Fault{Kind: kind})
 				w.actors.Go(func() {
@@ -249,18 +270,29 @@ func (w *world) mishaps(r *rand.Rand) {
 		mishap("permission denied to one app", 20*time.Minute, simulator.FaultPermissionDenied),
 		mishap("one app throttled", 2*time.Hour, simulator.FaultThrottledQPS),
 		mishap("token replaced by DingTalk before its time", 0, ""),
+		card{"default_lease_ttl tuned", func(r *rand.Rand) bool {
+			lasts := between(r, 10*time.Minute, 2*time.Hour)
+			w.tuneLeases(between(r, 30*time.Second, 30*time.Minute))
+			w.actors.Go(func() {
+				time.Sleep(lasts)
+				w.tuneLeases(untuned)
+			})
+			return true
+		}},
 	)
 }
 
-// endTokens makes DingTalk end an app's tokens, which nobody is told.
-func (w *world) endTokens(a *simulatedApp, key string) {
+// endTokens makes DingTalk end a key's tokens, which nobody is told.
+func (w *world) endTokens(key string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for token, t := range w.granted {
 		t.ended = t.ended || t.key == key
 		w.granted[token] = t
 	}
-	w.hosts[a.host].ExpireTokens(key)
+	for _, host := range w.hosts {
+		host.ExpireTokens(key)
+	}
 }
 
 // someApp draws an app, the busy ones more often than their number would have it, and never one
@@ -279,7 +311,7 @@ func (w *world) someApp(r *rand.Rand) *simulatedApp {
 
 // change is what an operator does to an app's configuration.
 type change struct {
-	tune, secret, key, verify, inFlight, remake bool
+	tune, secret, key, corp, verify, inFlight, remake bool
 }
 
 // operate rewrites configurations.
@@ -309,6 +341,9 @@ func (w *world) operate(r *rand.Rand) {
 		does("new app key, unverified", change{key: true}),
 		does("new app key in mid-flight, unverified", change{key: true, inFlight: true}),
 		does("new app key in mid-flight, verified", change{key: true, verify: true, inFlight: true}),
+		does("new corp_id, verified", change{corp: true, verify: true}),
+		does("new corp_id, unverified", change{corp: true}),
+		does("new corp_id in mid-flight", change{corp: true, verify: true, inFlight: true}),
 		does("deleted and made again", change{remake: true}),
 		does("deleted and made again in mid-flight", change{remake: true, inFlight: true}),
 	)
@@ -320,16 +355,19 @@ func (w *world) change(a *simulatedApp, c change, r *rand.Rand) {
 		w.slowCall(a, r)
 		time.Sleep(between(r, 0, time.Second))
 	}
-	g, data := w.moment(a).inForce, map[string]any{}
+	g, data := a.newest, map[string]any{} // those in force, unless a write was cut short
 	if c.remake {
 		w.delete(a)
 		data[fieldLeased], data[fieldVerifyConnection] = a.leasedFirst, r.IntN(2) == 0
 		time.Sleep(between(r, 0, time.Minute))
 	}
-	if c.secret || c.key {
+	switch {
+	case c.secret || c.key:
 		g = w.rotate(a, c.key)
 		time.Sleep(between(r, 0, time.Minute))
 		data["verify_connection"] = c.verify
+	case c.corp:
+		g, data["verify_connection"] = w.authorize(a, r), c.verify
 	}
 	if c.tune {
 		data["request_timeout"] = 1 + r.IntN(30)
@@ -396,7 +434,11 @@ func (w *world) handOver(c handover, r *rand.Rand) {
 		return
 	}
 	if a := w.someApp(r); c.amidWrite && a.writing.TryLock() {
-		defer a.writing.Unlock()
+		dice := rand.New(rand.NewPCG(r.Uint64(), r.Uint64()))
+		defer w.actors.Go(func() { // and the operator sees to it
+			defer a.writing.Unlock()
+			w.change(a, change{}, dice)
+		})
 		g := w.rotate(a, true)
 		w.mu.Lock()
 		old.killAfter = g

@@ -66,14 +66,26 @@ type request struct {
 	now   time.Time
 	got   answer
 
+	// What was so when it began: the deliveries of which the instance had one, and whether it was
+	// fetching.
+	had     []*delivery
+	fetches bool
+	sure    bool // the app is in memory, and nothing but fetches changed it
+
 	// generations are those of which the response may be, oldest first; nil stands for an app that is
 	// not configured. More than one only where a write came in between.
 	generations []*generation
 }
 
 // uses is the counter of such requests in the air.
-func (u *upkeep) uses(req *logical.Request) *int {
+func (q *request) uses(req *logical.Request) *int {
+	u := q.i.upkeepOf(q.app)
+	rejected, rejects := req.Data[fieldRejectedToken]
+	current := func(d *delivery) bool { return d.token == rejected }
 	switch {
+	case rejects && !slices.ContainsFunc(q.candidates(q.app.inForce), current) &&
+		!slices.ContainsFunc(q.candidates(q.app.before), current):
+		return &u.beside
 	case req.Operation == logical.RenewOperation:
 		return &u.renewals
 	case strings.HasPrefix(req.Path, refreshPrefix):
@@ -122,15 +134,19 @@ func (w *world) send(a *simulatedApp, req *logical.Request) *request {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	q.now = q.begun
 	u := q.i.upkeepOf(a)
-	uses, since := u.uses(req), u.since
+	uses, since := q.uses(req), u.since
+	q.had, q.fetches = slices.Clone(q.i.held(a.inForce, q.begun)), q.i.calling[a.inForce] > 0
+	q.sure = u.loaded && u.writes == 0
 	if uses != &u.others {
-		u.used = q.begun
+		u.used, u.evicted = q.begun, false
 	}
 	q.exchange(uses, req)
-	q.checkWait()
+	q.sure = q.sure && since.Equal(u.since) && q.at == a.moment && !q.i.killed && !q.i.cleaned && a.faulted.Before(q.begun)
+	q.checkWait(uses == &u.reads && q.got.err == nil)
 	if uses != &u.others {
-		u.used = q.now
+		u.used, u.evicted = q.now, false
 		u.loaded = u.loaded || a.inForce != nil && since.Equal(u.since) && q.got.status < http.StatusInternalServerError
 	}
 	for _, g := range [...]*generation{q.at.before, q.at.inForce, a.before, a.inForce} {
@@ -174,9 +190,27 @@ func (w *world) checkResponse(a *simulatedApp, op logical.Operation, path string
 	w.checkShown(a, shown)
 }
 
-// checkWait checks that nobody waited for longer than request_timeout and a second.
-func (q *request) checkWait() {
+// checkWait checks that nobody waited for longer than request_timeout and a second. A reader waits for
+// nothing where the token is as wanted, or another waits for the fetch, and two seconds at most
+// where there is a token.
+func (q *request) checkWait(plain bool) {
 	a, c, took := q.app, q.app.crowd, q.now.Sub(q.begun)
+	if plain && q.sure && len(q.had) > 0 {
+		wanted := func(d *delivery) bool { return !q.wanting(d, q.begun) && !q.wanting(d, q.now) }
+		lives := func(d *delivery) bool { return d.remaining(q.now) >= leastLife }
+		most := longestPatience + settled
+		switch {
+		case every(q.had, wanted):
+			most = 0
+		case !every(q.had, lives):
+			most = time.Hour
+		case q.fetches:
+			most = settled
+		}
+		if took > most {
+			q.violate("patience", "a reader who could be served waited for %s", took)
+		}
+	}
 	limit := max(q.at.limit, a.limit)
 	if took > limit+time.Second && !q.i.killed {
 		q.w.violate(a, "bounded wait", "waited for %s, with a request_timeout of %s", took, limit)
@@ -186,6 +220,43 @@ func (q *request) checkWait() {
 	}
 	if took > c.longest {
 		c.longest, c.limit = took, limit
+	}
+}
+
+// every reports whether something holds of all deliveries.
+func every(ds []*delivery, holds func(d *delivery) bool) bool {
+	return !slices.ContainsFunc(ds, func(d *delivery) bool { return !holds(d) })
+}
+
+// wanting reports whether a reader would have the token refreshed: it is due, or its lease would
+// begin in the second half of its life.
+func (q *request) wanting(d *delivery, now time.Time) bool {
+	left := d.remaining(now)
+	return d.skew != 0 || left < leastLife || left <= d.window(q.at.tuning) || q.at.leased && left < d.lifetime/2
+}
+
+// checkExtended checks that a reader got what is to be had: a token as wanted; or with a warning that
+// it could not be refreshed, or without one while it is being refreshed or was a moment ago.
+func (q *request) checkExtended() {
+	i, g := q.i, q.app.inForce
+	m := &i.upkeepOf(q.app).memory
+	held := i.held(g, q.now)
+	faulted := q.begun.Sub(q.app.faulted) < longestBackOff
+	if !q.sure || faulted || len(q.had) != 1 || len(held) != 1 || held[0] != q.had[0] || held[0].skew != 0 {
+		return
+	}
+	warned := strings.Contains(fmt.Sprint(q.got.Warnings), "not be refreshed")
+	fetching := i.calling[g] > 0 && m.began.Before(q.now)
+	starting := q.now.Sub(i.upkeepOf(q.app).looked) < settled ||
+		m.last != nil && m.last.again && q.now.Sub(m.ended) < time.Second
+	switch {
+	case warned && fetching:
+		q.violate("true warnings", "%q while the token is being refreshed", q.got.Warnings)
+	case warned && m.last == nil && !i.cools(g, q.begun):
+		q.violate("true warnings", "%q, and no fetch has failed", q.got.Warnings)
+	case !warned && q.wanting(held[0], q.begun) && !fetching && !starting && q.now.Sub(m.forced) >= leastApart:
+		q.violate("tokens are refreshed", "one with %s left is neither refreshed nor is there a warning",
+			held[0].remaining(q.now))
 	}
 }
 
@@ -204,18 +275,20 @@ func (i *instance) held(g *generation, now time.Time) []*delivery {
 
 // candidates are the deliveries of which the response may be: those held, or any where none has to
 // be; none without a generation.
-func (q *request) candidates(g *generation) []*delivery {
-	if held := q.i.held(g, q.now); held != nil {
+func (q *request) candidates(g *generation) []*delivery { return q.i.candidatesAt(g, q.now) }
+
+func (i *instance) candidatesAt(g *generation, now time.Time) []*delivery {
+	if held := i.held(g, now); held != nil {
 		return held
 	}
-	return q.i.known[g]
+	return i.known[g]
 }
 
 // checkCall checks that the app may be fetched a token now.
 func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 	u := i.upkeepOf(a)
 	m := &u.memory
-	m.attempts++
+	m.attempts, m.began = m.attempts+1, now
 	if last := m.last; last != nil && last.again && m.attempts <= 3 && now.Sub(last.ended) < time.Second {
 		return // another attempt of the same fetch
 	}
@@ -231,17 +304,21 @@ func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 	forced := u.forcing > 0 && asked == u.forcing
 	if held := i.held(a.inForce, now); len(held) == 1 && held[0].skew <= 0 { // one of the future is due
 		d := held[0]
-		limit, left := d.lifetime/2, d.remaining(now)
+		left, unforced := d.remaining(now), d.window(a.tuning)+time.Second
+		if passing && m.served {
+			unforced = max(unforced, d.ahead(a.tuning)+time.Minute) // the background's next turn would be too late
+		}
+		limit := unforced
 		switch {
 		case u.longer > 0:
-			limit = d.lifetime * 3 / 4
-		case u.renewals == 0 && !passing:
-			limit = d.window(a.tuning) + time.Second
+			limit = max(limit, d.lifetime*3/4)
+		case u.renewals > 0, a.leased && u.reads > 0:
+			limit = max(limit, d.lifetime/2)
 		}
-		if left > limit && u.forcing == 0 {
+		if left > limit && u.forcing == 0 && u.writes == 0 {
 			i.w.violate(a, "fresh tokens cost no call", "the current one has %s left", left)
 		}
-		forced = forced || left > d.lifetime/2
+		forced = forced || left > unforced
 	}
 	if !forced {
 		return
@@ -281,6 +358,9 @@ func (w *world) read(a *simulatedApp, query map[string]any) answer {
 		q.checkUnleased(all)
 	}
 	q.checkMinTTL(all, query)
+	if query == nil {
+		q.checkExtended()
+	}
 	if q.begun.After(a.covered) {
 		a.crowd.least++
 		a.covered = q.begun.Add(lifetimeAt(a.host))
@@ -305,6 +385,7 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 	defer w.mu.Unlock()
 	l.app.crowd.renewals++
 	if q.got.err != nil {
+		l.app.crowd.failed++
 		q.checkFailure()
 		return 0, q.got.err
 	}
@@ -317,7 +398,7 @@ func (w *world) renew(l *leaseHeld) (time.Duration, error) {
 		return endedTTL, nil
 	}
 	all := q.checkToken(l.token)
-	if last := latest(all); last != nil && last.remaining(q.now) < last.lifetime/2 && last.lifetime >= 2*leastApart &&
+	if last := latest(all); last != nil && last.remaining(q.begun) < last.lifetime/2 && last.lifetime >= 2*leastApart &&
 		len(q.got.Warnings) == 0 && q.i.refused[last.of] == nil && len(all) == 1 {
 		q.violate("renewals extend", "%s left, and no warning", last.remaining(q.now))
 	}
@@ -379,8 +460,18 @@ func (q *request) checkLease(all []*delivery, increment, ttl, maxTTL time.Durati
 	if err != nil || increment == 0 && len(warnings) > 0 {
 		q.violate("true lease", "Vault makes of it: %v, %v", warnings, err)
 	}
-	if !slices.ContainsFunc(all, func(d *delivery) bool { return ttl == d.remaining(q.now) && lease <= ttl }) {
-		q.violate("true lease", "a TTL of %s, a lease of %s: not the token's life", ttl, lease)
+	tuned := q.w.tuned[:]
+	if q.now.Sub(q.w.tunedAt) > time.Second { // for which the engine may keep Vault's answer
+		tuned = tuned[1:]
+	}
+	if !slices.ContainsFunc(all, func(d *delivery) bool {
+		left := d.remaining(q.now)
+		return lease <= left && slices.ContainsFunc(tuned, func(most time.Duration) bool { return ttl == min(left, most) })
+	}) {
+		q.violate("true lease", "a TTL of %s, a lease of %s: not the token's life, or %s", ttl, lease, tuned)
+	}
+	if c := q.app.crowd; issued.IsZero() && (c.shortest == 0 || lease < c.shortest) {
+		c.shortest = lease
 	}
 	return lease
 }
@@ -459,17 +550,18 @@ func (q *request) reasons() []*refusal {
 			continue
 		}
 		for g, why := range q.i.refused {
-			if why == nil || g.key != ours.key || q.begun.Sub(why.ended) > longestBackOff {
+			if why == nil || g.key != ours.key || g.corp != ours.corp || q.begun.Sub(why.ended) > longestBackOff {
 				continue
 			}
 			for ; why != nil; why = why.before { // by a verification of another secret, perhaps
 				all = append(all, why)
 			}
 		}
-		if c := q.i.cooldowns[cooldownKey{baseURL: ours.host, appKey: ours.key}]; c.until.After(q.begun) {
+		keys := ours.cooldowns()
+		if c := q.i.cooldowns[keys[1]]; c.until.After(q.begun) {
 			all = append(all, c.why) // by an app with the same key, perhaps
 		}
-		ban := q.i.cooldowns[cooldownKey{baseURL: ours.host}]
+		ban := q.i.cooldowns[keys[0]]
 		because(ban.until.After(q.begun), "a ban", http.StatusBadGateway, "banned", "attempt")
 		last := latest(q.i.known[ours])
 		because(last != nil && last.arrived.After(q.begun) && last.remaining(q.now) < leastLife,
@@ -489,18 +581,57 @@ func (w *world) refresh(a *simulatedApp) {
 	w.look(a, &logical.Request{Operation: logical.UpdateOperation, Path: refreshPrefix + a.name})
 }
 
+// reject has a token refreshed that DingTalk refuses, and reads again.
+func (w *world) reject(a *simulatedApp, token string) {
+	req := &logical.Request{Operation: logical.UpdateOperation, Path: refreshPrefix + a.name}
+	req.Data = map[string]any{fieldRejectedToken: token}
+	q := w.look(a, req)
+	if q == nil || q.got.err != nil || len(q.got.Warnings) > 0 || q.fetches { // that fetch may have begun before the end
+		return
+	}
+	got := w.read(a, nil)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	same := w.active.Load() == q.i && !q.i.deposed
+	if same && got.err == nil && got.Data["access_token"] == token && w.granted[token].ended {
+		q.violate("rejected tokens are replaced", "a refused token was handed out again")
+	}
+}
+
+// status reads an app's status, which is no use of it.
+func (w *world) status(a *simulatedApp) {
+	i := w.active.Load()
+	if i == nil {
+		return
+	}
+	inMemory := func() bool { return i.engine.apps.inMemory(a.name) != nil }
+	w.mu.Lock()
+	u := i.upkeepOf(a)
+	used, was := u.used, inMemory()
+	if was && u.evicted {
+		w.violate(a, "idle apps leave memory", "it is there, last used at %s", used)
+	}
+	w.mu.Unlock()
+	w.look(a, &logical.Request{Operation: logical.ReadOperation, Path: statusPrefix + a.name})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !was && inMemory() && used.Equal(u.used) && u.reads+u.longer+u.renewals+u.forcing+u.beside+u.writes == 0 {
+		w.violate(a, "idle apps leave memory", "its status brought it back")
+	}
+}
+
 // look reads an app's status, with a refresh before or without, and checks that it agrees with the
 // ledger.
-func (w *world) look(a *simulatedApp, req *logical.Request) {
+func (w *world) look(a *simulatedApp, req *logical.Request) *request {
 	q := w.send(a, req)
 	if q == nil {
-		return
+		return nil
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if q.got.err != nil {
 		q.checkError(q.got.err.Error())
-		return
+		return q
 	}
 	agrees := false
 	for _, g := range q.generations {
@@ -518,6 +649,70 @@ func (w *world) look(a *simulatedApp, req *logical.Request) {
 	if len(q.generations) == 1 && u.quiet.After(q.now) && q.begun.Sub(u.last.ended) > time.Second &&
 		q.i.calling[a.inForce] == 0 && (next < timestamp(u.quiet) || q.got.Data["last_error"] == nil) {
 		q.violate("true status", "fetches fail, back-off lasts until %s: %v", timestamp(u.quiet), q.got.Data)
+	}
+	if g := a.inForce; q.sure && q.i.calling[g] == 0 && q.now.Sub(u.ended) > time.Second && a.faulted.Before(u.since) {
+		q.checkFailing(&u.memory)
+	}
+	return q
+}
+
+// checkFailing checks what a status says of fetches that fail.
+func (q *request) checkFailing(m *memory) {
+	got := q.got.Data
+	failures, _ := got["consecutive_failures"].(int64)
+	class, _ := got["last_error_class"].(string)
+	code, _ := got["last_error_code"].(string)
+	id, _ := got["last_error_request_id"].(string)
+	since, _ := got["failing_since"].(string)
+	if m.vague || q.i.cools(q.app.inForce, m.since) {
+		return // or a fetch may have failed without a call
+	}
+	agrees := m.last == nil && failures == 0 && class == "" && since == ""
+	for why := m.last; why != nil && !agrees; why = why.before {
+		agrees = class == why.class && (class == "malformed" || code == why.code && id == why.id) &&
+			int(failures) >= m.failed && int(failures) <= m.calls &&
+			since >= timestamp(m.failing[0]) && since <= timestamp(m.failing[1])
+	}
+	if !agrees {
+		q.violate("true status", "%d or %d fetches fail since %s, with %+v: %v", m.failed, m.calls, timestamp(m.failing[0]),
+			m.last, got)
+	}
+}
+
+var (
+	failureLine = regexp.MustCompile(`\[(WARN|DEBUG)\] +fetching a token failed: app=(\S+) class=(\S+) .*` +
+		`token_expires_at=(\S+)`)
+	successLine = regexp.MustCompile(`(fetching tokens works again|fetched a token): app=(\S+)`)
+)
+
+// checkLog checks that the log warns when fetches start failing, fail in another way or have gone on
+// failing for an hour, never else, and says when they recover.
+func (i *instance) checkLog(line string) {
+	now := time.Now()
+	if parts := failureLine.FindStringSubmatch(line); parts != nil {
+		a := i.w.byName[parts[2]]
+		u := i.upkeepOf(a)
+		must := u.warned.class != parts[3] || now.Sub(u.warned.at) >= warnedAgain
+		if warns := parts[1] == "WARN"; must && !warns || warns && !must && u.warned.at.After(u.since) {
+			i.w.violate(a, "a warning for each kind of failure and hour", "after %v: %s", u.warned, line)
+		}
+		if must || parts[1] == "WARN" {
+			u.warned.class, u.warned.at = parts[3], now
+		}
+		known := i.candidatesAt(a.inForce, now)
+		lives := func(d *delivery) bool { return d.remaining(now) >= leastLife }
+		wrong := func(d *delivery) bool { return parts[4] != timestamp(d.ends()) }
+		none := parts[4] == "none" && (i.held(a.inForce, now) == nil || !every(known, lives))
+		if a.inForce != nil && !none && every(known, wrong) {
+			i.w.violate(a, "true warnings", "of when the token ends: %s", line)
+		}
+	} else if parts := successLine.FindStringSubmatch(line); parts != nil {
+		a := i.w.byName[parts[2]]
+		u := i.upkeepOf(a)
+		if again := parts[1] != "fetched a token"; again != (u.warned.class != "") && u.warned.at.After(u.since) {
+			i.w.violate(a, "recovery is told", "after %v: %s", u.warned, line)
+		}
+		u.warned.class, u.warned.at = "", time.Time{}
 	}
 }
 
@@ -543,7 +738,7 @@ func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data
 		return answer{status: http.StatusServiceUnavailable, err: errShuttingDown}
 	}
 	if g != nil {
-		data[fieldAppKey], data[fieldAppSecret], data[fieldBaseURL] = g.key, g.secret, g.host
+		data[fieldAppKey], data[fieldAppSecret], data[fieldBaseURL], data[fieldCorpID] = g.key, g.secret, g.host, g.corp
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -557,9 +752,12 @@ func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data
 	u := q.i.upkeepOf(a)
 	uses := &u.writes
 	if verify && g == old {
-		uses = &u.forcing
+		uses, u.evicted = &u.forcing, false
 	}
 	q.exchange(uses, &logical.Request{Operation: op, Path: configPrefix + a.name, Data: data})
+	if uses == &u.forcing {
+		u.used, u.evicted = q.now, false
+	}
 	stored, err := w.storage.Get(w.t.Context(), tokenPrefix+a.name)
 	require.NoError(w.t, err)
 	a.before = nil
@@ -610,7 +808,9 @@ func (q *request) wanted(op logical.Operation, data map[string]any) (g *generati
 	if !given {
 		secret = q.at.inForce.secret
 	}
-	return q.w.generations[login{after[fieldBaseURL].(string), after[fieldAppKey].(string), secret}], after, 0
+	return q.w.generations[login{
+		after[fieldBaseURL].(string), after[fieldAppKey].(string), after[fieldCorpID].(string), secret,
+	}], after, 0
 }
 
 func (w *world) delete(a *simulatedApp) { w.write(a, logical.DeleteOperation, nil, nil) }

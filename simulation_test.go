@@ -15,6 +15,7 @@ package dingtalk
 // The seed decides all that the actors do. What it cannot decide is the engine's own jitter.
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"maps"
@@ -63,20 +64,24 @@ type crowd struct {
 
 	waits          int           // reads and renewals that waited for DingTalk though there had been a token
 	longest, limit time.Duration // the longest wait of a reader, and the app's request_timeout then
+	shortest       time.Duration // lease at its issue
 }
 
 func TestSimulation_nothing_is_lost_and_nothing_stale_in_a_month_of_faults(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
+		oneKey := &crowd{name: "every minute, one key", apps: 6, every: time.Minute, holders: 1}
 		w := newWorld(t, []*crowd{
-			{name: "every second", apps: 1, every: time.Second},
+			{name: "every 2 seconds", apps: 1, every: 2 * time.Second},
 			{name: "every minute", apps: 9, every: time.Minute, holders: 3},
 			{name: "every 10 minutes", apps: 40, every: 10 * time.Minute, holders: 1},
 			{name: "every hour", apps: 60, every: time.Hour, holders: 1},
 			{name: "every 6 hours", apps: 50, every: 6 * time.Hour},
-			{name: "once a day", apps: 39, every: 24 * time.Hour},
+			{name: "once a day", apps: 33, every: 24 * time.Hour},
+			oneKey,
 			{name: "never", apps: 1},
 		})
+		var first *simulatedApp
 		for n, a := range w.apps {
 			a.leasedFirst = n%3 != 0
 			a.asksForMore = n%5 == 2
@@ -84,7 +89,12 @@ func TestSimulation_nothing_is_lost_and_nothing_stale_in_a_month_of_faults(t *te
 				a.host = otherHost
 			}
 			a.rotating = n%7 == 3
-			if n%9 == 4 { // two apps of the engine share an app key, as where one is leased and one is not
+			switch {
+			case a.crowd == oneKey: // in several organizations, which differ by corp_id
+				first = cmp.Or(first, a)
+				a.twin, first.twin = first, a
+				a.host, a.rotating, a.corp = mainHost, false, organizations[n%len(organizations)]
+			case n%9 == 4: // two apps of the engine share an app key, as where one is leased and one is not
 				twin := w.apps[n-1]
 				a.twin, twin.twin = twin, a
 				a.host, a.rotating = twin.host, twin.rotating
@@ -114,12 +124,13 @@ func TestSimulation_nothing_is_lost_and_nothing_stale_in_a_month_of_faults(t *te
 func TestSimulation_without_faults_DingTalk_gets_the_fewest_calls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		read := &crowd{name: "read", apps: 1, every: 10 * time.Second}
+		unleased := &crowd{name: "unleased", apps: 1, every: 10 * time.Second}
+		leased := &crowd{name: "leased", apps: 1, every: 10 * time.Second}
 		renewed := &crowd{name: "renewed", apps: 1, every: 10 * time.Second, holders: 5}
 		idle := &crowd{name: "never", apps: 1}
-		w := newWorld(t, []*crowd{read, renewed, idle})
+		w := newWorld(t, []*crowd{unleased, leased, renewed, idle})
 		for _, a := range w.apps {
-			a.leasedFirst = a.crowd == renewed
+			a.leasedFirst = a.crowd != unleased
 			w.configure(a)
 		}
 		w.hosts[mainHost].SetFault(simulator.AnyApp, simulator.Fault{Delay: time.Second})
@@ -127,18 +138,70 @@ func TestSimulation_without_faults_DingTalk_gets_the_fewest_calls(t *testing.T) 
 		w.end()
 
 		t.Log(w.table())
+		const pass = time.Minute + time.Minute/5 // of the background, at most
 		span := time.Duration(*daysFlag) * 24 * time.Hour
-		atMost := func(apart time.Duration) int { return int((span+apart-1)/apart) + 1 }
-		require.LessOrEqual(t, read.calls, atMost(mainLifetime-defaultRefreshBefore-3*time.Minute))
-		require.LessOrEqual(t, renewed.calls, atMost(mainLifetime/2))
-		require.Zero(t, idle.calls)
-		for _, c := range []*crowd{read, renewed} {
-			require.GreaterOrEqual(t, c.calls, c.least)
-			require.Zero(t, c.failed)
-			require.Zero(t, c.callsFailed)
+		for c, ahead := range map[*crowd]time.Duration{
+			unleased: mainLifetime * 3 / 4, leased: mainLifetime / 2, renewed: mainLifetime / 2,
+		} {
+			apart := ahead - time.Minute
+			require.LessOrEqual(t, c.calls, int((span+apart-1)/apart)+1, c.name)
+			require.GreaterOrEqual(t, c.calls, int(span/(ahead+pass)), "%s: refreshed ahead", c.name)
+			require.GreaterOrEqual(t, c.calls, c.least, c.name)
+			require.Zero(t, c.failed, c.name)
+			require.Zero(t, c.callsFailed, c.name)
 		}
-		require.Zero(t, read.waits, "nobody waits but for the very first token")
+		require.Zero(t, idle.calls)
+		require.Zero(t, unleased.waits, "nobody waits but for the very first token")
+		require.Less(t, leased.waits, leased.calls/10, "readers wait only where a pass of the background came late")
+		for _, c := range []*crowd{leased, renewed} { // another reader waits for the call that takes a second
+			require.GreaterOrEqual(t, c.shortest, mainLifetime/2-time.Minute, c.name)
+		}
 	})
+}
+
+func TestSimulation_an_outage_of_nearly_half_the_lifetime_fails_no_read_and_no_renewal(t *testing.T) {
+	t.Parallel()
+	for mode, outage := range map[string]time.Duration{"leased": 58 * time.Minute, "unleased": 28 * time.Minute} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, []*crowd{
+					{name: mode + ", every 10 seconds", apps: 2, every: 10 * time.Second, holders: 1},
+					{name: mode + ", every minute", apps: 3, every: time.Minute, holders: 2},
+				})
+				outages := min(200, 10**daysFlag)
+				w.ends = w.begins.AddDate(1, 0, 0)
+				for _, a := range w.apps {
+					a.leasedFirst = mode == "leased"
+					w.configure(a)
+				}
+				w.use()
+				w.act("outages", func(r *rand.Rand) {
+					for range outages {
+						w.sleep(5*time.Minute + between(r, 0, mainLifetime))
+						kinds := []simulator.Fault{
+							{Kind: simulator.FaultReset},
+							{Kind: simulator.FaultHang},
+							{Kind: simulator.FaultUnavailableEmpty},
+							{Kind: simulator.FaultThrottledQPS},
+							{Delay: time.Minute},
+						}
+						w.hosts[mainHost].SetFault(simulator.AnyApp, kinds[r.IntN(len(kinds))])
+						w.sleep(outage)
+						w.hosts[mainHost].ClearFault(simulator.AnyApp)
+					}
+					w.sleep(5 * time.Minute)
+					w.stopped.Store(true)
+				})
+				w.end()
+
+				t.Log(w.table())
+				for _, c := range w.crowds {
+					require.Zero(t, c.failed, "%s: %v", c.name, w.reasons)
+				}
+			})
+		})
+	}
 }
 
 // table shows what the simulation took.
@@ -147,10 +210,10 @@ func (w *world) table() string {
 	out := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(out, "%d days, seed %d, promises broken: %d\n\n", *daysFlag, w.seed, w.broken)
 	fmt.Fprintln(out, "apps read\tapps\treads\tfailed\trenewals\tupstream calls\t"+
-		"of these failed\tleast possible\tlongest wait\t")
+		"of these failed\tleast possible\twaited\tlongest wait\t")
 	for _, c := range w.crowds {
-		fmt.Fprintf(out, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%.3f s of %s\t\n", c.name, c.apps, c.reads, c.failed,
-			c.renewals, c.calls, c.callsFailed, c.least, c.longest.Seconds(), c.limit+time.Second)
+		fmt.Fprintf(out, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%.3f s of %s\t\n", c.name, c.apps, c.reads, c.failed,
+			c.renewals, c.calls, c.callsFailed, c.least, c.waits, c.longest.Seconds(), c.limit+time.Second)
 	}
 	section := func(title string, counts map[string]int) {
 		fmt.Fprintf(out, "\n%s\t\n", title)

@@ -9,6 +9,7 @@ package dingtalk
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -47,6 +48,8 @@ const (
 	leastLife         = 2 * time.Second  // of a token that is served
 	endedTTL          = time.Second      // the TTL of a lease whose token is no longer the app's
 	leastApart        = 10 * time.Second // two fetches that somebody forced
+	longestPatience   = 2 * time.Second  // of who could be served what there is
+	warnedAgain       = time.Hour        // between two warnings of the same kind of failure
 	longestBan        = 5 * time.Minute
 	longestRetryAfter = 10 * time.Minute
 
@@ -62,7 +65,7 @@ type world struct {
 	begins  time.Time
 	ends    time.Time
 	hosts   map[string]*simulator.Server // by base URL
-	system  *logical.StaticSystemView
+	system  *tunedSystem
 	storage logical.InmemStorage
 	crowds  []*crowd
 	apps    []*simulatedApp
@@ -81,9 +84,28 @@ type world struct {
 	history     []string                                 // what a small world did, log lines included
 	generations map[login]*generation
 	granted     map[string]granted
+	tuned       [2]time.Duration // the mount's default_lease_ttl before the last change, and now
+	tunedAt     time.Time
 
 	reasons, events, unknowable map[string]int
 	broken                      int // promises
+}
+
+// tunedSystem is what the engine may ask of Vault, with a default_lease_ttl that changes.
+type tunedSystem struct {
+	logical.StaticSystemView
+	defaultTTL atomic.Int64
+}
+
+// DefaultLeaseTTL implements logical.SystemView.
+func (s *tunedSystem) DefaultLeaseTTL() time.Duration { return time.Duration(s.defaultTTL.Load()) }
+
+// tuneLeases tunes the mount's default_lease_ttl.
+func (w *world) tuneLeases(ttl time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tuned, w.tunedAt = [...]time.Duration{w.tuned[1], ttl}, time.Now()
+	w.system.defaultTTL.Store(int64(ttl))
 }
 
 // granted is a token that DingTalk gave out: to which app key, and until when at the longest, since
@@ -103,7 +125,11 @@ type generation struct {
 	accepted bool // by DingTalk
 }
 
-type login struct{ host, key, secret string }
+// login is what a call names: corp is the organization, "" for none.
+type login struct{ host, key, corp, secret string }
+
+// organizations are where every app may run.
+var organizations = []string{"", simulator.DefaultCorpID, "dingcorpofanothercustomer"}
 
 // tuning is what an app's configuration says and its credentials do not.
 type tuning struct {
@@ -125,7 +151,7 @@ func (m moment) config() map[string]any {
 		return nil
 	}
 	return map[string]any{
-		fieldAppKey: m.inForce.key, fieldBaseURL: m.inForce.host, fieldLeased: m.leased,
+		fieldAppKey: m.inForce.key, fieldCorpID: m.inForce.corp, fieldBaseURL: m.inForce.host, fieldLeased: m.leased,
 		fieldRefreshBefore: int64(m.refreshBefore / time.Second), fieldRequestTimeout: int64(m.timeout / time.Second),
 	}
 }
@@ -133,17 +159,19 @@ func (m moment) config() map[string]any {
 // simulatedApp is an app in Vault's configuration.
 type simulatedApp struct {
 	name, host  string
+	corp        string // of the next credentials
 	crowd       *crowd
 	leasedFirst bool          // from the beginning
 	rotating    bool          // DingTalk gives it a new token at every call
 	asksForMore bool          // its readers use min_ttl
-	twin        *simulatedApp // has the same app key; nil for none
+	twin        *simulatedApp // whose app key it has; nil for none
 
 	writing sync.Mutex // is of who writes its configuration
 
 	// Under world.mu.
 	moment
 	id       string      // of the generation, as stored
+	secretAt string      // when the secret got its value, as stored
 	began    time.Time   // when the last write did
 	newest   *generation // whose secret DingTalk accepts
 	served   time.Time   // when a token was first handed out
@@ -173,9 +201,20 @@ func (d *delivery) remaining(now time.Time) time.Duration {
 // window is the remaining TTL at which the token becomes due.
 func (d *delivery) window(c tuning) time.Duration { return min(c.refreshBefore, d.lifetime/4) }
 
+// ahead is the remaining TTL at which the background refreshes a token in use.
+func (d *delivery) ahead(c tuning) time.Duration {
+	if c.leased {
+		return d.lifetime / 2
+	}
+	return d.lifetime / 4
+}
+
 // refusal is a call that brought no token, and what the contract makes of it.
 type refusal struct {
 	reason string
+	class  string   // in status/ and the log
+	code   string   // DingTalk's
+	id     string   // of the request, likewise
 	status int      // of the response to a reader
 	holds  []string // parts of its error
 	again  bool     // another attempt in the same fetch may help
@@ -205,9 +244,17 @@ type instance struct {
 
 // upkeep is what an instance does for an app, and what it must have in memory.
 type upkeep struct {
-	reads, longer, renewals, forcing, writes, others int // requests in the air; longer are reads with min_ttl
+	// Requests in the air: longer are reads with min_ttl, beside are rejections of a token that is not the
+	// current one.
+	reads, longer, renewals, forcing, beside, writes, others int
 
-	used time.Time
+	used    time.Time
+	evicted bool      // from memory, since it was not used for so long
+	looked  time.Time // when the configuration was last read, which is how a fetch begins
+	warned  struct {  // what the log said
+		class string
+		at    time.Time
+	}
 	memory
 }
 
@@ -215,12 +262,17 @@ type upkeep struct {
 type memory struct {
 	since    time.Time // when the app was, or may have been, dropped from memory last
 	loaded   bool      // the app is in memory for certain
-	served   bool      // the token was handed out since it was fetched
+	vague    bool      // it may still be what it was before
+	served   bool      // the token was handed out since it was fetched, or may have been
 	attempts int       // calls of the last fetch
-	failed   int       // fetches in a row
-	last     *refusal  // of the last call; nil if it worked
-	quiet    time.Time // until when back-off lets nobody but who forces a fetch call
-	forced   time.Time // when a fetch was last made that only force or min_ttl explains
+	began    time.Time // when the last call did
+	ended    time.Time
+	failed   int          // fetches in a row
+	calls    int          // of theirs
+	failing  [2]time.Time // when the first of them failed, not earlier and not later
+	last     *refusal     // of the last call; nil if it worked
+	quiet    time.Time    // until when back-off lets nobody but who forces a fetch call
+	forced   time.Time    // when a fetch was last made that only force or min_ttl explains
 }
 
 // upkeepOf is called with world.mu held.
@@ -232,7 +284,10 @@ func (i *instance) upkeepOf(a *simulatedApp) *upkeep {
 }
 
 // forget notes that the app is perhaps no longer in memory.
-func (i *instance) forget(a *simulatedApp) { i.upkeepOf(a).memory = memory{since: time.Now()} }
+func (i *instance) forget(a *simulatedApp) {
+	u := i.upkeepOf(a)
+	u.memory = memory{since: time.Now(), vague: true, served: u.served}
+}
 
 type cooldown struct {
 	since, until time.Time
@@ -246,7 +301,7 @@ func newWorld(t *testing.T, crowds []*crowd) *world {
 		seed:   *seedFlag,
 		begins: time.Now(),
 		ends:   time.Now().Add(time.Duration(*daysFlag) * 24 * time.Hour),
-		system: &logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour},
+		system: &tunedSystem{StaticSystemView: logical.StaticSystemView{MaxLeaseTTLVal: 768 * time.Hour}},
 		hosts: map[string]*simulator.Server{
 			mainHost:  simulator.New(simulator.Options{TokenLifetime: lifetimeAt(mainHost)}),
 			otherHost: simulator.New(simulator.Options{TokenLifetime: lifetimeAt(otherHost)}),
@@ -268,9 +323,13 @@ func newWorld(t *testing.T, crowds []*crowd) *world {
 			w.byName[a.name] = a
 		}
 	}
+	w.tuneLeases(untuned)
 	w.active.Store(w.newInstance(0))
 	return w
 }
+
+// untuned is Vault's own default_lease_ttl.
+const untuned = 768 * time.Hour
 
 // act lets an actor act with dice of its own, so that what one does never depends on when another
 // is scheduled.
@@ -300,9 +359,12 @@ func (w *world) end() {
 
 // credentials makes credentials of an app, which DingTalk knows under one secret for the key.
 func (w *world) credentials(a *simulatedApp, host, key string, number int) *generation {
-	g := &generation{app: a, login: login{host, key, a.secret(number)}, number: number}
+	g := &generation{app: a, login: login{host, key, a.corp, a.secret(number)}, number: number, accepted: true}
+	if old := w.generations[g.login]; old != nil {
+		return old
+	}
 	w.generations[g.login] = g
-	w.hosts[host].SetApp(key, upstreamSecret(key))
+	w.hosts[host].SetApp(key, upstreamSecret(key), organizations[1:]...)
 	w.hosts[host].RotateTokens(key, a.rotating)
 	return g
 }
@@ -326,11 +388,20 @@ func (w *world) rotate(a *simulatedApp, newKey bool) *generation {
 	case !newKey || a.twin != nil && a.newest != nil:
 		key = a.newest.key
 	}
-	if a.newest != nil {
-		a.newest.accepted = false
+	for _, g := range w.generations {
+		g.accepted = g.accepted && g.app != a
 	}
 	a.newest = w.credentials(a, a.host, key, n)
-	a.newest.accepted = true
+	return a.newest
+}
+
+// authorize makes credentials for another organization, with the same key and secret.
+func (w *world) authorize(a *simulatedApp, r *rand.Rand) *generation {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at := slices.Index(organizations, a.corp) + 1 + r.IntN(len(organizations)-1)
+	a.corp = organizations[at%len(organizations)]
+	a.newest = w.credentials(a, a.host, a.newest.key, a.newest.number)
 	return a.newest
 }
 
@@ -367,26 +438,27 @@ func (w *world) newInstance(skew time.Duration) *instance {
 		}
 		i.known[a.stored.of] = []*delivery{a.stored}
 	}
-	i.mount = &mount{t: w.t, storage: &faultyStorage{Storage: i}, system: w.system}
+	i.mount = &mount{t: w.t, storage: &faultyStorage{Storage: i}, system: &w.system.StaticSystemView}
 	i.storage.fail(w.storageFault)
 	var err error
 	i.engine, err = newBackend(context.Background(), &logical.BackendConfig{
-		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: logOf{w}}),
+		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: logOf{i}}),
 		System: w.system, StorageView: i.storage,
 	}, i)
 	require.NoError(w.t, err)
 	return i
 }
 
-// logOf is where the engine logs.
-type logOf struct{ w *world }
+// logOf is where an instance logs.
+type logOf struct{ *instance }
 
 // Write implements io.Writer.
 func (l logOf) Write(line []byte) (int, error) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
-	l.w.checkShown(nil, string(line))
 	l.w.note("  log: %s", bytes.TrimSpace(line))
+	l.w.checkShown(nil, string(line))
+	l.checkLog(string(line))
 	return len(line), nil
 }
 
@@ -441,6 +513,11 @@ var errNotLeader = errors.New("the node is not the leader")
 
 // Get implements logical.Storage. One that is no longer the leader still reads, for a while.
 func (i *instance) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	i.w.mu.Lock()
+	if name, ok := strings.CutPrefix(key, configPrefix); ok {
+		i.upkeepOf(i.w.byName[name]).looked = time.Now()
+	}
+	i.w.mu.Unlock()
 	time.Sleep(storageGet)
 	return i.w.storage.Get(ctx, key)
 }
@@ -495,7 +572,8 @@ func (i *instance) Delete(ctx context.Context, key string) error {
 // before the write is of an earlier one.
 func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
 	old, id := a.inForce, a.id
-	a.before, a.inForce, a.id = old, i.w.generations[login{rec.BaseURL, rec.AppKey, rec.AppSecret}], rec.Generation
+	a.before, a.id = old, rec.Generation
+	a.inForce = i.w.generations[login{rec.BaseURL, rec.AppKey, rec.CorpID, rec.AppSecret}]
 	a.tuning = tuning{
 		leased:        rec.Leased,
 		refreshBefore: time.Duration(rec.RefreshBefore) * time.Second,
@@ -504,6 +582,15 @@ func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
 	if old != nil && a.inForce != nil && (old == a.inForce) != (id == a.id) {
 		i.w.violate(a, "generations", "new credentials: %t, a new generation: %t", old != a.inForce, id != a.id)
 	}
+	began, at := timestamp(a.began), rec.AppSecretSetAt
+	wrong := at < began || at > timestamp(time.Now())
+	if old != nil && a.inForce != nil && old.secret == a.inForce.secret {
+		wrong = at != a.secretAt
+	}
+	if wrong && a.inForce != nil {
+		i.w.violate(a, "app_secret_set_at", "it is %s, after %s, in a write since %s", at, a.secretAt, began)
+	}
+	a.secretAt = rec.AppSecretSetAt
 	if id == a.id {
 		return
 	}
@@ -512,7 +599,9 @@ func (i *instance) notedConfig(a *simulatedApp, rec configRecord) {
 		i.known[g] = slices.DeleteFunc(i.known[g], func(d *delivery) bool { return d.sent.Before(a.began) })
 	}
 	i.forget(a)
-	i.upkeepOf(a).since = a.began.Add(-1) // what verified it is its first token
+	u := i.upkeepOf(a)
+	u.since, u.vague, u.served = a.began.Add(-1), false, false // what verified it is its first token
+	u.used, u.evicted = time.Now(), false
 }
 
 func (i *instance) notedToken(a *simulatedApp, e *logical.StorageEntry, active bool) {
@@ -540,17 +629,25 @@ func (i *instance) notedToken(a *simulatedApp, e *logical.StorageEntry, active b
 
 // RoundTrip implements http.RoundTripper: the way to DingTalk, on which the ledger is kept.
 func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
-	sent := time.Now()
-	var creds struct{ AppKey, AppSecret string }
-	if err := json.NewDecoder(req.Body).Decode(&creds); err != nil {
+	sent, keyField, secretField, fields := time.Now(), "client_id", "client_secret", map[string]string{}
+	if err := json.NewDecoder(req.Body).Decode(&fields); err != nil {
 		return nil, err
 	}
-	g, secret, since := i.calls(login{req.URL.Scheme + "://" + req.URL.Host, creds.AppKey, creds.AppSecret})
-	body := fmt.Sprintf(`{"appKey":%q,"appSecret":%q}`, g.key, secret)
-	req.Body, req.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+	corp, unified := strings.CutSuffix(strings.TrimPrefix(req.URL.Path, "/v1.0/oauth2/"), "/token")
+	if !unified {
+		corp, keyField, secretField = "", "appKey", "appSecret"
+	}
+	given := fields[secretField]
+	g, secret, since := i.calls(login{req.URL.Scheme + "://" + req.URL.Host, fields[keyField], corp, given})
+	fields[secretField] = secret
+	body, err := json.Marshal(fields)
+	if err != nil {
+		return nil, err
+	}
+	req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	rec := httptest.NewRecorder()
-	err := exchange(i.w.hosts[g.host], rec, req)
-	if secret == creds.AppSecret { // a wrong one, which DingTalk might repeat
+	err = exchange(i.w.hosts[g.host], rec, req)
+	if secret == given { // a wrong one, which DingTalk might repeat
 		rec.Body = bytes.NewBuffer(bytes.ReplaceAll(rec.Body.Bytes(), []byte(`"message":"`), []byte(`"message":"`+secret)))
 	}
 
@@ -562,7 +659,7 @@ func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	before, why := i.refused[g], i.delivered(g, sent, rec, err)
 	i.refused[g] = why
-	i.w.note("  a call for %s with %s at %s: %+v", g.app.name, g.secret, g.host, why)
+	i.w.note("  a call for %s with %s at %s%s: %+v", g.app.name, g.secret, g.host, req.URL.Path, why)
 	if why != nil {
 		g.app.crowd.callsFailed++
 		why.ended = time.Now()
@@ -581,12 +678,19 @@ func (i *instance) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // noted notes how a call of the app's own ended.
 func (m *memory) noted(why *refusal) {
-	switch m.last = why; {
-	case why == nil:
-		m.failed, m.quiet, m.served = 0, time.Time{}, false
+	m.ended, m.last = time.Now(), why
+	if why == nil {
+		m.failed, m.calls, m.quiet, m.served, m.vague = 0, 0, time.Time{}, false, false
 		return
-	case m.attempts == 1:
+	}
+	if m.calls++; m.attempts == 1 {
 		m.failed++
+	}
+	if m.calls == 1 {
+		m.failing[0] = why.ended
+	}
+	if m.failed == 1 {
+		m.failing[1] = why.ended.Add(time.Second)
 	}
 	steps := []int{5, 10, 20, 40, 60}
 	wait := time.Duration(steps[min(max(m.failed, 1), len(steps))-1]) * time.Second
@@ -628,7 +732,7 @@ func (i *instance) calls(sent login) (g *generation, seen string, since time.Tim
 	if i.calling[g]++; i.calling[g] > 1 {
 		w.violate(a, "one flight", "%d calls at once", i.calling[g])
 	}
-	for _, key := range [...]cooldownKey{{baseURL: g.host}, {baseURL: g.host, appKey: g.key}} {
+	for _, key := range g.cooldowns() {
 		if c := i.cooldowns[key]; c.until.After(now) && c.since.Before(now) { // not in the very moment
 			w.violate(a, "cooldowns", "a call %s before one ends: %s", c.until.Sub(now), c.why.reason)
 		}
@@ -643,25 +747,46 @@ func (i *instance) calls(sent login) (g *generation, seen string, since time.Tim
 	return g, seen, i.upkeepOf(a).since
 }
 
+// cooldowns are those that the login has to wait for: a ban of the host, and a Retry-After for its
+// key and organization.
+func (l login) cooldowns() [2]cooldownKey {
+	return [...]cooldownKey{{baseURL: l.host}, {baseURL: l.host, appKey: l.key, corpID: l.corp}}
+}
+
+// cools reports whether a cooldown for the generation lasts longer than to then.
+func (i *instance) cools(g *generation, then time.Time) bool {
+	keys := g.cooldowns()
+	return i.cooldowns[keys[0]].until.After(then) || i.cooldowns[keys[1]].until.After(then)
+}
+
 // delivered notes how DingTalk responded, and says what the contract makes of it if it is no token.
 func (i *instance) delivered(g *generation, sent time.Time, rec *httptest.ResponseRecorder, err error) *refusal {
 	var got struct {
-		AccessToken, Code, Punish string
-		ExpireIn                  int64
+		AccessToken, Code, Punish, RequestID string
+		ExpireIn                             int64
+		UnifiedToken                         string `json:"access_token"`
+		UnifiedLife                          int64  `json:"expires_in"`
 	}
 	_ = json.Unmarshal(rec.Body.Bytes(), &got) // what is no JSON has none of the fields
-	if why := refusalOf(rec, got.AccessToken, got.Code, got.Punish, err); why != nil {
+	token, expireIn := got.AccessToken, got.ExpireIn
+	if g.corp != "" {
+		token, expireIn = got.UnifiedToken, got.UnifiedLife
+	}
+	if why := refusalOf(rec, token, got.Code, got.Punish, err); why != nil {
+		why.code, why.id = got.Code, got.RequestID
 		i.coolDown(g, rec, why, err == nil && got.Punish == "deny")
 		return why
 	}
-	now, lifetime := time.Now(), time.Duration(got.ExpireIn)*time.Second
-	d := &delivery{of: g, token: got.AccessToken, sent: sent, arrived: now, lifetime: lifetime}
+	now, lifetime := time.Now(), time.Duration(expireIn)*time.Second
+	d := &delivery{of: g, token: token, sent: sent, arrived: now, lifetime: lifetime}
 	if t := i.w.granted[d.token]; d.ends().After(t.ends) {
 		i.w.granted[d.token] = granted{g.key, d.ends(), t.ended}
 	}
 	if d.remaining(now) < leastLife {
-		holds := []string{"expired", "attempt"}
-		return &refusal{reason: "a token that had expired", status: http.StatusBadGateway, holds: holds}
+		return &refusal{
+			reason: "a token that had expired", class: "malformed", status: http.StatusBadGateway,
+			holds: []string{"expired", "attempt"},
+		}
 	}
 	i.known[g] = append(i.known[g], d)
 	// The engine has the last one, or the one before while it stores the last, or what is stored.
@@ -675,26 +800,31 @@ func (i *instance) delivered(g *generation, sent time.Time, rec *httptest.Respon
 func refusalOf(rec *httptest.ResponseRecorder, token, code, punish string, err error) *refusal {
 	limited := strings.HasPrefix(code, "Forbidden.AccessDenied.Q") || code == "system.busy"
 	status := strconv.Itoa(rec.Code)
-	refused := func(reason string, status int, holds ...string) *refusal {
+	refused := func(reason, class string, status int, holds ...string) *refusal {
 		if status == http.StatusBadGateway {
 			holds = append(holds, "attempt")
 		}
-		return &refusal{reason: reason, status: status, holds: holds}
+		return &refusal{reason: reason, class: class, status: status, holds: holds}
+	}
+	rejected := map[string]string{
+		"invalidClientIdOrSecret": "rejected_credentials", "invalid.client": "rejected_credentials",
+		"Forbidden.AccessDenied.IpNotInWhiteList": "forbidden_ip",
 	}
 	var why *refusal
 	switch {
 	case err != nil:
-		why = refused("no response", http.StatusBadGateway, "could not get a token for app")
+		why = refused("no response", "unreachable", http.StatusBadGateway, "could not get a token for app")
 	case rec.Code >= http.StatusInternalServerError:
-		why = refused("a 5xx response", http.StatusBadGateway, "could not serve", status)
+		why = refused("a 5xx response", "unavailable", http.StatusBadGateway, "could not serve", status)
 	case punish == "deny":
-		return refused("a ban", http.StatusBadGateway, "banned")
+		return refused("a ban", "banned", http.StatusBadGateway, "banned")
 	case limited:
-		return refused("throttling", http.StatusBadGateway, code, "request id")
+		return refused("throttling", "throttled", http.StatusBadGateway, code, "request id")
 	case code != "":
-		return refused(code, http.StatusBadRequest, code, "request id")
+		class := cmp.Or(rejected[code], "rejected_request")
+		return refused(code, class, http.StatusBadRequest, code, "request id")
 	case token == "":
-		return refused("a response without a token", http.StatusBadGateway, "something that is not a token")
+		return refused("a response without a token", "malformed", http.StatusBadGateway, "something that is not a token")
 	default:
 		return nil
 	}
@@ -703,12 +833,12 @@ func refusalOf(rec *httptest.ResponseRecorder, token, code, punish string, err e
 }
 
 // coolDown notes until when DingTalk is to be left alone: by all for a ban, otherwise by whoever
-// has the key. A shorter time never replaces a longer one.
+// has the key in that organization. A shorter time never replaces a longer one.
 func (i *instance) coolDown(g *generation, rec *httptest.ResponseRecorder, why *refusal, ban bool) {
 	seconds, _ := strconv.Atoi(rec.Header().Get("Retry-After")) // 0 where there is none
-	key, lasts := cooldownKey{baseURL: g.host, appKey: g.key}, min(time.Duration(seconds)*time.Second, longestRetryAfter)
+	key, lasts := g.cooldowns()[1], min(time.Duration(seconds)*time.Second, longestRetryAfter)
 	if ban {
-		key, lasts = cooldownKey{baseURL: g.host}, longestBan
+		key, lasts = g.cooldowns()[0], longestBan
 	}
 	now, old := time.Now(), i.cooldowns[key]
 	if until := now.Add(lasts); lasts > 0 && until.After(old.until) {

@@ -54,9 +54,9 @@ var mutants = []mutant{
 	},
 	{
 		rule: "A reader of a due token does not wait for another's fetch", file: "app.go",
-		from:     "state == stateDue && t.remaining(now) >= w.atLeast(t) && !w.force && !w.ahead:",
-		to:       "false:",
-		caughtBy: "TestCreds_a_fresh_token_costs_nothing_and_the_first_reader_of_a_due_one_waits_alone",
+		from:     "case a.flight != nil && w.settles(t, now):",
+		to:       "case false:",
+		caughtBy: "FuzzOperations",
 	},
 	{
 		rule: "min_ttl counts as three quarters at most", file: "path_creds.go",
@@ -102,9 +102,15 @@ var mutants = []mutant{
 	},
 	{
 		rule: "A Retry-After stops every app with the key", file: "client.go",
-		from:     "[...]cooldownKey{{baseURL: baseURL}, {baseURL, appKey}} {",
-		to:       "[...]cooldownKey{{baseURL: baseURL}} {",
-		caughtBy: "TestRetry_After_of_up_to_ten_minutes_stops_every_call_with_its_key_whatever_app_or_generation",
+		from:     "[...]cooldownKey{{baseURL: creds.BaseURL}, {creds.BaseURL, creds.AppKey, creds.CorpID}} {",
+		to:       "[...]cooldownKey{{baseURL: creds.BaseURL}} {",
+		caughtBy: "FuzzOperations",
+	},
+	{
+		rule: "A Retry-After is for one organization", file: "client.go",
+		from:     "key.appKey, key.corpID = creds.AppKey, creds.CorpID",
+		to:       "key.appKey = creds.AppKey",
+		caughtBy: "FuzzOperations",
 	},
 	{
 		rule: "A shorter cooldown does not replace a longer one", file: "client.go",
@@ -120,8 +126,8 @@ var mutants = []mutant{
 	},
 	{
 		rule: "Every attempt asks for cooldowns", file: "client.go",
-		from:     "if cooldown := c.cooldowns.inForce(creds.BaseURL, creds.AppKey, time.Now()); cooldown != nil {",
-		to:       "if cooldown := c.cooldowns.inForce(creds.BaseURL, creds.AppKey, time.Now()); cooldown != nil && false {",
+		from:     "if cooldown := c.cooldowns.inForce(creds, time.Now()); cooldown != nil {",
+		to:       "if cooldown := c.cooldowns.inForce(creds, time.Now()); cooldown != nil && false {",
 		caughtBy: "TestBan_pauses_every_app_of_the_host_for_five_minutes",
 	},
 	{
@@ -141,6 +147,18 @@ var mutants = []mutant{
 		from:     "\tcase t.digest != digest:\n\t\treturn ended(req, name, fmt.Sprintf(\"app %q has another token\", name), now), nil\n",
 		to:       "\tcase t.digest != digest && false:\n\t\treturn nil, nil\n",
 		caughtBy: "TestRenew_of_a_lease_whose_token_is_no_longer_the_apps_ends_it_within_a_second",
+	},
+	{
+		rule: "A lease is issued for no longer than default_lease_ttl", file: "path_creds.go",
+		from:     "= b.leaseTTL(remaining), remaining",
+		to:       "= remaining, remaining",
+		caughtBy: "FuzzOperations",
+	},
+	{
+		rule: "A lease is renewed for no longer than default_lease_ttl", file: "path_creds.go",
+		from:     "b.leaseTTL(t.remaining(now)), t.remaining(now), now)",
+		to:       "t.remaining(now), t.remaining(now), now)",
+		caughtBy: "FuzzOperations",
 	},
 	{
 		rule: "A renewal on a standby is forwarded", file: "path_creds.go",
@@ -165,6 +183,48 @@ var mutants = []mutant{
 		from:     "if served && !a.servedSinceFetch.Load() {",
 		to:       "if false {",
 		caughtBy: "TestFlight_with_failing_storage_is_a_failure_like_any_other",
+	},
+	{
+		rule: "A leased app's token is refreshed ahead at half of its life", file: "app.go",
+		from:     "left = t.lifetime / 2",
+		to:       "left = t.lifetime / 4",
+		caughtBy: "FuzzOperations",
+	},
+	{
+		rule: "An unleased app's token is refreshed ahead at three quarters", file: "app.go",
+		from:     "left := t.lifetime / 4",
+		to:       "left := t.lifetime / 8",
+		caughtBy: "FuzzOperations",
+	},
+	{
+		rule: "A leased read extends a token in the second half of its life", file: "app.go",
+		from:     "(!c.Leased || remaining >= t.lifetime/2)",
+		to:       "(true || c.Leased)",
+		caughtBy: "FuzzOperations",
+	},
+	{
+		rule: "A reader who could be served waits two seconds at most", file: "app.go",
+		from:     "readerPatience = 2 * time.Second",
+		to:       "readerPatience = 5 * time.Second",
+		caughtBy: "FuzzOperations",
+	},
+	{
+		rule: "A fetch under way is no warning", file: "app.go",
+		from:     "case stillWaiting:\n\t\t\tcontinue",
+		to:       "case stillWaiting:\n\t\t\treturn w.result(a.token.Load(), err)",
+		caughtBy: "FuzzOperations",
+	},
+	{
+		rule: "A refresh that failed leaves its reader the current token", file: "app.go",
+		from:     "case !w.force && (failed || errors.Is(err, errShuttingDown)):",
+		to:       "case false:",
+		caughtBy: "FuzzOperations",
+	},
+	{
+		rule: "Only the current token is refreshed as a rejected one", file: "app.go",
+		from:     `return w.rejected != "" && (t == nil || t.digest != w.rejected)`,
+		to:       "return false",
+		caughtBy: "FuzzOperations",
 	},
 	{
 		rule: "The background lets an idle app be", file: "app.go",
@@ -195,6 +255,12 @@ var mutants = []mutant{
 		from:     "const mayNotWrite = consts.ReplicationPerformanceStandby | consts.ReplicationDRSecondary",
 		to:       "const mayNotWrite = consts.ReplicationDRSecondary",
 		caughtBy: "TestBackend_every_callback_in_every_replication_state",
+	},
+	{
+		rule: "A status is no use of an app", file: "path_status.go",
+		from:     "if a, err = b.apps.load(ctx, req.Storage, name); err != nil {",
+		to:       "if a, err = b.apps.app(ctx, req.Storage, name); err != nil {",
+		caughtBy: "FuzzOperations",
 	},
 	{
 		rule: "Idle apps leave memory", file: "background.go",
@@ -246,9 +312,15 @@ var mutants = []mutant{
 	},
 	{
 		rule: "A change of credentials starts a generation", file: "config.go",
-		from:     "if !moved && next.AppSecret.reveal() == present.AppSecret.reveal() {",
+		from:     "if !moved && sameSecret && next.CorpID == present.CorpID {",
 		to:       "if !moved {",
 		caughtBy: "TestFlight_ends_with_request_timeout_whatever_the_transport_does",
+	},
+	{
+		rule: "Another corp_id starts a generation", file: "config.go",
+		from:     "if !moved && sameSecret && next.CorpID == present.CorpID {",
+		to:       "if !moved && sameSecret {",
+		caughtBy: "FuzzOperations",
 	},
 	{
 		rule: "Another host or key needs the secret", file: "config.go",
@@ -366,9 +438,21 @@ var mutants = []mutant{
 	},
 	{
 		rule: "The log says once that fetches fail", file: "app.go",
-		from:     "\tif !a.failing {\n\t\twrite = a.registry.log.Warn\n\t}\n",
-		to:       "\twrite = a.registry.log.Warn\n",
-		caughtBy: "TestBackOff_is_a_minute_after_a_rejection_which_is_logged_once_until_fetches_work_again",
+		from:     "if a.warned.class != f.class || now.Sub(a.warned.at) >= warnInterval {",
+		to:       "if true {",
+		caughtBy: "FuzzOperations",
+	},
+	{
+		rule: "The log warns of another kind of failure", file: "app.go",
+		from:     "if a.warned.class != f.class ||",
+		to:       `if a.warned.class == "" ||`,
+		caughtBy: "FuzzOperations",
+	},
+	{
+		rule: "The log warns of failures again after an hour", file: "app.go",
+		from:     "now.Sub(a.warned.at) >= warnInterval {",
+		to:       "false {",
+		caughtBy: "FuzzOperations",
 	},
 	{
 		rule: "The end of a mount is no warning", file: "background.go",
