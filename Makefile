@@ -93,7 +93,7 @@ test-e2e: build simulator bin/demo ## the end-to-end tests, against a real Vault
 	$(with_vault) go test -tags e2e -count=1 -timeout 20m ./test/...
 
 .PHONY: simulation
-simulation: ## 30 days of 200 apps under faults, in virtual time; test-unit does two of them
+simulation: ## 30 days of 200 apps under faults, in virtual time; test-unit does one of them
 	go test -count=1 -timeout 15m -run "^TestSimulation" -v . -simulation.seed=0 -simulation.days=30
 
 .PHONY: mutants

@@ -186,7 +186,7 @@ func TestShown_text_costs_little_whatever_a_host_sends(t *testing.T) {
 			_, err := readResponse(400, http.Header{}, []byte(c.body), newSensitive(c.secret))
 			runtime.ReadMemStats(&after)
 			require.LessOrEqual(t, len(err.message), 256)
-			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(8<<20))
+			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(16<<20))
 		})
 	}
 }

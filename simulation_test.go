@@ -34,7 +34,7 @@ import (
 
 var (
 	seedFlag = flag.Uint64("simulation.seed", 3234222806, "seed of the simulation; 0 draws one")
-	daysFlag = flag.Int("simulation.days", 2, "days of virtual time that the simulation runs for")
+	daysFlag = flag.Int("simulation.days", 1, "days of virtual time that the simulation runs for")
 )
 
 const (
