@@ -24,7 +24,7 @@ export HOME := $(CURDIR)/bin/.home
 endif
 
 # The modules besides the plugin's own; test/vault is no more than the way to build a Vault.
-modules := bench examples/go-app test/examples
+modules := bench examples/go-app image test/examples
 
 # What a step needs to run against a real Vault: the path of one, absolute, in VAULT_BIN.
 with_vault = vault=$$(scripts/vault-bin) && VAULT_BIN="$$vault"
@@ -91,6 +91,7 @@ test-unit: ## the tests that need no Vault server, with the race detector, in ra
 .PHONY: test-e2e
 test-e2e: build simulator bin/demo ## the end-to-end tests, against a real Vault server; VAULT_BIN=... names one
 	$(with_vault) go test -tags e2e -count=1 -timeout 20m ./test/...
+	$(with_vault) GOWORK=off go -C image test -tags e2e -count=1 -timeout 5m ./...
 
 .PHONY: simulation
 simulation: ## 30 days of 200 apps under faults, in virtual time; test-unit does one of them

@@ -108,12 +108,7 @@ func TestDocs_code_that_would_not_be_run_is_refused(t *testing.T) {
 
 func TestDocs_work_as_written(t *testing.T) {
 	t.Parallel()
-	program := filepath.Join(t.TempDir(), pluginName)
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", "-s -w -X vault-plugin-secrets-dingtalk.Version="+pluginVersion, "-o", program, "./cmd/"+pluginName)
-	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	program := buildPlugin(t, pluginVersion)
 
 	for _, page := range pages(t) {
 		if page == "README.md" || strings.HasSuffix(page, translation) {
@@ -136,6 +131,19 @@ func TestDocs_work_as_written(t *testing.T) {
 	}
 }
 
+// buildPlugin builds the plugin as `make build` does, and returns the path.
+func buildPlugin(t *testing.T, version string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), pluginName)
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false",
+		"-ldflags", "-s -w -X vault-plugin-secrets-dingtalk.Version="+version, "-o", program, "./cmd/"+pluginName)
+	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return program
+}
+
+// A translation for readers in China names the host of their edition.
 func TestDocs_a_translation_has_the_same_code(t *testing.T) {
 	t.Parallel()
 	for _, page := range pages(t) {
@@ -146,6 +154,9 @@ func TestDocs_a_translation_has_the_same_code(t *testing.T) {
 		translated, want := pageBlocks(t, page), pageBlocks(t, original+".md")
 		for i := range min(len(want), len(translated)) {
 			translated[i].line = want[i].line
+			if page == "docs/install"+translation {
+				want[i].body = strings.ReplaceAll(want[i].body, "https://"+dingtalkHost, "https://api.dingtalk.com")
+			}
 			require.Equal(t, want[i], translated[i], "%s: %v of the original, and its translation", page, want[i])
 		}
 		require.Len(t, translated, len(want), page)

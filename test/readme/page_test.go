@@ -20,7 +20,10 @@ package readme
 //	<!-- given: there is no app -->
 //	<!-- given: the log has works again -->            by now: a plugin's lines take a moment
 //	<!-- given: a second passes -->                    for which the engine keeps what Vault says of the mount
+//	<!-- given: the engine is not installed -->        unmounted, and out of the catalog
+//	<!-- given: the release 0.2.0 was downloaded -->   its binary for Linux on amd64, and the checksums, by their names
 //	<!-- given: exit status 2 -->                      of the block, which fails
+//	<!-- given: not run here: docker -->               the block needs what it names, which no test has: bash reads it alone
 
 import (
 	"bufio"
@@ -42,6 +45,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -112,7 +116,6 @@ func (n *newcomer) startRaft(t *testing.T, blocks []block) {
 api_addr         = %q
 cluster_addr     = "https://%s"
 disable_mlock    = true
-plugin_directory = %q
 
 listener "tcp" {
   address     = %q
@@ -124,7 +127,14 @@ storage "raft" {
   node_id                = "page"
   performance_multiplier = 1
 }
-`, n.vault, freeAddress(t), n.here["/etc/vault.d/plugins"], strings.TrimPrefix(n.vault, "http://"), t.TempDir())
+`, n.vault, freeAddress(t), strings.TrimPrefix(n.vault, "http://"), t.TempDir())
+	const directory = "plugin_directory"
+	if !slices.ContainsFunc(blocks, func(b block) bool {
+		name, err := b.fileName()
+		return err == nil && name == "vault.hcl" && strings.Contains(b.body, directory)
+	}) {
+		config += fmt.Sprintf("%s = %q\n", directory, n.here["/etc/vault.d/plugins"])
+	}
 	for _, b := range blocks {
 		if name, err := b.fileName(); err == nil && name == "vault.hcl" {
 			config += n.translate(b.body)
@@ -196,6 +206,10 @@ func (n *newcomer) arrange(t *testing.T, b block, given string) {
 		}, time.Minute, 50*time.Millisecond, "%v", b)
 		return
 	}
+	if version, ok := strings.CutPrefix(given, "the release "); ok {
+		n.download(t, strings.TrimSuffix(version, " was downloaded"))
+		return
+	}
 	if line, ok := strings.CutPrefix(given, "the log has "); ok {
 		require.Eventually(
 			t,
@@ -220,6 +234,11 @@ func (n *newcomer) arrange(t *testing.T, b block, given string) {
 		n.hidden = append(n.hidden, n.secret)
 		n.here[pageSecret] = n.secret
 		n.dingtalk.SetApp(appKey, n.secret)
+	case "the engine is not installed":
+		require.NoError(t, n.client.Sys().Unmount("dingtalk"))
+		require.NoError(t, n.client.Sys().DeregisterPlugin(&api.DeregisterPluginInput{
+			Name: pluginName, Type: api.PluginTypeSecrets, Version: pluginVersion,
+		}))
 	case "myapp has no token":
 		_, err := n.client.Logical().Delete("dingtalk/config/myapp")
 		require.NoError(t, err)
@@ -229,6 +248,20 @@ func (n *newcomer) arrange(t *testing.T, b block, given string) {
 	default:
 		require.FailNow(t, "unknown", "%v: given %q", b, given)
 	}
+}
+
+// download puts a release's binary and the file of checksums into the reader's directory. The binary is
+// this machine's, whatever its name says.
+func (n *newcomer) download(t *testing.T, version string) {
+	t.Helper()
+	name := pluginName + "_" + version + "_linux_amd64"
+	content, err := os.ReadFile(buildPlugin(t, "v"+version))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(n.folder, name), content, 0o600))
+	digest := sha256.Sum256(content)
+	checksums := hex.EncodeToString(digest[:]) + "  " + name + "\n" + strings.Repeat("0", 64) + "  another-file\n"
+	file := filepath.Join(n.folder, pluginName+"_"+version+"_checksums.txt")
+	require.NoError(t, os.WriteFile(file, []byte(checksums), 0o600))
 }
 
 // company is a network in which DingTalk is reached through a proxy alone, and shows a certificate

@@ -218,7 +218,13 @@ func (n *newcomer) read(t *testing.T, blocks []block) {
 	t.Helper()
 	for i, b := range blocks {
 		status := 0
+		run := n.shell
 		for _, given := range b.given {
+			if needs, ok := strings.CutPrefix(given, "not run here: "); ok {
+				requireNeeds(t, b, needs)
+				run = n.readOnly
+				continue
+			}
 			if _, err := fmt.Sscanf(given, "exit status %d", &status); err != nil {
 				n.arrange(t, b, given)
 			}
@@ -227,7 +233,7 @@ func (n *newcomer) read(t *testing.T, blocks []block) {
 		var printed string
 		switch b.language {
 		case "shell":
-			printed = n.shell(t, b, body, status)
+			printed = run(t, b, body, status)
 		case "hcl", "yaml", "json":
 			n.onFile(n.write(t, b, body))
 		case "go":
@@ -283,6 +289,27 @@ func (n *newcomer) shell(t *testing.T, b block, body string, status int) string 
 	}
 	require.Equal(t, status, cmd.ProcessState.ExitCode(), "%v printed:\n%s", b, printed)
 	n.checkHidden(t, string(printed))
+	return string(printed)
+}
+
+// elsewhere is what a page may need that a test has not.
+var elsewhere = []string{"docker", "skopeo", "helm", "kubectl", "registry.example.com"}
+
+// requireNeeds holds what a block is said to need against the list, and against the block.
+func requireNeeds(t *testing.T, b block, needs string) {
+	t.Helper()
+	require.Equal(t, "shell", b.language, "%v", b)
+	for need := range strings.SplitSeq(needs, ", ") {
+		require.Contains(t, elsewhere, need, "%v", b)
+		require.Contains(t, b.body, need, "%v does not need it", b)
+	}
+}
+
+// readOnly lets bash read the block without running it.
+func (n *newcomer) readOnly(t *testing.T, b block, body string, _ int) string {
+	t.Helper()
+	printed, err := n.command(t, "bash", "-n", "-c", body).CombinedOutput()
+	require.NoError(t, err, "%v: %s", b, printed)
 	return string(printed)
 }
 

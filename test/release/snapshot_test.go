@@ -73,9 +73,10 @@ type packed struct {
 	modified time.Time
 }
 
-func TestSnapshot_has_an_archive_and_its_bill_of_materials_for_each_system(t *testing.T) {
+func TestSnapshot_has_an_image_and_an_archive_with_its_SBOM_for_each_system(t *testing.T) {
 	t.Parallel()
-	var want, got []string
+	var got []string
+	want := []string{image()}
 	for _, s := range systems {
 		want = append(want, s.archive(), s.archive()+".spdx.json")
 	}
@@ -91,7 +92,7 @@ func TestSnapshot_has_an_archive_and_its_bill_of_materials_for_each_system(t *te
 
 func TestSnapshot_checksums_are_those_of_every_file_of_the_release(t *testing.T) {
 	t.Parallel()
-	want := map[string]string{}
+	want := map[string]string{image(): digest([]byte(read(t, "dist/"+image())))}
 	for _, s := range systems {
 		for _, name := range []string{s.archive(), s.archive() + ".spdx.json"} {
 			want[name] = digest([]byte(read(t, "dist/"+name)))
