@@ -64,7 +64,8 @@ static class App {
             ? Send("GET", api + "/v1.0/microApp/allInnerApps", "x-acs-dingtalk-access-token", token, null)
             : Send("POST", old + "/topapi/v2/department/listsub" + query, "Accept", "application/json", "{}");
         if (!answer[1].StartsWith("{")) throw new Exception("DingTalk: " + answer[0] + " no JSON");
-        var codes = Field(answer[1], "code") + Field(answer[1], "errcode") + " " + Field(answer[1], "sub_code");
+        var codes = answer[0] != "200" ? Field(answer[1], "code")
+            : Field(answer[1], "errcode") + " " + Field(answer[1], "sub_code");
         return new[] { (answer[0] + " " + codes).Trim(), answer[1] };
     }
 

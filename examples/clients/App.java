@@ -56,10 +56,10 @@ public class App {
         var answer = oldUrl.isEmpty()
             ? send("GET", newUrl + "/v1.0/microApp/allInnerApps", "", "x-acs-dingtalk-access-token", token)
             : send("POST", oldUrl + "/topapi/v2/department/listsub" + query, "{}", "Content-Type", "application/json");
-        if (!answer.body().startsWith("{")) throw new Exception("DingTalk: " + answer.statusCode() + " no JSON");
-        var body = answer.body();
-        var codes = field(body, "code") + field(body, "errcode") + " " + field(body, "sub_code");
-        return new String[] {(answer.statusCode() + " " + codes).strip(), body};
+        String status = "" + answer.statusCode(), body = answer.body();
+        if (!body.startsWith("{")) throw new Exception("DingTalk: " + status + " no JSON");
+        var codes = status.equals("200") ? field(body, "errcode") + " " + field(body, "sub_code") : field(body, "code");
+        return new String[] {(status + " " + codes).strip(), body};
     }
 
     public static void main(String[] args) throws Exception {

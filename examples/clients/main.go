@@ -63,8 +63,7 @@ func call() (code, answer string) {
 		request.URL.RawQuery = url.Values{"access_token": {token}}.Encode()
 	}
 	// A transport follows no redirect, which would take the token elsewhere, and has no URL in its errors.
-	response, err := http.DefaultTransport.RoundTrip(request)
-	must(response, err)
+	response := must(http.DefaultTransport.RoundTrip(request)) //nolint:bodyclose // it is closed
 	defer response.Body.Close()
 	body := must(io.ReadAll(response.Body))
 	fields := map[string]any{}

@@ -75,7 +75,7 @@ var languages = []language{
 		name: "Go", file: "main.go", needs: map[string]string{"go": "golang"},
 		command: func(file string) []string { return []string{file} },
 		compiled: func(_, program string) *exec.Cmd {
-			return exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", program, ".") //nolint:noctx // see program
+			return exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", program, ".")
 		},
 	},
 	{
@@ -83,8 +83,7 @@ var languages = []language{
 		needs:   map[string]string{"mcs": "mono-mcs libmono-system-net-http4.0-cil", "mono": "mono-runtime"},
 		command: func(file string) []string { return []string{"mono", file} },
 		compiled: func(file, program string) *exec.Cmd {
-
-			return exec.Command("mcs", "-r:System.Net.Http", "-out:"+program, file) //nolint:noctx // see program
+			return exec.Command("mcs", "-r:System.Net.Http", "-out:"+program, file)
 		},
 	},
 }
@@ -289,40 +288,32 @@ func watchCommandLines(t *testing.T, env []string, dir string) []string {
 	return append(env, "PATH="+stands+":"+os.Getenv("PATH"))
 }
 
-// forEachLanguage runs a test for the client in each language.
-func forEachLanguage(t *testing.T, test func(t *testing.T, l language)) {
-	t.Helper()
+func TestClient_calls_an_API_over_lives_of_a_token_and_none_is_refused(t *testing.T) {
+	t.Parallel()
 	for _, l := range languages {
 		t.Run(l.name, func(t *testing.T) {
 			t.Parallel()
-			test(t, l)
+			dt := startDingTalk(t, clientsLifetime)
+			m := newMount(t)
+			leased := l.start(t, m.newApp(t, dt, nil))
+			unleased := l.start(t, m.newApp(t, dt, fields{"leased": false}))
+			first := map[*runningClient]string{}
+			for _, r := range []*runningClient{leased, unleased} {
+				r.awaitCalls(t, 1)
+				first[r] = dt.LastToken(r.a.key)
+			}
+			requireCallsFor(t, 2*clientsLifetime, leased, unleased)
+
+			for r, token := range first {
+				requireSameToken(t, dt.LastToken(r.a.key), token) // it was extended, in time each time
+				require.LessOrEqual(t, r.a.calls(), 6, "two calls in a lifetime are enough")
+				require.Zero(t, r.says(t, saysRefused))
+				require.Less(t, r.says(t, saysRead), 15, "it reads when it is time, and not for each call")
+			}
+			require.NotEmpty(t, leased.a.leases(t))
+			require.Empty(t, unleased.a.leases(t))
 		})
 	}
-}
-
-func TestClient_calls_an_API_over_lives_of_a_token_and_none_is_refused(t *testing.T) {
-	t.Parallel()
-	forEachLanguage(t, func(t *testing.T, l language) {
-		dt := startDingTalk(t, clientsLifetime)
-		m := newMount(t)
-		leased := l.start(t, m.newApp(t, dt, nil))
-		unleased := l.start(t, m.newApp(t, dt, fields{"leased": false}))
-		first := map[*runningClient]string{}
-		for _, r := range []*runningClient{leased, unleased} {
-			r.awaitCalls(t, 1)
-			first[r] = dt.LastToken(r.a.key)
-		}
-		requireCallsFor(t, 2*clientsLifetime, leased, unleased)
-
-		for r, token := range first {
-			requireSameToken(t, dt.LastToken(r.a.key), token) // it was extended, in time each time
-			require.LessOrEqual(t, r.a.calls(), 6, "two calls in a lifetime are enough")
-			require.Zero(t, r.says(t, saysRefused))
-			require.Less(t, r.says(t, saysRead), 15, "it reads when it is time, and not for each call")
-		}
-		require.NotEmpty(t, leased.a.leases(t))
-		require.Empty(t, unleased.a.leases(t))
-	})
 }
 
 // oldHosts are the ways in which DingTalk's old host refuses a token.
@@ -350,47 +341,50 @@ func oldHosts(t *testing.T, dt *dingtalk) map[string]string {
 
 func TestClient_recovers_once_from_each_token_that_ended_before_its_time(t *testing.T) {
 	t.Parallel()
-	forEachLanguage(t, func(t *testing.T, l language) {
-		dt := startDingTalk(t, 10*time.Minute)
-		m := newMount(t)
-		all := map[string]*runningClient{
-			"leased":   l.start(t, m.newApp(t, dt, nil)),
-			"unleased": l.start(t, m.newApp(t, dt, fields{"leased": false})),
-		}
-		for name, host := range oldHosts(t, dt) {
-			all[name] = l.start(t, m.newApp(t, dt, nil), "DINGTALK_OLD_URL="+host)
-		}
-		first := map[*runningClient]string{}
-		for _, r := range all {
-			r.awaitCalls(t, 2)
-			require.Zero(t, r.refused())
-			first[r] = dt.LastToken(r.a.key)
-		}
+	for _, l := range languages {
+		t.Run(l.name, func(t *testing.T) {
+			t.Parallel()
+			dt := startDingTalk(t, 10*time.Minute)
+			m := newMount(t)
+			all := map[string]*runningClient{
+				"leased":   l.start(t, m.newApp(t, dt, nil)),
+				"unleased": l.start(t, m.newApp(t, dt, fields{"leased": false})),
+			}
+			for name, host := range oldHosts(t, dt) {
+				all[name] = l.start(t, m.newApp(t, dt, nil), "DINGTALK_OLD_URL="+host)
+			}
+			first := map[*runningClient]string{}
+			for _, r := range all {
+				r.awaitCalls(t, 2)
+				require.Zero(t, r.refused())
+				first[r] = dt.LastToken(r.a.key)
+			}
 
-		// Replaced: the engine has been given another token, by somebody else perhaps, while the client
-		// holds the old one.
-		for _, r := range all {
-			dt.ExpireTokens(r.a.key)
-			r.a.refreshNow(t)
-		}
-		replaced := time.Now()
-		for _, r := range all {
-			r.requireRecovered(t, 1)
-			requireOtherToken(t, dt.LastToken(r.a.key), first[r])
-		}
+			// Replaced: the engine has been given another token, by somebody else perhaps, while the client
+			// holds the old one.
+			for _, r := range all {
+				dt.ExpireTokens(r.a.key)
+				r.a.refreshNow(t)
+			}
+			replaced := time.Now()
+			for _, r := range all {
+				r.requireRecovered(t, 1)
+				requireOtherToken(t, dt.LastToken(r.a.key), first[r])
+			}
 
-		// Ended: nobody knows but DingTalk.
-		waitFor(t, refreshInterval+5*time.Second, "the engine may be told to ask DingTalk again", func() bool {
-			return time.Since(replaced) > refreshInterval+500*time.Millisecond
+			// Ended: nobody knows but DingTalk.
+			waitFor(t, refreshInterval+5*time.Second, "the engine may be told to ask DingTalk again", func() bool {
+				return time.Since(replaced) > refreshInterval+500*time.Millisecond
+			})
+			for _, r := range all {
+				dt.ExpireTokens(r.a.key)
+			}
+			for name, r := range all {
+				r.requireRecovered(t, 2)
+				require.Equal(t, 3, r.a.calls(), "%s: one call for each token", name)
+			}
 		})
-		for _, r := range all {
-			dt.ExpireTokens(r.a.key)
-		}
-		for name, r := range all {
-			r.requireRecovered(t, 2)
-			require.Equal(t, 3, r.a.calls(), "%s: one call for each token", name)
-		}
-	})
+	}
 }
 
 // requireRecovered waits until the client's calls are accepted again, and checks that it took one
@@ -409,34 +403,37 @@ func (r *runningClient) requireRecovered(t *testing.T, ended int) {
 
 func TestClient_goes_on_with_its_token_while_Vault_is_away(t *testing.T) {
 	t.Parallel()
-	forEachLanguage(t, func(t *testing.T, l language) {
-		const lifetime = 30 * time.Second // time to try again after five seconds
-		dt := startDingTalk(t, lifetime)
-		a := newMount(t).newApp(t, dt, nil)
-		target, err := url.Parse(a.m.v.addr)
-		require.NoError(t, err)
-		vault := httputil.NewSingleHostReverseProxy(target)
-		var away atomic.Bool
-		u := serveUpstream(t, "127.0.0.1", nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if away.Load() {
-				w.WriteHeader(http.StatusServiceUnavailable)
-				return
-			}
-			vault.ServeHTTP(w, r)
-		}))
-		r := l.start(t, a, "VAULT_ADDR=http://"+u.addr)
-		r.awaitCalls(t, 1)
-		away.Store(true)
-		waitFor(t, lifetime, "the client notices that Vault is away", func() bool {
-			require.True(t, r.proc.Running(), "the client runs")
-			return r.says(t, saysGoingOn) > 0
-		})
-		r.awaitCalls(t, 1)
-		away.Store(false)
+	for _, l := range languages {
+		t.Run(l.name, func(t *testing.T) {
+			t.Parallel()
+			const lifetime = 30 * time.Second // time to try again after five seconds
+			dt := startDingTalk(t, lifetime)
+			a := newMount(t).newApp(t, dt, nil)
+			target, err := url.Parse(a.m.v.addr)
+			require.NoError(t, err)
+			vault := httputil.NewSingleHostReverseProxy(target)
+			var away atomic.Bool
+			u := serveUpstream(t, "127.0.0.1", nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if away.Load() {
+					w.WriteHeader(http.StatusServiceUnavailable)
+					return
+				}
+				vault.ServeHTTP(w, r)
+			}))
+			r := l.start(t, a, "VAULT_ADDR=http://"+u.addr)
+			r.awaitCalls(t, 1)
+			away.Store(true)
+			waitFor(t, lifetime, "the client notices that Vault is away", func() bool {
+				require.True(t, r.proc.Running(), "the client runs")
+				return r.says(t, saysGoingOn) > 0
+			})
+			r.awaitCalls(t, 1)
+			away.Store(false)
 
-		requireCallsFor(t, lifetime/2, r)
-		require.Greater(t, r.says(t, saysRead), 1)
-	})
+			requireCallsFor(t, lifetime/2, r)
+			require.Greater(t, r.says(t, saysRead), 1)
+		})
+	}
 }
 
 // runOnce runs a client that makes one call and ends.
@@ -460,37 +457,40 @@ func (l language) runOnce(t *testing.T, env []string) cliResult {
 
 func TestClient_makes_one_call_unless_told_otherwise_and_says_what_is_wrong(t *testing.T) {
 	t.Parallel()
-	forEachLanguage(t, func(t *testing.T, l language) {
-		dt := startDingTalk(t, fullLifetime)
-		a := newMount(t).newApp(t, dt, nil)
-		env := l.environment(t, a)
-		noteSecret(a.token(t), "an access token")
+	for _, l := range languages {
+		t.Run(l.name, func(t *testing.T) {
+			t.Parallel()
+			dt := startDingTalk(t, fullLifetime)
+			a := newMount(t).newApp(t, dt, nil)
+			env := l.environment(t, a)
+			noteSecret(a.token(t), "an access token")
 
-		require.Contains(t, l.runOnce(t, env).succeeded(t), "simulated app")
-		old := l.runOnce(t, append(slices.Clone(env), "DINGTALK_OLD_URL="+dt.url))
-		require.Contains(t, old.succeeded(t), "simulated department")
-		accepted, refused := dt.Calls(simulator.AnyApp)
-		require.Equal(t, []int{2, 0}, []int{accepted, refused})
+			require.Contains(t, l.runOnce(t, env).succeeded(t), "simulated app")
+			old := l.runOnce(t, append(slices.Clone(env), "DINGTALK_OLD_URL="+dt.url))
+			require.Contains(t, old.succeeded(t), "simulated department")
+			accepted, refused := dt.Calls(simulator.AnyApp)
+			require.Equal(t, []int{2, 0}, []int{accepted, refused})
 
-		for what, wrong := range map[string]struct{ change, says string }{
-			"an app not configured": {"DINGTALK_APP=other", "permission denied"},
-			"no DingTalk":           {"DINGTALK_BASE_URL=http://" + deadAddress(t), "(?i)connect"},
-			"no old host":           {"DINGTALK_OLD_URL=http://" + deadAddress(t), "(?i)connect"},
-			"no Vault":              {"VAULT_ADDR=http://" + deadAddress(t), "(?i)connect"},
-			"another path":          {"DINGTALK_BASE_URL=" + dt.url + "/else", "404"},
-			"a redirect elsewhere":  {"DINGTALK_BASE_URL=" + redirecting(t, dt.url), "307|no JSON|not valid JSON"},
-		} {
-			if what == "another path" && l.name == "Node.js" {
-				continue // the SDK is told a host, and knows the paths itself
+			for what, wrong := range map[string]struct{ change, says string }{
+				"an app not configured": {"DINGTALK_APP=other", "permission denied"},
+				"no DingTalk":           {"DINGTALK_BASE_URL=http://" + deadAddress(t), "(?i)connect"},
+				"no old host":           {"DINGTALK_OLD_URL=http://" + deadAddress(t), "(?i)connect"},
+				"no Vault":              {"VAULT_ADDR=http://" + deadAddress(t), "(?i)connect"},
+				"another path":          {"DINGTALK_BASE_URL=" + dt.url + "/else", "404"},
+				"a redirect elsewhere":  {"DINGTALK_BASE_URL=" + redirecting(t, dt.url), "307|no JSON|not valid JSON"},
+			} {
+				if what == "another path" && l.name == "Node.js" {
+					continue // the SDK is told a host, and knows the paths itself
+				}
+				result := l.runOnce(t, append(slices.Clone(env), wrong.change))
+				require.NotZero(t, result.status, what)
+				require.Regexp(t, wrong.says, result.stderr, what)
+				require.Empty(t, result.stdout, what)
 			}
-			result := l.runOnce(t, append(slices.Clone(env), wrong.change))
-			require.NotZero(t, result.status, what)
-			require.Regexp(t, wrong.says, result.stderr, what)
-			require.Empty(t, result.stdout, what)
-		}
-		accepted, refused = dt.Calls(simulator.AnyApp)
-		require.Equal(t, []int{2, 0}, []int{accepted, refused}, "no token went anywhere else")
-	})
+			accepted, refused = dt.Calls(simulator.AnyApp)
+			require.Equal(t, []int{2, 0}, []int{accepted, refused}, "no token went anywhere else")
+		})
+	}
 }
 
 // redirecting serves redirects to the same path of another address.

@@ -49,8 +49,8 @@ func callSDK(t *testing.T, dt *dingtalk, calls ...fields) []sdkResult {
 	var results []sdkResult
 	decodeJSON(t, string(out), &results)
 	require.Len(t, results, len(calls))
-	for _, r := range results {
-		noteSecret(r.Body.AccessToken, "an access token")
+	for i := range results {
+		noteSecret(results[i].Body.AccessToken, "an access token")
 	}
 	return results
 }
