@@ -17,12 +17,11 @@ static class App {
     static string token;
     static DateTime due; // when to read the token again
 
-    static string Env(string name, string otherwise) { return Environment.GetEnvironmentVariable(name) ?? otherwise; }
+    static string Env(string name, string otherwise) => Environment.GetEnvironmentVariable(name) ?? otherwise;
 
     // The first text or number of this name in JSON, as it is written there. A JSON library does more.
-    static string Field(string json, string name) {
-        return Regex.Match(json, '"' + name + "\":\\s*\"?((?:[^\"\\\\,}]|\\\\.)*)").Groups[1].Value;
-    }
+    static string Field(string json, string name) =>
+        Regex.Match(json, '"' + name + "\":\\s*\"?((?:[^\"\\\\,}]|\\\\.)*)").Groups[1].Value;
 
     static string[] Send(string method, string url, string header, string value, string body) {
         var request = new HttpRequestMessage(new HttpMethod(method), url);

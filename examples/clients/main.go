@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"time"
 
 	vault "github.com/hashicorp/vault/api"
@@ -41,11 +42,8 @@ func read(v *vault.Logical) {
 	secret = must(secret, err)
 	token = fmt.Sprint(secret.Data["access_token"])
 	// Reading in the second half of a lease extends the token. Without a lease, ttl says when to come back.
-	life := time.Duration(secret.LeaseDuration) * time.Second * 2 / 3
-	if ttl, ok := secret.Data["ttl"].(json.Number); ok {
-		life = time.Duration(must(ttl.Int64())) * time.Second
-	}
-	due = time.Now().Add(life)
+	ttl, _ := strconv.Atoi(fmt.Sprint(secret.Data["ttl"]))
+	due = time.Now().Add(time.Duration(max(secret.LeaseDuration*2/3, ttl)) * time.Second)
 	log.Printf("read "+path, "creds")
 }
 
@@ -67,9 +65,7 @@ func call() (code, answer string) {
 	defer response.Body.Close()
 	body := must(io.ReadAll(response.Body))
 	fields := map[string]any{}
-	if json.Unmarshal(body, &fields) != nil {
-		return fmt.Sprint(response.StatusCode, " no JSON"), ""
-	}
+	must(fields, json.Unmarshal(body, &fields))
 	code = fmt.Sprint(response.StatusCode)
 	for _, name := range []string{"code", "errcode", "sub_code"} {
 		if fields[name] != nil {
