@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Calls an API of DingTalk's with an access token from Vault. README.md has the settings. With Mono:
-// mcs -r:System.Net.Http App.cs && mono App.exe
+// Calls an API of DingTalk's with an access token from Vault. README.md has the settings and how to compile this.
 
 using System;
 using System.Linq;
@@ -28,9 +27,8 @@ static class App {
         request.Headers.Add(header, value);
         request.Headers.Add("X-Vault-Request", "true");
         if (body != null) request.Content = new StringContent(body, Encoding.UTF8, "application/json");
-        var response = http.SendAsync(request).GetAwaiter().GetResult();
-        var text = response.Content.ReadAsStringAsync().GetAwaiter().GetResult();
-        return new[] { "" + (int)response.StatusCode, text.Trim() };
+        var response = http.SendAsync(request).Result;
+        return new[] { (int)response.StatusCode + "", response.Content.ReadAsStringAsync().Result.Trim() };
     }
 
     static string Vault(string method, string path, string body) {
@@ -51,7 +49,7 @@ static class App {
         } catch (Exception e) {
             if (token == null) throw;
             due = DateTime.UtcNow.AddSeconds(5);
-            Console.Error.WriteLine("going on with the current token: " + e.Message);
+            Console.Error.WriteLine("going on with the current token: " + e.GetBaseException().Message);
         }
     }
 
@@ -63,9 +61,9 @@ static class App {
             ? Send("GET", api + "/v1.0/microApp/allInnerApps", "x-acs-dingtalk-access-token", token, null)
             : Send("POST", old + "/topapi/v2/department/listsub" + query, "Accept", "application/json", "{}");
         if (!answer[1].StartsWith("{")) throw new Exception("DingTalk: " + answer[0] + " no JSON");
-        var codes = answer[0] != "200" ? Field(answer[1], "code")
-            : Field(answer[1], "errcode") + " " + Field(answer[1], "sub_code");
-        return new[] { (answer[0] + " " + codes).Trim(), answer[1] };
+        Func<string, string> code = name => " " + Field(answer[1], name);
+        var codes = answer[0] == "200" ? code("errcode") + code("sub_code") : code("code");
+        return new[] { (answer[0] + codes).Trim(), answer[1] };
     }
 
     static void Main() {

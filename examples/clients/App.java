@@ -5,12 +5,13 @@ import java.net.http.*;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.Set;
-import java.util.regex.Pattern;
 
 /** Calls an API of DingTalk's with an access token from Vault. README.md has the settings. Java 17: java App.java */
 public class App {
     static final HttpClient http = HttpClient.newHttpClient(); // follows no redirect: it would take the token elsewhere
     static final String path = env("DINGTALK_MOUNT", "dingtalk") + "/%s/" + env("DINGTALK_APP", "");
+    static final String newUrl = env("DINGTALK_BASE_URL", "https://api.dingtalk.io");
+    static final URI oldUrl = URI.create(env("DINGTALK_OLD_URL", "")); // an error of this has no token in it yet
     static String token = "";
     static long due; // when to read the token again
 
@@ -23,7 +24,7 @@ public class App {
 
     /** The first text or number of this name in JSON, as it is written there. A JSON library does more. */
     static String field(String json, String name) {
-        var found = Pattern.compile('"' + name + "\":\\s*\"?((?:[^\"\\\\,}]|\\\\.)*)").matcher(json);
+        var found = java.util.regex.Pattern.compile('"' + name + "\":\\s*\"?((?:[^\"\\\\,}]|\\\\.)*)").matcher(json);
         return found.find() ? found.group(1) : "";
     }
 
@@ -51,9 +52,8 @@ public class App {
 
     /** Returns the answer's status and codes, and the answer. The old host's status is 200 whatever is wrong. */
     static String[] call() throws Exception {
-        String newUrl = env("DINGTALK_BASE_URL", "https://api.dingtalk.io"), oldUrl = env("DINGTALK_OLD_URL", "");
         var query = "?access_token=" + URLEncoder.encode(token, StandardCharsets.UTF_8);
-        var answer = oldUrl.isEmpty()
+        var answer = oldUrl.toString().isEmpty()
             ? send("GET", newUrl + "/v1.0/microApp/allInnerApps", "", "x-acs-dingtalk-access-token", token)
             : send("POST", oldUrl + "/topapi/v2/department/listsub" + query, "{}", "Content-Type", "application/json");
         String status = "" + answer.statusCode(), body = answer.body();

@@ -12,8 +12,7 @@ const path = (of) => `${env('DINGTALK_MOUNT', 'dingtalk')}/${of}/${env('DINGTALK
 const api = new URL(env('DINGTALK_BASE_URL', 'https://api.dingtalk.io'))
 const sdk = new Client(new Config({ protocol: api.protocol.slice(0, -1), endpoint: api.host }))
 const runtime = new RuntimeOptions({ readTimeout: 60_000, connectTimeout: 60_000 })
-let token
-let due = 0 // when to read the token again
+let token, due = 0 // when to read the token again
 
 async function vault(method, path, body) {
   const headers = { 'X-Vault-Token': env('VAULT_TOKEN'), 'X-Vault-Request': 'true' }
@@ -39,7 +38,7 @@ async function read() {
 
 // call returns the answer's status and codes, and the answer.
 async function call() {
-  if (env('DINGTALK_OLD_URL')) return callOld(`${env('DINGTALK_OLD_URL')}/topapi/v2/department/listsub`)
+  if (env('DINGTALK_OLD_URL')) return callOld(new URL('/topapi/v2/department/listsub', env('DINGTALK_OLD_URL')))
   try {
     const headers = new ListAllInnerAppsHeaders({ xAcsDingtalkAccessToken: token })
     const { statusCode, body } = await sdk.listAllInnerAppsWithOptions(headers, runtime)
@@ -53,7 +52,8 @@ async function call() {
 // callOld does the same on the old host, which the SDK does not know. Its status is 200 whatever is wrong.
 async function callOld(url) {
   const options = { method: 'POST', redirect: 'error', signal: AbortSignal.timeout(60_000) }
-  const response = await fetch(`${url}?access_token=${encodeURIComponent(token)}`, options)
+  url.searchParams.set('access_token', token)
+  const response = await fetch(url, options)
   const answer = await response.json()
   return [[response.status, answer.errcode, answer.sub_code].join(' ').trim(), answer]
 }

@@ -13,6 +13,7 @@ env = os.environ.get
 vault_addr, vault_token = env("VAULT_ADDR", "https://127.0.0.1:8200"), env("VAULT_TOKEN", "")
 mount, app = env("DINGTALK_MOUNT", "dingtalk"), env("DINGTALK_APP", "")
 base_url, old_url = env("DINGTALK_BASE_URL", "https://api.dingtalk.io"), env("DINGTALK_OLD_URL")
+assert not old_url or "://" in old_url, "DINGTALK_OLD_URL is no URL"  # urllib's error would hold the token
 every, token, due = float(env("CALL_EVERY", 0)), "", 0.0  # due is when to read the token again
 
 
@@ -75,6 +76,5 @@ while True:
     if code not in ("200", "200 0"):
         sys.exit(f"DingTalk: {code}")
     print(json.dumps(answer), flush=True)
-    if not every:
-        break
+    every or sys.exit()
     time.sleep(every)

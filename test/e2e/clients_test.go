@@ -475,6 +475,8 @@ func TestClient_makes_one_call_unless_told_otherwise_and_says_what_is_wrong(t *t
 				"an app not configured": {"DINGTALK_APP=other", "permission denied"},
 				"no DingTalk":           {"DINGTALK_BASE_URL=http://" + deadAddress(t), "(?i)connect"},
 				"no old host":           {"DINGTALK_OLD_URL=http://" + deadAddress(t), "(?i)connect"},
+				"no scheme":             {"DINGTALK_OLD_URL=oapi.example.com", "."},
+				"no URL":                {"DINGTALK_OLD_URL=http://old host", "."},
 				"no Vault":              {"VAULT_ADDR=http://" + deadAddress(t), "(?i)connect"},
 				"another path":          {"DINGTALK_BASE_URL=" + dt.url + "/else", "404"},
 				"a redirect elsewhere":  {"DINGTALK_BASE_URL=" + redirecting(t, dt.url), "307|JSON|invalid character"},
