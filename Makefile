@@ -24,10 +24,14 @@ export HOME := $(CURDIR)/bin/.home
 endif
 
 # The modules besides the plugin's own; test/vault is no more than the way to build a Vault.
-modules := bench examples/go-app image test/examples
+modules := bench examples/clients image test/examples
 
 # What a step needs to run against a real Vault: the path of one, absolute, in VAULT_BIN.
 with_vault = vault=$$(scripts/vault-bin) && VAULT_BIN="$$vault"
+
+# What the tests of other people's programs run besides: consul-template, and DingTalk's SDK for Node.js.
+with_consumers = template=$$(scripts/consul-template) && modules=$$(scripts/node-modules) && \
+	export CONSUL_TEMPLATE_BIN="$$template" NODE_MODULES="$$modules"
 
 .PHONY: help
 help: ## list the targets
@@ -90,7 +94,7 @@ test-unit: ## the tests that need no Vault server, with the race detector, in ra
 # -count=1, as go test would cache a result although the binaries it ran have changed.
 .PHONY: test-e2e
 test-e2e: build simulator bin/demo ## the end-to-end tests, against a real Vault server; VAULT_BIN=... names one
-	$(with_vault) go test -tags e2e -count=1 -timeout 20m ./test/...
+	$(with_consumers) && $(with_vault) go test -tags e2e -count=1 -timeout 20m ./test/...
 	$(with_vault) GOWORK=off go -C image test -tags e2e -count=1 -timeout 5m ./...
 
 .PHONY: simulation

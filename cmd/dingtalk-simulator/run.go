@@ -34,8 +34,8 @@ interrupt (Ctrl-C) or SIGTERM ends it.
 Both calls for a token are served: POST ` + simulator.TokenPath + `, and the unified one,
 POST /v1.0/oauth2/{corpId}/token.
 
-A token opens one API, GET /v1.0/microApp/allInnerApps, by the header x-acs-dingtalk-access-token. These calls are
-logged too.
+A token opens two APIs: GET /v1.0/microApp/allInnerApps, by the header x-acs-dingtalk-access-token, and one of
+DingTalk's old host, POST /topapi/v2/department/listsub?access_token=… These calls are logged too.
 
   -address host:port
         Where to listen: a loopback address. Port 0 takes a free one. (default ` + defaultAddress + `)

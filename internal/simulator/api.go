@@ -7,8 +7,9 @@ import (
 	"net/http"
 )
 
-// This file is one API that an access token opens, so that a client can be tried whole: from the
-// token to the call that it is for.
+// This file is two APIs that an access token opens, so that a client can be tried whole: from the
+// token to the call that it is for. One is of the host that gives the token, the other of DingTalk's
+// old host, oapi.dingtalk.com, which has its own ways.
 //
 // What is known of it. The path, that it needs no parameter, and the fields of its answer are in
 // DingTalk's documentation. The answer to a token that is not valid, 400 InvalidAuthentication with
@@ -23,8 +24,14 @@ const (
 	// AppsPath lists the organisation's own apps to whoever has the access token of one.
 	AppsPath = "/v1.0/microApp/allInnerApps"
 
-	// TokenHeader is where DingTalk's APIs look for the access token, and nowhere else.
+	// DepartmentsPath lists the organisation's departments, on the old host.
+	DepartmentsPath = "/topapi/v2/department/listsub"
+
+	// TokenHeader is where DingTalk's APIs look for the access token, and nowhere else, but for
+	// the old host.
 	TokenHeader = "x-acs-dingtalk-access-token"
+
+	invalidTokenMessage = "不合法的access_token"
 )
 
 // appList is the answer of AppsPath. Of the documented fields it has the few that every app has.
@@ -41,7 +48,30 @@ type listedApp struct {
 	DevelopType int    `json:"developType"`
 }
 
-// apiCalls counts the calls of AppsPath by whether their token was good.
+// departmentList is the answer of DepartmentsPath, with the fields that every department has.
+type departmentList struct {
+	ErrCode   int                `json:"errcode"`
+	ErrMsg    string             `json:"errmsg"`
+	Result    []listedDepartment `json:"result"`
+	RequestID string             `json:"request_id"`
+}
+
+type listedDepartment struct {
+	DeptID   int64  `json:"dept_id"`
+	Name     string `json:"name"`
+	ParentID int64  `json:"parent_id"`
+}
+
+// oldRefusal is what the old host answers to a token that is not valid.
+type oldRefusal struct {
+	ErrCode   int    `json:"errcode"`
+	SubCode   string `json:"sub_code"`
+	SubMsg    string `json:"sub_msg"`
+	ErrMsg    string `json:"errmsg"`
+	RequestID string `json:"request_id"`
+}
+
+// apiCalls counts the calls of AppsPath and DepartmentsPath by whether their token was good.
 type apiCalls struct{ accepted, refused int }
 
 func (s *Server) serveApps(w http.ResponseWriter, r *http.Request) {
@@ -66,20 +96,43 @@ func (s *Server) serveApps(w http.ResponseWriter, r *http.Request) {
 		a = jsonAnswer(http.StatusBadRequest, envelope{
 			RequestID: requestID,
 			Code:      "InvalidAuthentication",
-			Message:   "不合法的access_token",
+			Message:   invalidTokenMessage,
 		})
 	default:
 		a = jsonAnswer(http.StatusOK, appList{[]listedApp{{
 			AgentID: 1000001, Name: "simulated app", Desc: desc, AppStatus: 1,
 		}}})
 	}
-	s.countCall(appKey, a.status == http.StatusOK)
+	s.answerCall(w, r, appKey, requestID, a, a.status == http.StatusOK)
+}
+
+func (s *Server) serveDepartments(w http.ResponseWriter, r *http.Request) {
+	requestID := newRequestID()
+	appKey, live := s.Owner(r.URL.Query().Get("access_token"))
+	a := jsonAnswer(http.StatusOK, oldRefusal{
+		ErrCode: 88, SubCode: "40014", SubMsg: invalidTokenMessage,
+		ErrMsg: "ding talk error[subcode=40014,submsg=" + invalidTokenMessage + "]", RequestID: requestID,
+	})
+	if live {
+		a = jsonAnswer(http.StatusOK, departmentList{
+			ErrMsg: "ok", Result: []listedDepartment{{DeptID: 2, Name: "simulated department", ParentID: 1}},
+			RequestID: requestID,
+		})
+	}
+	s.answerCall(w, r, appKey, requestID, a, live)
+}
+
+// answerCall counts a call that a token was to open, logs it and answers it.
+func (s *Server) answerCall(
+	w http.ResponseWriter, r *http.Request, appKey, requestID string, a answer, accepted bool,
+) {
+	s.countCall(appKey, accepted)
 	s.logger.LogAttrs(r.Context(), slog.LevelInfo, "API call",
 		slog.String("app", s.logName(appKey)), slog.Int("status", a.status), slog.String("request_id", requestID))
 	send(w, a)
 }
 
-// Calls counts the calls of [AppsPath] with a token of the app's: accepted with a live one, and
+// Calls counts the calls of [AppsPath] and [DepartmentsPath] with a token of the app's: accepted with a live one, and
 // refused. For [AnyApp] it counts all calls, also those with an unknown token or none.
 func (s *Server) Calls(appKey string) (accepted, refused int) {
 	s.mu.Lock()

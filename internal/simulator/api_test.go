@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"log/slog"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -101,6 +102,40 @@ func TestAPI_asks_for_the_header_where_there_is_no_token_in_it(t *testing.T) {
 		assert.Equal(t, http.StatusBadRequest, res.status, header)
 		assert.Regexp(t, missingToken, res.body, header)
 	}
+}
+
+// callOld makes a request of the old host's API.
+func (c *client) callOld(t *testing.T, query string) response {
+	t.Helper()
+	address := c.url + simulator.DepartmentsPath + query
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, address, strings.NewReader("{}"))
+	require.NoError(t, err)
+	res, err := c.http.Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	var body bytes.Buffer
+	_, err = body.ReadFrom(res.Body)
+	require.NoError(t, err)
+	return response{res.StatusCode, res.Header, body.String()}
+}
+
+func TestAPI_of_the_old_host_takes_the_token_in_the_query_and_refuses_with_status_200(t *testing.T) {
+	t.Parallel()
+	c := start(t, simulator.Options{})
+	token, _ := c.token(t)
+
+	res := c.callOld(t, "?access_token="+token)
+	assert.Equal(t, http.StatusOK, res.status)
+	assert.Regexp(t, `^\{"errcode":0,"errmsg":"ok","result":\[\{"dept_id":2,`, res.body)
+	for _, query := range []string{"", "?access_token=", "?access_token=x", "?token=" + token} {
+		res := c.callOld(t, query)
+		assert.Equal(t, http.StatusOK, res.status, query)
+		assert.Regexp(t, `^\{"errcode":88,"sub_code":"40014","sub_msg":"不合法的access_token",`, res.body, query)
+	}
+	accepted, refused := c.Calls(appKey)
+	assert.Equal(t, []int{1, 0}, []int{accepted, refused})
+	accepted, refused = c.Calls(simulator.AnyApp)
+	assert.Equal(t, []int{1, 4}, []int{accepted, refused})
 }
 
 func TestAPI_refuses_a_token_from_its_end_on(t *testing.T) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Package simulator is DingTalk's token API on loopback, and one API that a token opens, for tests
+// Package simulator is DingTalk's token API on loopback, and two APIs that a token opens, for tests
 // and for trying out.
 //
 // POST /v1.0/oauth2/accessToken answers as DingTalk does: the same token again within its lifetime,
@@ -16,6 +16,10 @@
 // GET /v1.0/microApp/allInnerApps with a token in the header x-acs-dingtalk-access-token answers
 // with a list of one app. A token that has expired or was never given is refused as DingTalk
 // refuses it: 400 InvalidAuthentication. No fault applies here.
+//
+// POST /topapi/v2/department/listsub?access_token=… is an API of DingTalk's old host, and answers
+// with a list of one department. Here the same tokens are refused with status 200, errcode 88 and
+// sub_code 40014.
 //
 // # Control over HTTP
 //

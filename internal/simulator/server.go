@@ -36,7 +36,7 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Server is a simulated token API, with one API that a token opens and the control API. It is an
+// Server is a simulated token API, with two APIs that a token opens and the control API. It is an
 // [http.Handler], and can serve by itself with [Server.Start] or [Server.Serve]. Its methods may be
 // called at any time from any goroutine. For virtual time make it inside the bubble of
 // testing/synctest.
@@ -212,6 +212,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveToken(w, r, corpID)
 	case r.URL.Path == AppsPath:
 		s.serveApps(w, r)
+	case r.URL.Path == DepartmentsPath:
+		s.serveDepartments(w, r)
 	default:
 		// A wrong path is no error to DingTalk's gateway, going by the status.
 		send(w, answer{status: http.StatusOK, contentType: contentTypeJSON, body: []byte(errcodeBody)})

@@ -1,5 +1,5 @@
-// An app that gets its access token from Vault. It is a module of its own, as an app would be.
-module vault-plugin-secrets-dingtalk/examples/go-app
+// The client in Go. It is a module of its own, as an app would be.
+module vault-plugin-secrets-dingtalk/examples/clients
 
 go 1.25.7
 
