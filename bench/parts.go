@@ -208,7 +208,7 @@ func (r *run) direct(ctx context.Context, s *server, storage string) error {
 				map[string]float64{"leased": 1.05, "unleased": 1.15}[kind],
 				ratio(engine+", "+many, noop+", "+many, reads),
 			)
-			r.atMost(kind+" p99 over the no-op plugin's, closed loop", 1.10, ratio(engine, noop, p99))
+			r.p99AtMost(kind+" p99 over the no-op plugin's, closed loop", ratio(engine, noop, p99))
 		}
 	}
 	if err := r.profile(ctx, s, storage, subjects); err != nil {
@@ -244,9 +244,8 @@ func (r *run) open(ctx context.Context, s *server) error {
 		return err
 	}
 	for _, kind := range kinds {
-		r.atMost(
+		r.p99AtMost(
 			kind+" p99 over the no-op plugin's, open loop",
-			1.10,
 			find(got, "engine, "+kind).ratio(find(got, "no-op, "+kind), p99),
 		)
 	}
@@ -314,7 +313,7 @@ func (r *run) hung(ctx context.Context, s *server) error {
 	if calls := s.dingtalk.Requests(mountHung + "-" + stuck); calls == 0 {
 		return errors.New("the app that hangs was not read")
 	}
-	r.atMost("p99 of the other apps while one hangs", 1.10, find(got, "one hangs").ratio(find(got, "all answer"), p99))
+	r.p99AtMost("p99 of the other apps while one hangs", find(got, "one hangs").ratio(find(got, "all answer"), p99))
 	return nil
 }
 
@@ -340,7 +339,7 @@ func (r *run) scrape(ctx context.Context, s *server) error {
 	if err != nil {
 		return err
 	}
-	r.atMost("p99 of reads during scrapes", 1.10, find(got, "scraped").ratio(find(got, "nobody scrapes"), p99))
+	r.p99AtMost("p99 of reads during scrapes", find(got, "scraped").ratio(find(got, "nobody scrapes"), p99))
 	return nil
 }
 

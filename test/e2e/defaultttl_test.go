@@ -10,8 +10,6 @@ package e2e
 
 import (
 	"context"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -19,7 +17,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/api"
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -154,55 +151,12 @@ func TestDefaultLeaseTTL_Agent_without_a_cache_holds_a_replaced_token_for_twice_
 
 func TestDefaultLeaseTTL_consul_template_holds_a_replaced_token_for_twice_as_long_at_most(t *testing.T) {
 	t.Parallel()
-	program := buildConsulTemplate(t)
 	a := newTunedMount(t)
-	dir := t.TempDir()
-	file := filepath.Join(dir, "dingtalk.env")
-	template := putFile(t, dir, "dingtalk.ctmpl",
-		`{{ with secret "`+a.credsPath()+`" }}DINGTALK_ACCESS_TOKEN={{ .Data.access_token }}{{ end }}`)
-	log := filepath.Join(dir, "consul-template.log")
-	proc, err := startProcess("consul-template", log, a.m.v.env(a.m.v.newToken(t, a.credsPath())), program,
-		"-template="+template+":"+file, "-vault-renew-token=false", "-kill-signal=SIGTERM", "-log-level=debug")
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		require.NoError(t, proc.stop(10*time.Second))
-		assert.NoError(t, searchFile(log), "secrets in the log of consul-template")
-		if t.Failed() {
-			t.Logf("the log of consul-template:\n%s", mask(fileText(t, log)))
-		}
-	})
-	r := newRendered(file, a.dt, 1)
+	r := startConsulTemplate(t, a)
 	a.requireHolderFollows(t, func() bool {
 		r.look(t)
 		return r.holds(a)
 	})
-}
-
-// newToken makes a Vault token that may read a path and nothing else.
-func (v *vaultServer) newToken(t *testing.T, path string) string {
-	t.Helper()
-	policy := "reader-" + randomHex(4)
-	require.NoError(t, v.root.Sys().PutPolicy(policy,
-		runnableExample(t, "policies/reader.hcl", map[string]string{exampleCreds: path})))
-	login, err := v.root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}, TTL: "1h"})
-	require.NoError(t, err)
-	noteSecret(login.Auth.ClientToken, "a Vault token")
-	return login.Auth.ClientToken
-}
-
-// buildConsulTemplate builds the release that is inside the Vault of these tests, and so inside its
-// Agent.
-func buildConsulTemplate(t *testing.T) (program string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	program = filepath.Join(t.TempDir(), "consul-template")
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", program, "github.com/hashicorp/consul-template")
-	cmd.Dir = "../vault"
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "build consul-template: %s", out)
-	return program
 }
 
 // An Agent's cache answers the renewals of the Agent's own templates, so that these do not learn of a
