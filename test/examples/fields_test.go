@@ -376,7 +376,7 @@ func TestKubernetes_what_is_not_a_field_of_the_kind_is_found(t *testing.T) {
 func TestFieldLists_say_where_they_are_from(t *testing.T) {
 	files, err := filepath.Glob("testdata/fields/*.yaml")
 	require.NoError(t, err)
-	require.Len(t, files, 6)
+	require.Len(t, files, 8)
 	for _, file := range files {
 		content, err := os.ReadFile(file)
 		require.NoError(t, err)
