@@ -90,7 +90,7 @@ func TestMetrics_say_of_each_app_in_memory_what_its_status_says(t *testing.T) {
 			"app_secret_set_timestamp_seconds": secretSet,
 			`fetches_total ,result="success"`:  1,
 			"upstream_calls_total":             1, "upstream_failures_total": 0,
-			"fetch_failing": 0, "fetch_consecutive_failures": 0,
+			"fetch_failing": 0,
 		}), of(theApp))
 
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultUnavailableEmpty})

@@ -69,7 +69,7 @@ func asMetrics(t *testing.T, status map[string]any) map[string]float64 {
 	}
 	values := map[string]float64{
 		"upstream_calls_total": number("upstream_calls"), "upstream_failures_total": number("upstream_failures"),
-		"fetch_failing": 0, "fetch_consecutive_failures": 0,
+		"fetch_failing": 0,
 	}
 	if class, fails := status["last_error_class"]; fails {
 		values["fetch_failing"], values["fetch_consecutive_failures"] = 1, number("consecutive_failures")
