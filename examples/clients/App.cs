@@ -15,13 +15,10 @@ static class App {
     static readonly string path = Env("DINGTALK_MOUNT", "dingtalk") + "/{0}/" + Env("DINGTALK_APP", "");
     static string token;
     static DateTime due; // when to read the token again
-
     static string Env(string name, string otherwise) => Environment.GetEnvironmentVariable(name) ?? otherwise;
-
     // The first text or number of this name in JSON, as it is written there. A JSON library does more.
     static string Field(string json, string name) =>
         Regex.Match(json, '"' + name + "\":\\s*\"?((?:[^\"\\\\,}]|\\\\.)*)").Groups[1].Value;
-
     static string[] Send(string method, string url, string header, string value, string body) {
         var request = new HttpRequestMessage(new HttpMethod(method), url);
         request.Headers.Add(header, value);
@@ -30,7 +27,6 @@ static class App {
         var response = http.SendAsync(request).Result;
         return new[] { (int)response.StatusCode + "", response.Content.ReadAsStringAsync().Result.Trim() };
     }
-
     static string Vault(string method, string path, string body) {
         var url = Env("VAULT_ADDR", "https://127.0.0.1:8200") + "/v1/" + path;
         var answer = Send(method, url, "X-Vault-Token", Env("VAULT_TOKEN", ""), body);
@@ -52,7 +48,6 @@ static class App {
             Console.Error.WriteLine("going on with the current token: " + e.GetBaseException().Message);
         }
     }
-
     // Returns the answer's status and codes, and the answer. The old host's status is 200 whatever is wrong.
     static string[] Call() {
         string api = Env("DINGTALK_BASE_URL", "https://api.dingtalk.io"), old = Env("DINGTALK_OLD_URL", "");
