@@ -68,7 +68,7 @@ type Row struct {
 	Detail string
 }
 
-// OK tells whether what came is what was expected.
+// OK reports whether what came is what was expected.
 func (r Row) OK() bool { return r.Want == r.Got }
 
 // Run makes every call of the table once, in order and spaced, and returns a row for each check. A

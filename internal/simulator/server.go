@@ -98,7 +98,7 @@ func New(o Options) *Server {
 	return s
 }
 
-// CheckAddress tells whether addr is a "host:port" that [Listen] takes: the host is localhost or a
+// CheckAddress reports whether addr is a "host:port" that [Listen] takes: the host is localhost or a
 // literal loopback address, the port 0 to 65535. The simulator has no authentication, so it is for
 // this machine alone.
 func CheckAddress(addr string) error {

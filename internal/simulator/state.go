@@ -294,7 +294,7 @@ func (s *Server) hasHTTP2Fault() bool {
 	return false
 }
 
-// isApp tells whether the app has credentials, or had them when it was given a token.
+// isApp reports whether the app has credentials, or had them when it was given a token.
 func (s *Server) isApp(appKey string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

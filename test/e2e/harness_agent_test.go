@@ -215,7 +215,7 @@ func (r *rendered) last() string {
 	return r.contents[len(r.contents)-1]
 }
 
-// holds tells whether the file holds the app's token as DingTalk has it, and nothing of DingTalk's
+// holds reports whether the file holds the app's token as DingTalk has it, and nothing of DingTalk's
 // that is dead.
 func (r *rendered) holds(apps ...*app) bool {
 	for _, a := range apps {

@@ -195,14 +195,14 @@ func (c *cluster) waitUntilServing(t *testing.T, v *vaultServer) {
 	})
 }
 
-// disturbed tells whether any node was down at a moment between two.
+// disturbed reports whether any node was down at a moment between two.
 func (c *cluster) disturbed(from, to time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.ContainsFunc(c.downs, func(d downtime) bool { return d.overlaps(from, to) })
 }
 
-// wasDown tells whether this node was down at a moment between two.
+// wasDown reports whether this node was down at a moment between two.
 func (c *cluster) wasDown(host string, from, to time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -240,10 +240,10 @@ func wording(response *api.ResponseError) string {
 // account is what many readers got.
 type account struct {
 	allowed []knownError
-	// disturbed tells whether there was a fault between two moments: without one only what may come at
+	// disturbed reports whether there was a fault between two moments: without one only what may come at
 	// any time is allowed.
 	disturbed func(from, to time.Time) bool
-	// unreachable tells whether the fault explains that a host could not be talked to; nil means it
+	// unreachable reports whether the fault explains that a host could not be talked to; nil means it
 	// never does.
 	unreachable func(host string, from, to time.Time) bool
 
@@ -265,7 +265,7 @@ func newAccount(allowed []knownError, disturbed func(from, to time.Time) bool) *
 }
 
 // read reads an app through the client and books the answer, which is to be the token or an allowed
-// error. It tells whether it was the token.
+// error. It reports whether it was the token.
 func (k *account) read(client *api.Client, a *app, token string) bool {
 	began := time.Now()
 	secret, err := client.Logical().Read(a.credsPath())
@@ -300,7 +300,7 @@ func (k *account) read(client *api.Client, a *app, token string) bool {
 	return false
 }
 
-// explain names an error and tells whether it is one of Vault's own that are to be expected, and
+// explain names an error and reports whether it is one of Vault's own that are to be expected, and
 // whether even without a fault.
 func (k *account) explain(err error, from, to time.Time) (kind string, explained, anytime bool) {
 	var response *api.ResponseError

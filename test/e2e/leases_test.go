@@ -193,7 +193,7 @@ func TestRenew_answers_with_the_life_left_when_DingTalk_is_down(t *testing.T) {
 	renewal, took = a.timedRenew(t, secret.LeaseID, day)
 	require.LessOrEqual(t, leaseTTL(renewal), dt.left(token)+took+time.Second)
 	a.requireWithinTokenLife(t, secret.LeaseID, token, took)
-	requireSameToken(t, a.token(t), token) // the token in hand still serves
+	requireSameToken(t, a.token(t), token) // the current token still serves
 }
 
 func TestRenew_of_a_token_that_DingTalk_replaced_ends_the_lease(t *testing.T) {

@@ -310,7 +310,7 @@ func TestTLS_only_a_trusted_certificate_of_the_right_name_and_time_gets_the_secr
 		})
 	}
 
-	t.Run("a certificate that turns bad costs no reader the token in hand", func(t *testing.T) {
+	t.Run("a certificate that turns bad costs no reader the current token", func(t *testing.T) {
 		upstream := serveUpstream(t, "127.0.0.1", config(good, tls.VersionTLS12, 0), dt)
 		a := m.appAt(dt, "https://"+upstream.addr)
 		a.requireWorks(t)

@@ -48,7 +48,7 @@ func TestOutage_the_token_in_hand_serves_until_it_expires_and_never_after(t *tes
 					break
 				}
 				served++
-				requireSameToken(t, tokenIn(secret), token) // the token in hand
+				requireSameToken(t, tokenIn(secret), token) // the current token
 				require.Positive(t, after, "an expired token is never served")
 				switch {
 				case after > refreshedAt[name]+1200*time.Millisecond: // the engine counts whole seconds, and from a little earlier

@@ -178,7 +178,7 @@ func (r *proxyReaders) readOnce() {
 	}
 }
 
-// gotSince tells whether a read that began since then was given the token.
+// gotSince reports whether a read that began since then was given the token.
 func (r *proxyReaders) gotSince(since time.Time, token string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

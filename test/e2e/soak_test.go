@@ -266,7 +266,7 @@ func (c *soakClient) renew(held *heldLease) {
 	}
 }
 
-// outlives tells whether a lease certainly ends after its token: counted from when it was asked
+// outlives reports whether a lease certainly ends after its token: counted from when it was asked
 // for, though it began later.
 func outlives(lease *api.Secret, left, took time.Duration) bool {
 	return leaseTTL(lease) > left+took+time.Second

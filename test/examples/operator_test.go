@@ -57,7 +57,7 @@ func readRotation(data map[string]any) (r rotation, err error) {
 	return r, nil
 }
 
-// isStatic tells whether the operator takes the answer for one that it has to come back for. If
+// isStatic reports whether the operator takes the answer for one that it has to come back for. If
 // not, it does not come back.
 func (r rotation) isStatic() bool { return r.last > 0 && r.period >= 1 }
 
@@ -71,7 +71,7 @@ func (r rotation) nextRead() time.Duration {
 	return time.Duration(r.ttl)*time.Second + 500*time.Millisecond + jitter
 }
 
-// waits tells whether the operator, having read the same rotation again, takes it for one in
+// waits reports whether the operator, having read the same rotation again, takes it for one in
 // progress, and reads on for up to 10 seconds before it reports a failure.
 func (r rotation) waits() bool { return r.ttl <= 2 }
 
@@ -207,7 +207,7 @@ func TestVaultSecretsOperator_comes_back_soon_while_DingTalk_is_down(t *testing.
 	// It finds the rotation that it knows, and reads again at once.
 	again := mustReadRotation(t, e.read())
 	assert.Equal(t, before.last, again.last)
-	assert.False(t, again.waits(), "the token in hand is good, so there is nothing to wait for")
+	assert.False(t, again.waits(), "the current token is good, so there is nothing to wait for")
 	assert.Equal(t, 2, e.upstream.Requests(theKey), "and DingTalk is not asked for each read")
 }
 

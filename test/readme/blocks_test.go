@@ -102,7 +102,7 @@ func parse(markdown string, languages ...string) ([]block, error) {
 	return blocks, nil
 }
 
-// matches tells whether a program printed the text.
+// matches reports whether a program printed the text.
 func matches(text, printed string) bool {
 	var pattern strings.Builder
 	for _, line := range lines(text) {
