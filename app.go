@@ -549,14 +549,6 @@ func (a *app) snapshot(now time.Time) snapshot {
 	}
 }
 
-// ended counts a fetch. It is called with a.mu held, or before anybody else knows the app.
-func (a *app) ended(result string) {
-	if a.fetches == nil {
-		a.fetches = map[string]uint64{}
-	}
-	a.fetches[result]++
-}
-
 // finishFetch ends a flight: it publishes the token, or remembers what went wrong.
 func (a *app) finishFetch(f *flight, err error) {
 	a.mu.Lock()
@@ -581,7 +573,7 @@ func (a *app) finishFetch(f *flight, err error) {
 // app, and returns what is to be logged.
 func (a *app) publish(t *token) (log func()) {
 	wasFailing := a.warned != warning{}
-	a.ended(resultGiven)
+	a.fetches[resultGiven]++
 	a.token.Store(t)
 	a.servedSinceFetch.Store(false)
 	a.lastFailure, a.warned = nil, warning{}
@@ -596,7 +588,7 @@ func (a *app) publish(t *token) (log func()) {
 // fail remembers a failed fetch and says when the next is due. It is called with a.mu held, and
 // returns what is to be logged.
 func (a *app) fail(f *fetchError) (log func(), err error) {
-	a.ended(string(f.class))
+	a.fetches[string(f.class)]++
 	now := time.Now()
 	last := &failedFetch{err: f, at: now, inARow: 1, since: now}
 	if a.lastFailure != nil {

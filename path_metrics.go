@@ -159,12 +159,8 @@ func (r *registry) gatherApps() ([]*dto.MetricFamily, error) {
 		if at, err := time.Parse(time.RFC3339, s.config.AppSecretSetAt); err == nil {
 			sample(secretSet, unix(at), app)
 		}
-		// Also where there is none yet: to Prometheus, a counter that begins with 1 has not increased.
-		sample(fetches, float64(s.fetches[resultGiven]), app, label("result", resultGiven))
 		for result, n := range s.fetches {
-			if result != resultGiven {
-				sample(fetches, float64(n), app, label("result", result))
-			}
+			sample(fetches, float64(n), app, label("result", result))
 		}
 		sample(calls, float64(s.calls), app)
 		sample(failures, float64(s.failures), app)

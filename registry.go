@@ -176,7 +176,8 @@ func (r *registry) load(ctx context.Context, s logical.Storage, name string) (*a
 
 // newApp makes the object of a configuration, which nobody else knows yet.
 func (r *registry) newApp(name string, c *appConfig) *app {
-	a := &app{name: name, registry: r}
+	// Success is there from the start: to Prometheus, a counter that begins with 1 has not increased.
+	a := &app{name: name, registry: r, fetches: map[string]uint64{resultGiven: 0}}
 	a.config.Store(c.withoutSecret())
 	a.usedAt.Store(time.Now().Unix())
 	return a
