@@ -47,12 +47,16 @@ var streams = map[string]stream{
 	FaultEndlessGzip:        {head: gzipHead, repeat: gzipMember(memberSize)},
 	FaultEndlessGzipEmpty:   {head: gzipHead, repeat: gzipMember(0)},
 
-	// A client may send a stream again that the last id of a GOAWAY does not cover.
-	FaultHTTP2GoAway: {head: frames(func(f *http2.Framer) error { return f.WriteGoAway(0, http2.ErrCodeNo, nil) })},
+	// SETTINGS come first on a connection, and net/http may not have written its own by now. A
+	// client may send a stream again that the last id of a GOAWAY does not cover.
+	FaultHTTP2GoAway: {head: frames(
+		func(f *http2.Framer) error { return f.WriteSettings() },
+		func(f *http2.Framer) error { return f.WriteGoAway(0, http2.ErrCodeNo, nil) },
+	)},
 	FaultHTTP2Silent: {},
 	FaultHTTP2Flood: {repeat: frames(
-		func(f *http2.Framer) error { return f.WritePing(false, [8]byte{}) },
 		func(f *http2.Framer) error { return f.WriteSettings() },
+		func(f *http2.Framer) error { return f.WritePing(false, [8]byte{}) },
 	)},
 }
 
