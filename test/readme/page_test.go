@@ -65,6 +65,7 @@ const (
 
 	// What a page says.
 	dingtalkHost = "api.dingtalk.io"
+	chinaHost    = "api.dingtalk.com" // of the other edition
 	pageSecret   = "the-client-secret"
 	pageProxy    = "http://proxy.example.com:3128"
 	pageCA       = "/etc/ssl/company-ca.pem"
@@ -282,7 +283,7 @@ func startCompany(t *testing.T, dingtalk http.Handler) company {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	authority := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{dingtalkHost},
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{dingtalkHost, chinaHost},
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}
 	certificate, err := x509.CreateCertificate(rand.Reader, authority, authority, key.Public(), key)
@@ -301,7 +302,7 @@ func startCompany(t *testing.T, dingtalk http.Handler) company {
 	t.Cleanup(inner.Close)
 
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodConnect || r.Host != dingtalkHost+":443" {
+		if r.Method != http.MethodConnect || r.Host != dingtalkHost+":443" && r.Host != chinaHost+":443" {
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}
