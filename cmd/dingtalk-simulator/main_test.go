@@ -172,7 +172,7 @@ func TestCommand_serves_until_it_is_told_to_stop(t *testing.T) {
 			begin := time.Now()
 			require.NoError(t, p.cmd.Process.Signal(signal))
 			require.NoError(t, p.wait(), "it exits with 0")
-			assert.Less(t, time.Since(begin), 5*time.Second, "it waits for no answer that is under way")
+			assert.Less(t, time.Since(begin), 5*time.Second, "it waits for no response that is under way")
 			require.Error(t, <-hung)
 
 			log := p.stderr.String()

@@ -139,7 +139,7 @@ func TestRun_makes_few_calls_and_spaces_them(t *testing.T) {
 	})
 }
 
-// spoiled changes the answers of an API that is as it should be.
+// spoiled changes the responses of an API that is as it should be.
 func spoiled(change func(r *http.Request, a *httptest.ResponseRecorder, fields map[string]any)) http.Handler {
 	s := newSimulator()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -234,7 +234,7 @@ func TestTable_tells_how_an_API_differs(t *testing.T) {
 			"unified: right credentials: names and types": "access_token string, expireIn number",
 			"unified: the same, 3 s later: expires_in":    "none",
 		}},
-		"a token besides an error": {
+		"a token next to an error": {
 			func(_ *http.Request, _ *httptest.ResponseRecorder, fields map[string]any) {
 				if fields["code"] == "unsupported.grant.type" {
 					fields["access_token"] = "token"
@@ -323,7 +323,7 @@ func TestTable_every_check_can_fail(t *testing.T) {
 	})
 }
 
-func TestTable_without_answers_says_so_in_every_row(t *testing.T) {
+func TestTable_without_responses_says_so_in_every_row(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		api := testAPI
@@ -332,7 +332,7 @@ func TestTable_without_answers_says_so_in_every_row(t *testing.T) {
 		require.NoError(t, err)
 		assert.Len(t, differing(rows), len(rows))
 		for _, r := range rows {
-			assert.Equal(t, "no answer: nobody there, <app secret>", r.Got)
+			assert.Equal(t, "no response: nobody there, <app secret>", r.Got)
 		}
 	})
 }

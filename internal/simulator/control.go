@@ -174,7 +174,7 @@ func decodeStrict(r io.Reader, v any) error {
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
-	send(w, jsonAnswer(status, v))
+	send(w, jsonReply(status, v))
 }
 
 func writeRequests(w http.ResponseWriter, n int) {

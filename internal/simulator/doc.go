@@ -55,10 +55,10 @@
 //	 "part":"secret", "encoding":"json-all,json",
 //	 "raw":"HTTP/1.1 …", "repeat":"…", "interval":"1s"}
 //
-// "expire_in" is any JSON value and is put into the answer as it is; without it the answer has no
+// "expire_in" is any JSON value and is put into the reply as it is; without it the reply has no
 // expireIn.
 //
-// For example, to leave the next request of an app without an answer:
+// For example, to leave the next request of an app without a reply:
 //
 //	curl -X PUT -d '{"kind":"hang","times":1}' http://127.0.0.1:8123/simulator/faults/dingdemo
 //

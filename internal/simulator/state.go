@@ -109,7 +109,7 @@ func (s *Server) ClearFaults() {
 	clear(s.faults)
 }
 
-// Requests counts the token requests that named the app, on both calls, whatever their answer and
+// Requests counts the token requests that named the app, on both calls, whatever their reply and
 // whether the app is known; for [AnyApp] all of them, also those that named none. A request counts
 // once its body is read.
 func (s *Server) Requests(appKey string) int {

@@ -85,8 +85,8 @@ func (c *tokenCall) envelopeFor(kind string) (e errorEnvelope, ok bool) {
 	return e, ok
 }
 
-func unsupportedGrantType(requestID string) answer {
-	return jsonAnswer(http.StatusBadRequest, envelope{
+func unsupportedGrantType(requestID string) reply {
+	return jsonReply(http.StatusBadRequest, envelope{
 		RequestID: requestID,
 		Code:      "unsupported.grant.type",
 		Message:   "不支持的grant_type",
