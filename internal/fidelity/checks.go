@@ -45,7 +45,7 @@ const (
 	// unknownKey looks like an AppKey and is nobody's.
 	unknownKey = "dingnoappxhasthiskey"
 	// unknownCorpID looks like a corpId and is nobody's.
-	unknownCorpID = "dingnoorganisationhasthisid"
+	unknownCorpID = "dingnoorganizationhasthisid"
 
 	onlyGrantType = "client_credentials"
 
@@ -78,7 +78,7 @@ type check struct {
 	look   func(*run, *response) (got, detail string)
 }
 
-// table has the unified call only where there is an organisation to name.
+// table has the unified call only where there is an organization to name.
 func table(api API) []call {
 	if api.CorpID == "" {
 		return olderTable()
@@ -229,7 +229,7 @@ func unifiedTable(corpID string) []call {
 			checks: errorChecks(Documented, 400, "unsupported.grant.type"),
 		},
 		{
-			name: "unified: an unknown organisation", path: elsewhere, contentType: jsonType, body: body(onlyGrantType),
+			name: "unified: an unknown organization", path: elsewhere, contentType: jsonType, body: body(onlyGrantType),
 			checks: errorChecks(Seen, 500, "unknownError"),
 		},
 	}

@@ -49,7 +49,7 @@ type API struct {
 	BaseURL string
 	// AppKey and AppSecret are the credentials of an internal app.
 	AppKey, AppSecret string
-	// CorpID is the corpId of the app's organisation. Without it the unified call is left out.
+	// CorpID is the corpId of the app's organization. Without it the unified call is left out.
 	CorpID string
 	// Transport makes the calls; nil is one of the package's own, with certificates verified and
 	// the environment's proxy.

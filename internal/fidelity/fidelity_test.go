@@ -106,7 +106,7 @@ func TestSimulator_passes_every_check(t *testing.T) {
 	})
 }
 
-func TestRun_leaves_the_unified_call_out_where_no_organisation_is_given(t *testing.T) {
+func TestRun_leaves_the_unified_call_out_where_no_organization_is_given(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		api := testAPI
@@ -242,13 +242,13 @@ func TestTable_tells_how_an_API_differs(t *testing.T) {
 			},
 			map[string]string{"unified: another grant type: token": "there is one"},
 		},
-		"400 for an unknown organisation": {
+		"400 for an unknown organization": {
 			func(_ *http.Request, a *httptest.ResponseRecorder, fields map[string]any) {
 				if fields["code"] == "unknownError" {
 					a.Code = http.StatusBadRequest
 				}
 			},
-			map[string]string{"unified: an unknown organisation: status": "400"},
+			map[string]string{"unified: an unknown organization: status": "400"},
 		},
 		"a token that is a number": {set("accessToken", 7), map[string]string{
 			"right credentials: form of accessToken": "a number",

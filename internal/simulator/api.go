@@ -21,10 +21,10 @@ import (
 // one since, and that a wrong method is answered as by the token API.
 
 const (
-	// AppsPath lists the organisation's own apps to whoever has the access token of one.
+	// AppsPath lists the organization's own apps to whoever has the access token of one.
 	AppsPath = "/v1.0/microApp/allInnerApps"
 
-	// DepartmentsPath lists the organisation's departments, on the old host.
+	// DepartmentsPath lists the organization's departments, on the old host.
 	DepartmentsPath = "/topapi/v2/department/listsub"
 
 	// TokenHeader is where DingTalk's APIs look for the access token, and nowhere else, but for
@@ -43,7 +43,7 @@ type listedApp struct {
 	AgentID     int64  `json:"agentId"`
 	Name        string `json:"name"`
 	Desc        string `json:"desc"`
-	AppID       int64  `json:"appId"` // 0 for an organisation's own app
+	AppID       int64  `json:"appId"` // 0 for an organization's own app
 	AppStatus   int    `json:"appStatus"`
 	DevelopType int    `json:"developType"`
 }
@@ -79,7 +79,7 @@ func (s *Server) serveApps(w http.ResponseWriter, r *http.Request) {
 	token := r.Header.Get(TokenHeader)
 	appKey, live := s.Owner(token)
 	desc := "the app that the token belongs to"
-	if corpID := s.Organisation(token); corpID != "" {
+	if corpID := s.Organization(token); corpID != "" {
 		desc += ", in " + corpID
 	}
 	var a reply

@@ -65,7 +65,7 @@ const (
 	// FaultMixedCase is 400 invalidClientIdOrSecret with the fields Code, Message and requestId.
 	FaultMixedCase = "mixed-case"
 	// FaultEchoSecret is 400 invalidParameter with a message of some kilobytes that repeats the
-	// secret sent and the app's last token of the same call and organisation, whole and split by
+	// secret sent and the app's last token of the same call and organization, whole and split by
 	// control characters: a reader that cuts it first will hardly miss them all.
 	FaultEchoSecret = "echo-secret"
 	// FaultEchoRequest is 400 with what [Fault.Part] says for code, message and requestid, in the
@@ -143,7 +143,7 @@ const (
 	PartBody = "body"
 	// PartSecret is the app secret.
 	PartSecret = "secret"
-	// PartToken is the app's last token of the same call and organisation, which a host that was
+	// PartToken is the app's last token of the same call and organization, which a host that was
 	// taken over knows too.
 	PartToken = "token"
 )

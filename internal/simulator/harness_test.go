@@ -112,7 +112,7 @@ func (c *client) must(t *testing.T, method, path, contentType, body string) resp
 	return res
 }
 
-// in is the same client, which makes the unified call for this organisation.
+// in is the same client, which makes the unified call for this organization.
 func (c *client) in(corpID string) *client {
 	other := *c
 	other.corpID = corpID

@@ -28,7 +28,7 @@ type Options struct {
 	TokenLifetime time.Duration
 	// Apps maps an AppKey to its AppSecret.
 	Apps map[string]string
-	// CorpIDs maps an AppKey of Apps to the organisations in which the app runs, for the unified
+	// CorpIDs maps an AppKey of Apps to the organizations in which the app runs, for the unified
 	// call; without an entry it runs in [DefaultCorpID]. New panics where [CheckCorpIDs] fails.
 	CorpIDs map[string][]string
 	// Logger gets one line for each token request and each API call, without any secret; nil logs

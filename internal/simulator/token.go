@@ -48,7 +48,7 @@ type reply struct {
 	body        []byte
 }
 
-// serveToken serves the unified call where it is given an organisation, otherwise the older one.
+// serveToken serves the unified call where it is given an organization, otherwise the older one.
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, corpID string) {
 	req := readTokenRequest(r, corpID)
 	fault := s.receive(req.account)
@@ -77,11 +77,11 @@ func (s *Server) logName(appKey string) string {
 	return appKey
 }
 
-// logCorpID is the organisation if it is one, for the same reason.
+// logCorpID is the organization if it is one, for the same reason.
 func (s *Server) logCorpID(corpID string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.isOrganisation(corpID) {
+	if !s.isOrganization(corpID) {
 		return "unknown"
 	}
 	return corpID

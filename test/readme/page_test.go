@@ -109,7 +109,7 @@ func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 	return n
 }
 
-// startRaft starts a Vault with storage of its own, initialised and unsealed.
+// startRaft starts a Vault with storage of its own, initialized and unsealed.
 func (n *newcomer) startRaft(t *testing.T, blocks []block) {
 	t.Helper()
 	config := fmt.Sprintf(`
