@@ -2,9 +2,9 @@
 
 package dingtalk
 
-// This file is one app in memory. Its token is in one of four states (tokenState); app.get is the
-// one place that decides what a caller gets in each, app.fetchAndStore the one that fetches and
-// stores, app.finishFetch the one that publishes. What holds the apps together is in registry.go.
+// This file is one app in memory. Its token is in one of four states (tokenState). app.decide is
+// the one place that decides what a caller gets in each, app.fetchAndStore the one that fetches and
+// stores, app.finishFetch the one that publishes. The set of apps is in registry.go.
 
 import (
 	"cmp"
@@ -25,47 +25,47 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// tokenState says what may be done with a token.
+// tokenState is what may be done with a token.
 type tokenState string
 
 const (
 	stateAbsent  tokenState = "absent"  // there is none; a reader waits for one
 	stateFresh   tokenState = "fresh"   // it is served at once
-	stateDue     tokenState = "due"     // it is good, but a reader makes the engine refresh it
-	stateExpired tokenState = "expired" // it is never served; a reader waits for another
+	stateDue     tokenState = "due"     // it is valid, but a reader makes the engine refresh it
+	stateExpired tokenState = "expired" // it is never served; a reader waits for a new one
 )
 
 const (
 	tokenPrefix = "token/"
 
-	minServed     = 2 * time.Second        // the least remaining TTL that is served: 0 means 32 days to Vault
+	minServed     = 2 * time.Second        // the least remaining TTL that is served: to Vault, 0 means 32 days
 	forceInterval = 10 * time.Second       // between two refreshes of a token that is not due
-	storeBudget   = 5 * time.Second        // the wait for storage to take a token or a configuration
-	waitGrace     = 500 * time.Millisecond // after request_timeout, for the fetch to say itself why it failed
+	storeBudget   = 5 * time.Second        // the longest wait for storage to confirm a write
+	waitGrace     = 500 * time.Millisecond // beyond request_timeout, so that the fetch reports its own failure
 	usualLifetime = 2 * time.Hour          // of a token, as DingTalk's documentation says
 
-	// rejectedBackOff is the wait after DingTalk rejected something, which only a person can fix.
+	// rejectedBackOff is the wait after a rejection by DingTalk, which only a person can fix.
 	rejectedBackOff = time.Minute
 
-	// readerPatience is how long a reader waits for a refresh that it could do without.
+	// readerPatience is how long a reader with a usable token waits for a refresh.
 	readerPatience = 2 * time.Second
 
-	// warnInterval is how often at least the log says that fetches go on failing.
+	// warnInterval is the longest time between two warnings while fetches keep failing.
 	warnInterval = time.Hour
 
-	// minIdle is how long an app stays in memory unused at the least, so that the limits on how
-	// often DingTalk is called outlive a short-lived token.
+	// minIdle is the shortest time that an unused app stays in memory. It keeps the limits on calls
+	// to DingTalk in force after a short-lived token has expired.
 	minIdle = time.Minute
 )
 
 // backOff is the wait after the first, second, … failed fetch in a row, before the jitter; the last
-// one repeats. Vault's client repeats a 502 twice, the second time up to 4.5 s after the first
-// response: that must meet the remembered error.
+// one repeats. Vault's client retries a 502 twice, the second time up to 4.5 s after the first
+// response: both retries must get the remembered error.
 var backOff = []time.Duration{
 	5 * time.Second, 10 * time.Second, 20 * time.Second, 40 * time.Second, 60 * time.Second,
 }
 
-// token is an access token and its life. It never changes.
+// token is an access token and its lifetime. It is immutable.
 type token struct {
 	Value  sensitive
 	digest string // stands for the token in a lease
@@ -74,12 +74,12 @@ type token struct {
 	expiresAt time.Time     // fetchedAt + expireIn, with a reading of this process's monotonic clock
 	lifetime  time.Duration // whole seconds
 
-	// fromTheFuture says that it was stored with a later fetchedAt than the clock showed on reading
-	// it: one of the clocks is wrong, so its expiresAt is not to be relied on for long.
+	// fromTheFuture is set if fetchedAt was later than the clock when the token was read from
+	// storage. One of the clocks is wrong then, so expiresAt is unreliable.
 	fromTheFuture bool
 }
 
-// newToken is a token that was fetched by this process.
+// newToken returns a token that this process fetched.
 func newToken(value sensitive, sent time.Time, expireIn time.Duration) *token {
 	return &token{
 		Value: value, digest: digestOf(value),
@@ -87,14 +87,14 @@ func newToken(value sensitive, sent time.Time, expireIn time.Duration) *token {
 	}
 }
 
-// digestOf stands for a token where the token itself must not be.
+// digestOf returns what stands for a token where the token itself must not appear.
 func digestOf(value sensitive) string {
 	sum := sha256.Sum256([]byte(value.reveal()))
 	return hex.EncodeToString(sum[:])
 }
 
-// remaining is the remaining TTL in whole seconds, by the wall clock or the monotonic one,
-// whichever says less: the monotonic clock stops while a machine sleeps, the wall clock can be set
+// remaining returns the remaining TTL in whole seconds, by the wall clock or the monotonic clock,
+// whichever is less: the monotonic clock stops while a machine sleeps, the wall clock can be set
 // back.
 func (t *token) remaining(now time.Time) time.Duration {
 	if t == nil {
@@ -104,8 +104,8 @@ func (t *token) remaining(now time.Time) time.Duration {
 	return max(0, remaining.Truncate(time.Second))
 }
 
-// window is the remaining TTL at which the token becomes due: refreshBefore, but at most a quarter
-// of its lifetime.
+// window returns the remaining TTL at which the token becomes due: refreshBefore, but at most a
+// quarter of its lifetime.
 func (t *token) window(refreshBefore time.Duration) time.Duration {
 	return min(refreshBefore, t.lifetime/4)
 }
@@ -135,8 +135,7 @@ type tokenRecord struct {
 	FetchedAt   time.Time `json:"fetched_at"`
 }
 
-// readToken reads the app's stored token; nil without an error is that there is none, or none that
-// can be used.
+// readToken returns the app's stored token, or nil if there is none that can be used.
 func (a *app) readToken(ctx context.Context, s logical.Storage) (*token, error) {
 	stored, err := s.Get(ctx, tokenPrefix+a.name)
 	if err != nil {
@@ -156,8 +155,7 @@ func (a *app) readToken(ctx context.Context, s logical.Storage) (*token, error) 
 	now := time.Now()
 	lifetime := min(rec.ExpiresAt.Sub(rec.FetchedAt), maxExpireIn).Truncate(time.Second)
 	t := newToken(newSensitive(rec.AccessToken), rec.FetchedAt, lifetime)
-	// Expressed as now plus the rest by the wall clock, the end gets a reading of this process's
-	// monotonic clock.
+	// Computed from now, expiresAt gets a reading of this process's monotonic clock.
 	t.expiresAt = now.Add(t.expiresAt.Sub(now.Round(0)))
 	t.fromTheFuture = rec.FetchedAt.After(now)
 	return t, nil
@@ -173,11 +171,10 @@ func (a *app) writeToken(ctx context.Context, s logical.Storage, t *token) error
 	})
 }
 
-// app is one app's one generation in memory: its configuration, its token, its flight, its
-// back-off.
+// app is one generation of a configured app in memory: its configuration, its token, its flight,
+// its back-off.
 type app struct {
-	// What a read and the background look at comes first, so that it lies in one line of the
-	// processor's cache.
+	// The fields that reads and the background use come first, so that they share a cache line.
 
 	config atomic.Pointer[appConfig] // without the secret
 	token  atomic.Pointer[token]
@@ -190,31 +187,31 @@ type app struct {
 	registry *registry
 
 	mu          sync.Mutex // over what follows; never held over storage, a call upstream or the log
-	gone        bool       // dropped from memory: no flight may start, what one brings is not published
+	gone        bool       // dropped from memory: no flight may start, and no result is published
 	flight      *flight    // nil while none is under way
 	lastFailure *failedFetch
-	warned      warning   // the zero value: the log has not said that fetches fail, or that they work again
-	forcedAt    time.Time // when a token that was not due was last refreshed all the same
+	warned      warning   // the zero value: none, or fetches have recovered since
+	forcedAt    time.Time // when a token that was not due was last refreshed
 	calls       uint64    // calls upstream, retries included, and how many of them failed
 	failures    uint64
 	fetches     map[string]uint64 // by result
 }
 
-// flight is one fetch, detached from those who wait for it.
+// flight is one fetch, independent of the callers that wait for it.
 type flight struct {
 	timeout time.Duration
 	cancel  context.CancelFunc
 	done    chan struct{}
 
-	// fetched is the token as soon as DingTalk gave it, before it is stored.
+	// fetched is the token. It is set before the token is stored.
 	fetched atomic.Pointer[token]
 
-	// err is why there is no token; to be read once done is closed. It is errGone where the app
+	// err is why there is no token. It may be read once done is closed. It is errGone if the app
 	// left memory meanwhile.
 	err error
 }
 
-// failedFetch is what the last fetch failed with, until one works.
+// failedFetch describes the last fetch while fetches fail.
 type failedFetch struct {
 	err         *fetchError
 	at          time.Time
@@ -223,24 +220,24 @@ type failedFetch struct {
 	nextAttempt time.Time
 }
 
-// warning is what the log last said of fetches that fail, and when.
+// warning is the last warning in the log about failing fetches.
 type warning struct {
 	class errorClass
 	at    time.Time
 }
 
-// want is what a caller asks of an app's token. The zero value asks for one that is good.
+// want is what a caller wants of an app's token. The zero value is a plain read.
 type want struct {
-	// remaining is the least remaining TTL that will do: a token with less is refreshed first. It
-	// counts as so many quarters of the token's lifetime at most.
+	// remaining is the least remaining TTL: a token with less is refreshed first. It is capped at
+	// the given number of quarters of the token's lifetime.
 	remaining time.Duration
 	quarters  int64
 
-	// ahead asks for a refresh before a reader does, so that none has to wait.
+	// ahead asks for a refresh ahead of the readers, so that none has to wait.
 	ahead bool
 
 	// force asks for a fetch now, whatever the cache says: an operator may have fixed something.
-	// With rejected, the digest of a token that DingTalk refused, it does so only where that is the
+	// With rejected, the digest of a token that DingTalk refused, it does so only if that is the
 	// current token.
 	force    bool
 	rejected string
@@ -251,12 +248,12 @@ type want struct {
 
 const forever = time.Duration(math.MaxInt64)
 
-// atLeast is the least remaining TTL that will do.
+// atLeast returns the least remaining TTL that the caller wants of this token.
 func (w want) atLeast(t *token) time.Duration {
 	return min(w.remaining, t.lifetime*time.Duration(w.quarters)/4)
 }
 
-// tokenError is why no token was fetched, for a caller: with the app's name and the time of the
+// tokenError tells a caller why no token was fetched. It adds the app's name and the time of the
 // next attempt.
 type tokenError struct {
 	*fetchError
@@ -277,7 +274,7 @@ func (e *tokenError) Error() string {
 	}
 }
 
-// tooSoonError is that a token which was refreshed a moment ago is not refreshed again.
+// tooSoonError reports that the token was refreshed too recently to be refreshed again.
 type tooSoonError struct{ until time.Time }
 
 func (e *tooSoonError) Error() string {
@@ -291,8 +288,8 @@ var (
 	errStillWaiting = errors.New("the fetch is still under way")    // readerPatience is over
 	errShuttingDown = errors.New("the secrets engine is being unloaded: try again")
 
-	// errExpired: the token ran out between the decision and its use, on a machine that slept
-	// perhaps.
+	// errExpired: the token expired between the decision and its use, perhaps on a machine that
+	// slept.
 	errExpired = errors.New("the token expired while it was being handed out: try again")
 )
 
@@ -313,15 +310,15 @@ func (a *app) meets(t *token, now time.Time, w want) bool {
 	}
 }
 
-// settles reports whether the caller does with the token as it is, if a fetch takes its time.
-func (w want) settles(t *token, now time.Time) bool {
+// accepts reports whether the caller can use the token as it is while a fetch is under way.
+func (w want) accepts(t *token, now time.Time) bool {
 	return !w.force && !w.ahead && t.servable(now) && t.remaining(now) >= w.atLeast(t)
 }
 
-// get brings the app's token to what the caller wants, as far as that may be done now, and waits
-// for that no longer than the context allows. With a token, the warning says why it is not as
-// wanted: a *tokenError or a *tooSoonError. The error is errGone where the caller has to start over
-// with what is in memory now.
+// get returns the app's token, and refreshes it first if it is not what the caller wants. It waits
+// no longer than the context allows. The warning says why a returned token is not as wanted: a
+// *tokenError or a *tooSoonError. The error is errGone if the caller has to start over with what is
+// in memory now.
 func (a *app) get(ctx context.Context, s logical.Storage, w want) (t *token, warning, err error) {
 	for {
 		f, warning, err := a.decide(ctx, s, w)
@@ -336,11 +333,11 @@ func (a *app) get(ctx context.Context, s logical.Storage, w want) (t *token, war
 		failed, stillWaiting := errors.As(err, &failure), errors.Is(err, errStillWaiting)
 		switch fetched := f.fetched.Load(); {
 		case f.timeout < w.timeout && ctx.Err() == nil:
-			continue // one with less time than this caller wants for it was not joined, but awaited
+			continue // that fetch had less time than this caller wants for it, and is over now
 		case err == nil:
 			return w.result(a.token.Load(), nil)
 		case fetched != nil && a.registry.holds(a) && (failed || stillWaiting):
-			return fetched, nil, nil // which storage is slow to take
+			return fetched, nil, nil // storage has not taken it yet
 		case stillWaiting:
 			continue
 		case !w.force && (failed || errors.Is(err, errShuttingDown)):
@@ -351,9 +348,9 @@ func (a *app) get(ctx context.Context, s logical.Storage, w want) (t *token, war
 	}
 }
 
-// result is what a caller gets that waits for no fetch, or no longer: the token with what kept it
-// from being refreshed, or that as the reason why there is none. Who forces a fetch is content to
-// know why none was made.
+// result returns what a caller gets that does not wait for a fetch, or no longer: the current
+// token, with a warning if it could not be refreshed, or that as the error if there is no usable
+// token. A caller that forces a fetch always gets it as a warning.
 func (w want) result(current *token, warned error) (t *token, warning, err error) {
 	if current.servable(time.Now()) || w.force {
 		return current, warned, nil
@@ -361,7 +358,8 @@ func (w want) result(current *token, warned error) (t *token, warning, err error
 	return nil, nil, cmp.Or(warned, errExpired)
 }
 
-// decide says what a caller gets in each state of the token, and starts a flight where that is one.
+// decide decides what a caller gets in each state of the token, and starts a flight if it needs
+// one.
 func (a *app) decide(ctx context.Context, s logical.Storage, w want) (f *flight, warning, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -375,7 +373,7 @@ func (a *app) decide(ctx context.Context, s logical.Storage, w want) (f *flight,
 		return nil, nil, errGone
 	case a.meets(t, now, w):
 		return nil, nil, nil
-	case a.flight != nil && w.settles(t, now):
+	case a.flight != nil && w.accepts(t, now):
 		return nil, nil, nil
 	case a.flight != nil:
 		return a.flight, nil, nil
@@ -389,7 +387,7 @@ func (a *app) decide(ctx context.Context, s logical.Storage, w want) (f *flight,
 	return a.startFetch(s, max(w.timeout, a.config.Load().RequestTimeout)), nil, nil
 }
 
-// heldBack is why no fetch may be made now; nil where one may. It is called with a.mu held.
+// heldBack returns why no fetch may be made now, or nil if one may. It is called with a.mu held.
 func (a *app) heldBack(now time.Time, w want, forced bool) error {
 	last := a.lastFailure
 	cooldown := a.cooldown(now)
@@ -409,13 +407,13 @@ func (a *app) heldBack(now time.Time, w want, forced bool) error {
 	}
 }
 
-// cooldown is what DingTalk asked for that stands against a call for this app; nil if nothing does.
+// cooldown returns the ban or Retry-After that forbids calls for this app now, or nil.
 func (a *app) cooldown(now time.Time) *fetchError {
 	return a.registry.client.cooldowns.inForce(a.config.Load().credentials(), now)
 }
 
-// nextAttempt is when the next fetch may be made, while something stands against it; zero
-// otherwise. It is called with a.mu held.
+// nextAttempt returns when the next fetch may be made, or the zero time if one may be made now. It
+// is called with a.mu held.
 func (a *app) nextAttempt(now time.Time) time.Time {
 	var next time.Time
 	if cooldown := a.cooldown(now); cooldown != nil {
@@ -431,11 +429,11 @@ func (a *app) tokenError(f *fetchError, next time.Time) *tokenError {
 	return &tokenError{fetchError: f, app: a.name, config: a.config.Load(), nextAttempt: next}
 }
 
-// await waits for the end of a flight, and returns what it failed with. Who settles for the current
-// token waits a moment only.
+// await waits for the end of a flight, and returns its error. A caller that accepts the current
+// token waits for readerPatience at most.
 func (a *app) await(ctx context.Context, f *flight, w want) error {
 	var moment <-chan time.Time
-	if now := time.Now(); w.settles(a.token.Load(), now) {
+	if now := time.Now(); w.accepts(a.token.Load(), now) {
 		timer := time.NewTimer(readerPatience)
 		defer timer.Stop()
 		moment = timer.C
@@ -453,13 +451,14 @@ func (a *app) await(ctx context.Context, f *flight, w want) error {
 	}
 }
 
-// patience bounds a caller's wait for a fetch, and for one before it that it may have to await.
+// patience bounds a caller's wait for a fetch. before is how long it may have to wait for an
+// earlier fetch to end.
 func (a *app) patience(ctx context.Context, before time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, before+a.config.Load().RequestTimeout+waitGrace, errNoResponse)
 }
 
-// over is what a caller gets whose context has ended: that there was no response in time, or, if it
-// has gone away, the context's own error.
+// over returns the error of a caller whose context has ended: that there was no response in time
+// or, if the caller has gone away, the context's own error.
 func (a *app) over(ctx context.Context) error {
 	if errors.Is(context.Cause(ctx), errNoResponse) {
 		return a.tokenError(&fetchError{class: classUnreachable, cause: errNoResponse.Error()}, time.Time{})
@@ -484,7 +483,8 @@ func (a *app) startFetch(s logical.Storage, timeout time.Duration) *flight {
 	return f
 }
 
-// fetchAndStore leaves the token in the flight. A panic in it is an error of this flight alone.
+// fetchAndStore fetches a token, leaves it in the flight and stores it. A panic fails this flight
+// alone.
 func (a *app) fetchAndStore(ctx context.Context, f *flight, s logical.Storage) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -499,7 +499,7 @@ func (a *app) fetchAndStore(ctx context.Context, f *flight, s logical.Storage) (
 	case a.registry.life.ctx.Err() != nil:
 		return errShuttingDown
 	case err != nil:
-		cause := strings.TrimPrefix(err.Error(), fmt.Sprintf("app %q: ", a.name)) // which the whole text begins with
+		cause := strings.TrimPrefix(err.Error(), fmt.Sprintf("app %q: ", a.name)) // tokenError names it
 		return &fetchError{class: classStorage, cause: cut(visible(cause), maxShownText)}
 	case stored == nil || stored.Generation != a.config.Load().Generation:
 		a.registry.drop(a) // another node changed the configuration
@@ -530,14 +530,14 @@ func (a *app) count(calls int, failure *fetchError) {
 	a.failures += uint64(failures) //nolint:gosec // a fetch that works has made a call
 }
 
-// snapshot is what is to be seen of an app at one time.
+// snapshot is an app's state at one time, for status and metrics.
 type snapshot struct {
 	config          *appConfig
 	token           *token
 	calls, failures uint64
 	fetches         map[string]uint64
 	last            *failedFetch
-	nextAttempt     time.Time // zero where nothing stands against a fetch
+	nextAttempt     time.Time // zero if a fetch may be made now
 }
 
 func (a *app) snapshot(now time.Time) snapshot {
@@ -549,7 +549,7 @@ func (a *app) snapshot(now time.Time) snapshot {
 	}
 }
 
-// finishFetch ends a flight: it publishes the token, or remembers what went wrong.
+// finishFetch ends a flight: it publishes the token, or records the failure.
 func (a *app) finishFetch(f *flight, err error) {
 	a.mu.Lock()
 	a.flight = nil
@@ -569,8 +569,8 @@ func (a *app) finishFetch(f *flight, err error) {
 	log()
 }
 
-// publish makes the token the app's. It is called with a.mu held, or before anybody else knows the
-// app, and returns what is to be logged.
+// publish makes t the app's token. It is called with a.mu held, or before anybody else knows the
+// app. It returns a function that writes the log, to be called without the lock.
 func (a *app) publish(t *token) (log func()) {
 	wasFailing := a.warned != warning{}
 	a.fetches[resultGiven]++
@@ -585,8 +585,8 @@ func (a *app) publish(t *token) (log func()) {
 	}
 }
 
-// fail remembers a failed fetch and says when the next is due. It is called with a.mu held, and
-// returns what is to be logged.
+// fail records a failed fetch and sets the time of the next attempt. It is called with a.mu held.
+// It returns a function that writes the log, to be called without the lock.
 func (a *app) fail(f *fetchError) (log func(), err error) {
 	a.fetches[string(f.class)]++
 	now := time.Now()
@@ -619,8 +619,8 @@ func (a *app) fail(f *fetchError) (log func(), err error) {
 
 func latestOf(times ...time.Time) time.Time { return slices.MaxFunc(times, time.Time.Compare) }
 
-// retire takes the app out of use: its flight is called off, and what that brings is not published.
-// It returns what the log last said of its fetches.
+// retire takes the app out of use: it cancels the flight, whose result is not published. It returns
+// the last warning in the log.
 func (a *app) retire() warning {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -631,8 +631,8 @@ func (a *app) retire() warning {
 	return a.warned
 }
 
-// touch notes that the app is in use, and with served that its token was handed out. It writes only
-// where something changes, since all readers share the memory.
+// touch records that the app is in use and, with served, that its token was handed out. It writes
+// only what changes, since all readers share the memory.
 func (a *app) touch(now time.Time, served bool) {
 	if t := now.Unix(); a.usedAt.Load() != t {
 		a.usedAt.Store(t)
@@ -642,23 +642,23 @@ func (a *app) touch(now time.Time, served bool) {
 	}
 }
 
-// wantsRefreshAhead reports whether the background should refresh the token: it is in use, good,
-// and half of its life is over, or three quarters where no lease depends on what is left, before
-// the next pass.
+// wantsRefreshAhead reports whether the background should refresh the token: it is in use and
+// valid, and before the next pass half of its lifetime will be over, or three quarters without
+// leases.
 func (a *app) wantsRefreshAhead(now time.Time) bool {
 	if !a.servedSinceFetch.Load() {
 		return false
 	}
 	t := a.token.Load()
-	left := t.lifetime / 4
+	threshold := t.lifetime / 4
 	if a.config.Load().Leased {
-		left = t.lifetime / 2
+		threshold = t.lifetime / 2
 	}
-	return t.servable(now) && t.remaining(now) <= left+min(passInterval, t.lifetime/120)
+	return t.servable(now) && t.remaining(now) <= threshold+min(passInterval, t.lifetime/120)
 }
 
-// evict retires the app if nobody has used it for a full lifetime of its token and nothing is under
-// way or being waited out.
+// evict retires the app if nobody has used it for a token's lifetime, and neither a fetch nor a
+// wait is under way. It reports whether it did.
 func (a *app) evict(now time.Time) bool {
 	lifetime := usualLifetime
 	if t := a.token.Load(); t != nil {

@@ -80,7 +80,7 @@ func TestCreds_a_fresh_token_costs_nothing_and_the_first_reader_of_a_due_one_wai
 		time.Sleep(7001 * time.Second)
 		m.upstream.RotateTokens(theKey, true)
 		m.upstream.SetFault(theKey, simulator.Fault{Delay: time.Second})
-		began, first := time.Now(), begin(func() answer { return m.read(theApp) })
+		began, first := time.Now(), begin(func() response { return m.read(theApp) })
 		for range 10 {
 			require.Equal(t, old, m.token(theApp))
 		}
@@ -118,11 +118,11 @@ func TestCreds_a_reader_that_could_be_served_waits_two_seconds_at_most(t *testin
 				require.Equal(t, tok, m.token(theApp), "without a warning")
 				require.Equal(t, waits, time.Since(began))
 			}
-			began, longer := time.Now(), map[string]<-chan answer{
-				"more life": begin(func() answer {
+			began, longer := time.Now(), map[string]<-chan response{
+				"more life": begin(func() response {
 					return m.do(logical.ReadOperation, "creds/myapp", map[string]any{"min_ttl": "1h"})
 				}),
-				"a refresh": begin(func() answer { return m.refresh(theApp) }),
+				"a refresh": begin(func() response { return m.refresh(theApp) }),
 			}
 			(<-longer["a refresh"]).gets(t, http.StatusBadGateway, "no whole response within 10s")
 			(<-longer["more life"]).warns(t, "no whole response within 10s")
@@ -173,7 +173,7 @@ func TestCreds_a_slow_app_delays_no_other(t *testing.T) {
 		m.upstream.SetApp("slowkey", "slowsecret")
 		m.configure("slow", map[string]any{"app_key": "slowkey", "app_secret": "slowsecret"})
 		m.upstream.SetFault("slowkey", simulator.Fault{Kind: simulator.FaultHang})
-		slow := begin(func() answer { return m.read("slow") })
+		slow := begin(func() response { return m.read("slow") })
 		began := time.Now()
 		m.token(theApp)
 		m.configure("other", nil)
@@ -348,7 +348,7 @@ func TestFlight_ends_with_request_timeout_whatever_the_transport_does(t *testing
 			gets(t, http.StatusBadGateway) // a verification
 		require.Equal(t, 4*time.Second, time.Since(began))
 
-		reading := begin(func() answer { return m.read(theApp) })
+		reading := begin(func() response { return m.read(theApp) })
 		began = time.Now()
 		m.engine.Cleanup(t.Context())
 		require.LessOrEqual(t, time.Since(began), closeTimeout)
@@ -412,7 +412,7 @@ func TestFlight_that_panics_fails_its_waiters_and_nobody_else(t *testing.T) {
 		if inStorage {
 			m.storage.on(func(string, string) error { goMad(); return nil })
 		}
-		m.read(theApp).gets(t, http.StatusInternalServerError, `internal error while fetching a token of app "myapp"`)
+		m.read(theApp).gets(t, http.StatusInternalServerError, `internal error while fetching a token for app "myapp"`)
 		require.Contains(t, m.log.String(), "class=internal")
 		require.Contains(t, m.log.String(), "app_test.go", "the stack")
 		require.NotContains(t, m.log.String()+fmt.Sprint(m.read(theApp)), "went mad", "not the panic's value")

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Package dingtalk is a secrets engine for HashiCorp Vault. It keeps the credentials of DingTalk's
-// internal apps and hands out their access tokens, cached or freshly fetched, as leased secrets.
+// Package dingtalk is a secrets engine for HashiCorp Vault. It stores the credentials of DingTalk
+// apps and hands out their access tokens, cached or freshly fetched, as leased secrets.
 //
-// This file is the wiring: the factory, the paths and the secret type, what Vault calls beside
-// requests, and how errors become HTTP statuses.
+// This file is the wiring: the factory, the paths and the secret type, Vault's other callbacks, and
+// the HTTP statuses of errors.
 package dingtalk
 
 import (
@@ -34,15 +34,15 @@ var Version = "v0.2.0-dev"
 const operationPrefix = "dingtalk"
 
 const backendHelp = `
-The DingTalk secrets engine keeps the credentials of DingTalk internal apps at
-config/<app> and hands out their access tokens at creds/<app>:
+The DingTalk secrets engine stores the credentials of DingTalk apps at
+config/<app>, and hands out their access tokens at creds/<app>:
 
     vault write dingtalk/config/myapp app_key=dingxxxxxxxx app_secret=-
     vault read dingtalk/creds/myapp
 
-A token is fetched when it is first needed, kept until shortly before it
-expires, and shared by all readers. The app's secret never comes out again.
-status/<app> reports the state of the token; refresh/<app> fetches one now.
+A token is fetched when it is first needed, refreshed before it expires, and
+shared by all readers. The app's secret is never returned. status/<app> reports
+the state of the token; refresh/<app> fetches a token now.
 `
 
 // backend is the engine of one mount.
@@ -52,7 +52,7 @@ type backend struct {
 	metrics []prometheus.Gatherer
 }
 
-// Factory makes the engine of one mount. The context ends with the call.
+// Factory returns the engine of one mount. The context ends with the call.
 func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
 	if conf == nil {
 		return nil, errors.New("no configuration given to the secrets engine's factory")
@@ -60,7 +60,7 @@ func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 	return newBackend(ctx, conf, newTransport())
 }
 
-// newBackend makes an engine that reaches DingTalk through the given transport.
+// newBackend returns an engine that reaches DingTalk through the given transport.
 func newBackend(ctx context.Context, conf *logical.BackendConfig, transport http.RoundTripper) (*backend, error) {
 	logger := cmp.Or[hclog.Logger](conf.Logger, hclog.NewNullLogger())
 	b := &backend{apps: newRegistry(newClient(transport, logger), logger)}
@@ -81,25 +81,26 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, transport http
 		Invalidate:   b.invalidate,
 		Clean:        b.clean,
 	}
-	cached := *conf
+	withCache := *conf
 	if conf.System != nil {
-		cached.System = &systemView{SystemView: conf.System}
+		withCache.System = &systemView{SystemView: conf.System}
 	}
-	if err := b.Setup(ctx, &cached); err != nil {
+	if err := b.Setup(ctx, &withCache); err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
-// HandleRequest implements logical.Backend. It checks the fields before the framework does, whose
-// errors repeat what was given, even a secret, and maps the engine's errors to HTTP statuses.
+// HandleRequest implements logical.Backend. It checks the fields before the framework does, since
+// the framework's errors repeat what was given, even a secret. It maps the engine's errors to HTTP
+// statuses.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
 	if err := checkFields(req); err != nil {
 		return nil, coded(err, req.MountPoint)
 	}
 	takesNoFields := req.Operation == logical.ReadOperation || req.Operation == logical.DeleteOperation
 	if takesNoFields && len(req.Data) > 0 && strings.HasPrefix(req.Path, configPrefix) {
-		bare := *req // what a query has is not for the framework to convert, and to repeat if it cannot
+		bare := *req // the framework's errors would repeat the parameters of a query
 		bare.Data = nil
 		req = &bare
 	}
@@ -111,14 +112,14 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	case req.Operation == logical.HelpOperation:
 		inlineSchemas(resp)
 	case resp != nil && resp.Secret == nil && resp.Data == nil && len(resp.Warnings) == 0:
-		return nil, nil //nolint:nilnil // to Vault this is a 204
+		return nil, nil //nolint:nilnil // Vault makes it a 204
 	}
 	return resp, nil
 }
 
-// inlineSchemas puts the schemas of the OpenAPI document where it refers to them. When Vault merges
-// the document of a plugin in a process of its own with those of the other mounts, it loses the
-// references (hashicorp/vault issue 30714).
+// inlineSchemas replaces the references of the OpenAPI document by the schemas themselves. When
+// Vault merges an external plugin's document with those of the other mounts, it loses what they
+// refer to (hashicorp/vault issue 30714).
 func inlineSchemas(resp *logical.Response) {
 	document, ok := resp.Data["openapi"].(*framework.OASDocument)
 	if !ok {
@@ -147,18 +148,18 @@ func inlineSchemas(resp *logical.Response) {
 }
 
 // HandleExistenceCheck implements logical.Backend. Whether an app exists does not depend on the
-// request's fields, so the framework is not shown them; HandleRequest tells what is wrong with
+// request's fields, so they are kept from the framework. HandleRequest reports what is wrong with
 // them.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (found, exists bool, err error) {
 	if err := checkSecrets(req.Data); err != nil {
-		return false, false, errutil.UserError{Err: err.Error()} // the one error that Vault answers with a 400 here
+		return false, false, errutil.UserError{Err: err.Error()} // the only error that becomes a 400 here
 	}
 	bare := *req
 	bare.Data = nil
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
 }
 
-// checkFields checks the fields of a request that has some.
+// checkFields checks the fields of a request, if it has any.
 func checkFields(req *logical.Request) error {
 	if len(req.Data) == 0 {
 		return nil
@@ -179,16 +180,16 @@ func checkFields(req *logical.Request) error {
 	return checkSecrets(req.Data)
 }
 
-// checkSecrets refuses a secret that is not a string, whatever the path: where none is taken it is
-// ignored, but not repeated either.
+// checkSecrets refuses a secret that is not a string, on every path. A path that takes no secret
+// ignores one, but must not repeat it in an error either.
 func checkSecrets(raw map[string]any) error {
 	p := &parser{raw: raw}
 	_, _ = p.string(fieldAppSecret), p.string(fieldRejectedToken)
 	return p.err
 }
 
-// coded gives an error its HTTP status. The coded error is returned as it is: wrapped, it would
-// reach Vault as a 500.
+// coded returns an error with its HTTP status. A coded error must not be wrapped: Vault would make
+// it a 500.
 func coded(err error, mountPoint string) error {
 	var (
 		input   *inputError
@@ -210,8 +211,8 @@ func coded(err error, mountPoint string) error {
 	}
 }
 
-// periodic is called by Vault about once a minute, under its state lock. It does nothing where this
-// node may not write, or where the mount is about to go.
+// periodic is called by Vault about once a minute, under its state lock. It does nothing if this
+// node may not write, or if the mount is being removed.
 func (b *backend) periodic(_ context.Context, req *logical.Request) error {
 	const mayNotWrite = consts.ReplicationPerformanceStandby | consts.ReplicationDRSecondary
 	if !b.System().ReplicationState().HasState(mayNotWrite) && !b.System().Tainted() {
@@ -220,7 +221,7 @@ func (b *backend) periodic(_ context.Context, req *logical.Request) error {
 	return nil
 }
 
-// invalidate is called by Vault when a key changed by another node's doing.
+// invalidate is called by Vault when another node has changed a key.
 func (b *backend) invalidate(_ context.Context, key string) {
 	for _, prefix := range []string{configPrefix, tokenPrefix} {
 		if name, ok := strings.CutPrefix(key, prefix); ok {
@@ -229,16 +230,16 @@ func (b *backend) invalidate(_ context.Context, key string) {
 	}
 }
 
-// clean is called by Vault when the mount goes, under locks that other mounts wait for. It may be
-// called twice.
+// clean is called by Vault when the mount is unloaded, under locks that other mounts wait for. It
+// may be called twice.
 func (b *backend) clean(context.Context) { b.apps.life.close() }
 
-// systemView keeps what every request asks of Vault for a second: over gRPC, an answer is a fifth of
-// a cached read's cost.
+// systemView caches for a second what every request asks of Vault. Over gRPC, such a call is a
+// fifth of the cost of a cached read.
 type systemView struct {
 	logical.SystemView
-	replicationState kept[consts.ReplicationState]
-	defaultLeaseTTL  kept[time.Duration]
+	replicationState cached[consts.ReplicationState]
+	defaultLeaseTTL  cached[time.Duration]
 }
 
 // ReplicationState implements logical.SystemView.
@@ -251,31 +252,33 @@ func (v *systemView) DefaultLeaseTTL() time.Duration {
 	return v.defaultLeaseTTL.get(v.SystemView.DefaultLeaseTTL)
 }
 
-// kept is an answer that is good for a second.
-type kept[T any] struct{ last atomic.Pointer[keptAnswer[T]] }
+// cached is a value that is valid for a second.
+type cached[T any] struct {
+	last atomic.Pointer[cachedValue[T]]
+}
 
-type keptAnswer[T any] struct {
+type cachedValue[T any] struct {
 	value T
 	until time.Time
 }
 
-func (k *kept[T]) get(ask func() T) T {
+func (c *cached[T]) get(ask func() T) T {
 	now := time.Now()
-	if last := k.last.Load(); last != nil && now.Before(last.until) {
+	if last := c.last.Load(); last != nil && now.Before(last.until) {
 		return last.value
 	}
 	value := ask()
-	k.last.Store(&keptAnswer[T]{value: value, until: now.Add(time.Second)})
+	c.last.Store(&cachedValue[T]{value: value, until: now.Add(time.Second)})
 	return value
 }
 
 // appField is the path parameter of every path but the list.
 func appField() *framework.FieldSchema {
-	return field(framework.TypeString, true, `Name of the app: letters, digits and underscores, inside it also hyphens
-and single dots; at most 128 characters.`)
+	return field(framework.TypeString, true, `Name of the app: letters, digits and underscores and, except at its ends,
+hyphens and single dots; at most 128 characters.`)
 }
 
-// path makes the path of one app below a prefix.
+// path returns the path of one app below a prefix.
 func path(prefix, suffix string, fields map[string]*framework.FieldSchema) *framework.Path {
 	fields["app"] = appField()
 	return &framework.Path{
@@ -293,7 +296,7 @@ func parameter(kind framework.FieldType, title string, byDefault any, descriptio
 	}
 }
 
-// operation makes an operation, which the active node performs.
+// operation returns an operation that the active node performs.
 func operation(
 	callback framework.OperationFunc, verb, summary string, responses map[int][]framework.Response,
 ) *framework.PathOperation {
@@ -309,7 +312,7 @@ func field(kind framework.FieldType, required bool, description string) *framewo
 	return &framework.FieldSchema{Type: kind, Required: required, Description: description}
 }
 
-// responses describes the responses of an operation, those of 200 with their fields.
+// responses describes the responses of an operation, a 200 with its fields.
 func responses(fields map[string]*framework.FieldSchema, texts map[int]string) map[int][]framework.Response {
 	all := map[int][]framework.Response{}
 	for status, text := range texts {
@@ -321,7 +324,7 @@ func responses(fields map[string]*framework.FieldSchema, texts map[int]string) m
 	return all
 }
 
-// forApp makes a callback of an operation on one app.
+// forApp returns the callback of an operation on one app.
 func forApp(
 	operation func(ctx context.Context, req *logical.Request, name string) (*logical.Response, error),
 ) framework.OperationFunc {
@@ -342,7 +345,7 @@ func appName(data *framework.FieldData) (string, error) {
 		return "", badInput("app: the name has %d characters; allowed are at most %d", len(name), maxNameLength)
 	case strings.Contains(name, ".."):
 		return "", badInput("app: the name %q has two dots in a row, which Vault's storage refuses; "+
-			"allowed are single ones", name)
+			"single dots are allowed", name)
 	}
 	return name, nil
 }

@@ -2,8 +2,8 @@
 
 package dingtalk
 
-// This file is what runs beside requests: refreshing tokens ahead, dropping idle apps from memory,
-// removing stored tokens that no configuration owns; and the life of the goroutines.
+// This file is what runs in the background: refreshing tokens ahead, dropping idle apps from
+// memory, removing orphaned tokens from storage; and the lifecycle of the goroutines.
 
 import (
 	"context"
@@ -17,16 +17,16 @@ import (
 )
 
 const (
-	aheadAtOnce   = 8                     // tokens that are refreshed ahead at a time for each host
-	passInterval  = time.Minute           // between two passes: Vault calls the periodic function so often
-	sweepInterval = time.Hour             // between removals of stored tokens that no configuration owns
+	aheadAtOnce   = 8                     // tokens of one host that are refreshed ahead at a time
+	passInterval  = time.Minute           // between two passes: how often Vault calls the periodic function
+	sweepInterval = time.Hour             // between two removals of stored tokens without a configuration
 	sweepTimeout  = time.Minute           // of one such removal
-	closeTimeout  = 50 * time.Millisecond // the wait for goroutines at the end, under Vault's locks
+	closeTimeout  = 50 * time.Millisecond // the wait for goroutines when the mount ends, under Vault's locks
 )
 
-// background is what one pass leaves for the next.
+// background is the state between two passes.
 type background struct {
-	hosts     sync.Map   // those whose tokens are being refreshed ahead, by base URL
+	hosts     sync.Map   // base URLs whose tokens are being refreshed ahead
 	mu        sync.Mutex // over lastSweep
 	lastSweep time.Time
 }
@@ -43,7 +43,7 @@ func (r *registry) tick(s logical.Storage) {
 	}
 }
 
-// pass drops idle apps from memory, and starts refreshes of the tokens in use that are due soon.
+// pass drops idle apps from memory, and starts to refresh tokens ahead.
 func (r *registry) pass(s logical.Storage) {
 	now := time.Now()
 	due := map[string][]*app{}
@@ -60,7 +60,7 @@ func (r *registry) pass(s logical.Storage) {
 	r.measures.passes.Observe(time.Since(now).Seconds())
 	for host, apps := range due {
 		if _, underWay := r.background.hosts.LoadOrStore(host, nil); underWay {
-			continue // since the pass before: a host that hangs delays no other
+			continue // since the previous pass: a host that hangs delays no other
 		}
 		if !r.life.run(func() {
 			defer r.background.hosts.Delete(host)
@@ -71,8 +71,8 @@ func (r *registry) pass(s logical.Storage) {
 	}
 }
 
-// refreshAll refreshes the tokens of one host's apps, the soonest to end first, and waits for the
-// last.
+// refreshAll refreshes the tokens of one host's apps, the first to expire first, and waits for all
+// of them.
 func (r *registry) refreshAll(s logical.Storage, apps []*app) {
 	slices.SortFunc(apps, func(a, b *app) int { return a.token.Load().expiresAt.Compare(b.token.Load().expiresAt) })
 	var group errgroup.Group
@@ -85,20 +85,19 @@ func (r *registry) refreshAll(s logical.Storage, apps []*app) {
 			ctx, cancel := a.patience(r.life.ctx, 0)
 			defer cancel()
 			r.measures.ahead.Inc()
-			_, _, _ = a.get(ctx, s, want{ahead: true}) // what went wrong is remembered and logged
+			_, _, _ = a.get(ctx, s, want{ahead: true}) // a failure is recorded and logged
 			return nil
 		})
 	}
 	_ = group.Wait()
 }
 
-// sweep removes stored tokens that no configuration owns, such as a delete that was cut short
-// leaves.
+// sweep removes stored tokens without a configuration, which an interrupted delete leaves behind.
 func (r *registry) sweep(s logical.Storage) {
 	ctx, cancel := context.WithTimeout(r.life.ctx, sweepTimeout)
 	defer cancel()
 	warn := func(text string, args ...any) {
-		if r.life.ctx.Err() == nil { // the end of a mount is no failure
+		if r.life.ctx.Err() == nil { // the end of a mount is not a failure
 			r.log.Warn(text+": the next try is in an hour", args...)
 		}
 	}
@@ -132,12 +131,11 @@ func (r *registry) removeOrphan(ctx context.Context, s logical.Storage, name str
 
 // lifecycle owns every goroutine of a mount.
 type lifecycle struct {
-	// ctx ends with the mount. It derives from nothing: the factory's context ends with the
-	// factory.
-	ctx    context.Context //nolint:containedctx // it is the mount's life
+	// ctx ends with the mount. It has no parent: the factory's context ends with the factory.
+	ctx    context.Context //nolint:containedctx // it is the mount's lifetime
 	cancel context.CancelFunc
 
-	mu     sync.Mutex // over ctx ending, and active growing
+	mu     sync.Mutex // over the end of ctx, and over active growing
 	active sync.WaitGroup
 }
 
@@ -146,7 +144,7 @@ func newLifecycle() *lifecycle {
 	return &lifecycle{ctx: ctx, cancel: cancel}
 }
 
-// run runs f in a goroutine, unless the life has ended.
+// run runs f in a goroutine, unless the mount has ended. It reports whether it did.
 func (l *lifecycle) run(f func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -157,8 +155,8 @@ func (l *lifecycle) run(f func()) bool {
 	return true
 }
 
-// close ends the life and waits a little for its goroutines, which all heed ctx. It may be called
-// again.
+// close ends the context and waits for the goroutines, which all end with it, for closeTimeout at
+// most. It may be called again.
 func (l *lifecycle) close() {
 	l.mu.Lock()
 	l.cancel()

@@ -2,7 +2,7 @@
 
 package dingtalk
 
-// This file tests what runs besides requests: refreshing ahead, dropping idle apps, sweeping, and
+// This file tests what runs in the background: refreshing ahead, dropping idle apps, sweeping, and
 // the end of a mount.
 
 import (
@@ -220,7 +220,7 @@ func TestUnloading_takes_a_moment_at_most_and_is_no_warning(t *testing.T) {
 		})
 		time.Sleep(6890 * time.Second)
 		m.tick() // a sweep, and a refresh ahead that is to be stored
-		deleted := begin(func() answer { return m.do(logical.DeleteOperation, "config/myapp", nil) })
+		deleted := begin(func() response { return m.do(logical.DeleteOperation, "config/myapp", nil) })
 		require.Subset(t, m.storage.calls(), []string{"list token/", "put token/myapp"})
 		began := time.Now()
 		m.engine.Cleanup(t.Context())

@@ -26,7 +26,7 @@ import (
 const benchToken = "0123456789abcdef0123456789abcdef"
 
 // benchUpstream responds to every call with a token.
-var benchUpstream = answers(func(*http.Request) (int, string) {
+var benchUpstream = responder(func(*http.Request) (int, string) {
 	return http.StatusOK, `{"accessToken":"` + benchToken + `","expireIn":7200}`
 })
 
@@ -206,7 +206,7 @@ const herdUpstreamTakes = 500 * time.Millisecond // the one call of a herd of co
 func coldHerd(tb testing.TB) (slowest time.Duration) {
 	tb.Helper()
 	var calls atomic.Int64
-	engine := benchEngine(tb, answers(func(req *http.Request) (int, string) {
+	engine := benchEngine(tb, responder(func(req *http.Request) (int, string) {
 		calls.Add(1)
 		time.Sleep(herdUpstreamTakes)
 		return benchUpstream(req)

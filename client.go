@@ -2,9 +2,9 @@
 
 package dingtalk
 
-// This file is the engine's only way to DingTalk: one fetch of a token, what the response means,
-// how long DingTalk is then to be left alone, and what went wrong in words for the person on call.
-// It knows nothing of Vault, caches or leases.
+// This file is the client of DingTalk's API: one fetch of a token, what the response means, how
+// long to wait before the next call, and errors in words for the person on call. It knows nothing
+// of Vault, caches or leases.
 
 import (
 	"bytes"
@@ -34,21 +34,21 @@ import (
 )
 
 const (
-	chinaBaseURL = "https://api.dingtalk.com" // the other edition's host, beside defaultBaseURL
+	chinaBaseURL = "https://api.dingtalk.com" // defaultBaseURL is the international edition's
 
-	maxResponse    = 64 << 10            // bytes that are read of a response: a real one has some 100
+	maxResponse    = 64 << 10            // bytes that are read of a response: a real one has about 100
 	maxAttempts    = 3                   // calls of one fetch, after connection errors and 5xx responses
 	maxTokenLength = 2048                // bytes: DingTalk's tokens have 32
-	maxExpireIn    = 86400 * time.Second // what more than that counts as: DingTalk's documentation says 7,200 s
-	maxRetryAfter  = 10 * time.Minute    // what more than that counts as
+	maxExpireIn    = 86400 * time.Second // the cap on expireIn: DingTalk's documentation says 7,200 s
+	maxRetryAfter  = 10 * time.Minute    // the cap on Retry-After
 	banDuration    = 5 * time.Minute     // of an egress IP, as DingTalk's documentation says
 
-	// maxCooldowns bounds what is kept of them for each host of DingTalk's, and for all other hosts
-	// together: a stranger's host cannot fill memory, nor take the place of DingTalk's.
+	// maxCooldowns bounds the cooldowns that are kept for each of DingTalk's hosts, and for all
+	// other hosts together: a stranger's host can neither fill memory nor displace DingTalk's.
 	maxCooldowns = 1000
 )
 
-// errorClass says what kind of failure a fetch ended with. The values appear in the log.
+// errorClass is the kind of failure that a fetch ended with. The values appear in the log.
 type errorClass string
 
 const (
@@ -58,35 +58,35 @@ const (
 	classThrottled           errorClass = "throttled"
 	classBanned              errorClass = "banned"
 	classUnavailable         errorClass = "unavailable" // a 5xx response
-	classUnreachable         errorClass = "unreachable" // no response, or no whole one
+	classUnreachable         errorClass = "unreachable" // no response, or an incomplete one
 	classRedirect            errorClass = "redirect"
 	classMalformed           errorClass = "malformed" // a response that makes no sense
 	classStorage             errorClass = "storage"   // Vault's, which has the app's secret
 	classInternal            errorClass = "internal"  // a panic
 )
 
-// fetchError is why a fetch brought no token. Its texts are clean: they hold no secret, no token
-// and no control character. It does not change once it is returned.
+// fetchError is why a fetch failed. Its texts hold no secret, no token and no control character. It
+// does not change once it is returned.
 type fetchError struct {
 	class     errorClass
-	code      string // DingTalk's code, message and request id, where the response had them
+	code      string // DingTalk's code, message and request id, if the response had them
 	message   string
 	requestID string
-	cause     string // what happened, in a few words, where DingTalk's own words do not say it
-	attempts  int    // the calls that were made, of which this is the first failure that counts
+	cause     string // what happened, in a few words, if DingTalk's own words do not say it
+	attempts  int    // the calls that were made; this is the first failure that counts
 
-	// retryAfter is how long DingTalk asked to be left alone; 0 where it did not.
+	// retryAfter is the Retry-After of the response; 0 if there was none.
 	retryAfter time.Duration
 
-	// cooldown is until when DingTalk is not to be called; zero where nothing of the kind is known.
+	// cooldown is when a ban or a Retry-After ends; zero without one.
 	cooldown time.Time
 
-	// final says that another attempt within the same fetch cannot help, such as after an untrusted
+	// final is set if another attempt within the same fetch cannot help, such as after an untrusted
 	// certificate.
 	final bool
 }
 
-// Error is for code that passes it on as an error; what a person reads is describe's.
+// Error implements error. People read describe's text instead.
 func (f *fetchError) Error() string { return joinNonEmpty(": ", string(f.class), f.said()) }
 
 // rejected reports whether DingTalk understood the request and refused it: trying again changes
@@ -100,7 +100,8 @@ func (f *fetchError) rejected() bool {
 	}
 }
 
-// status is the HTTP status that tells Vault's client whose turn it is.
+// status returns the HTTP status: 400 if an operator has to act, 500 if Vault or the engine failed,
+// otherwise 502.
 func (f *fetchError) status() int {
 	switch {
 	case f.rejected():
@@ -117,28 +118,28 @@ func (f *fetchError) repeatable() bool {
 	return !f.final && f.retryAfter == 0 && (f.class == classUnavailable || f.class == classUnreachable)
 }
 
-// descriptions say for each class what happened to {app} at {host}, and what to do next.
+// descriptions has for each class what happened to {app} at {host}, and what to do next.
 var descriptions = map[errorClass]struct{ what, hint string }{
 	classRejectedCredentials: {"DingTalk rejected the credentials of app {app}", "check app_key and app_secret, that " +
 		"the app's version is published{authorized}, and that base_url ({host}) is the host of the app's edition{edition}"},
 	classForbiddenIP: {"DingTalk does not allow Vault's IP address for app {app}", "add Vault's egress IP to the app's " +
 		"allow-list in DingTalk's console, and those of the clients: DingTalk checks the list where the token is used"},
-	classRejectedRequest: {"DingTalk rejected the request for a token of app {app}", "look the request id up " +
+	classRejectedRequest: {"DingTalk rejected the token request for app {app}", "look up the request id " +
 		"in DingTalk's console"},
-	classThrottled: {"DingTalk throttles the requests for a token of app {app}", "check whether another program " +
+	classThrottled: {"DingTalk is throttling the token requests for app {app}", "check whether another program " +
 		"fetches tokens with the same app_key"},
 	classBanned: {"DingTalk has banned Vault's egress IP, which app {app} shares with all other apps at {host}", "find " +
 		"what makes more than 10,000 calls in 20 seconds from this IP"},
-	classUnavailable: {"DingTalk could not serve the request for a token of app {app}", "if it lasts, check " +
+	classUnavailable: {"DingTalk could not serve the token request for app {app}", "if it lasts, check " +
 		"{corp_id}DingTalk's service status and any proxy on the way"},
 	classUnreachable: {"could not get a token for app {app} from {host}", "check DNS, firewall and proxy " +
 		"from Vault's active node"},
-	classRedirect: {"{host} answered the request for a token of app {app} with a redirect, which is " +
-		"never followed", wrongHost},
-	classMalformed: {"{host} answered the request for a token of app {app} with something that is not " +
+	classRedirect: {"{host} answered the token request for app {app} with a redirect, which is never " +
+		"followed", wrongHost},
+	classMalformed: {"{host} answered the token request for app {app} with something that is not " +
 		"a token", wrongHost},
 	classStorage: {"could not get a token for app {app}, since Vault's storage failed", "check Vault's storage"},
-	classInternal: {"internal error while fetching a token of app {app}", "please report this " +
+	classInternal: {"internal error while fetching a token for app {app}", "please report this " +
 		"with the stack in Vault's log"},
 }
 
@@ -154,7 +155,7 @@ func (f *fetchError) describe(app string, c *appConfig) string {
 	case chinaBaseURL:
 		edition = "; for an app of the international edition set base_url=" + defaultBaseURL
 	}
-	if c.CorpID != "" { // one that does not exist is answered with a 500
+	if c.CorpID != "" { // DingTalk returns a 500 for one that does not exist
 		corpID, authorized = "corp_id, ", ", that the organization of corp_id has authorized the app"
 	}
 	names := strings.NewReplacer("{app}", strconv.Quote(app), "{host}", c.BaseURL, "{edition}", edition,
@@ -163,7 +164,7 @@ func (f *fetchError) describe(app string, c *appConfig) string {
 	return joinNonEmpty("; ", joinNonEmpty(": ", names.Replace(d.what), f.said()), names.Replace(d.hint))
 }
 
-// said is the cause and DingTalk's own words, as far as there are any.
+// said returns the cause and DingTalk's own words, as far as there are any.
 func (f *fetchError) said() string {
 	labelled := func(label, text string) string {
 		if text == "" {
@@ -190,12 +191,12 @@ func joinNonEmpty(separator string, parts ...string) string {
 type credentials struct {
 	BaseURL   string
 	AppKey    string
-	CorpID    string // of the organization; "" asks by the call for internal apps
+	CorpID    string // of the organization; "" selects the call for internal apps
 	AppSecret sensitive
 }
 
-// request is the path and the body of the call for a token. DingTalk has one for internal apps, and
-// a unified one that names the organization.
+// request returns the path and the body of the call for a token. DingTalk has one for internal
+// apps, and a unified one that names the organization.
 func (c credentials) request() (path string, body map[string]string) {
 	secret := c.AppSecret.reveal()
 	if c.CorpID == "" {
@@ -216,7 +217,7 @@ type client struct {
 	userAgent string
 	cooldowns cooldowns
 
-	// fetched is told how long each fetch took that made a call; nil for nobody.
+	// fetched, if not nil, gets the duration of each fetch that made a call.
 	fetched func(baseURL string, took time.Duration)
 }
 
@@ -296,7 +297,7 @@ func (c *client) fetch(
 	}
 }
 
-// sleep passes time, unless the context ends before.
+// sleep waits for d, or until the context ends.
 func sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -308,7 +309,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// jitter lengthens d by up to 20 %, so that those who wait do not all come back at once. It never
+// jitter lengthens d by up to 20 %, so that waiting apps do not all retry at once. It never
 // shortens it.
 func jitter(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (1 + 0.2*rand.Float64())) //nolint:gosec // spreads load, guards nothing
@@ -323,12 +324,12 @@ type exchanged struct {
 	panicked bool
 }
 
-// call makes one call. It ends with the context: the exchange is made beside it, and left to itself
-// where the transport does not heed the context.
+// call makes one call. It returns when the context ends, even if the transport ignores the context:
+// the exchange has a goroutine of its own.
 func (c *client) call(ctx context.Context, creds credentials, secrets []sensitive) (*token, *fetchError) {
 	var body bytes.Buffer
 	encoder := json.NewEncoder(&body)
-	encoder.SetEscapeHTML(false) // a secret is sent in as few spellings as can be
+	encoder.SetEscapeHTML(false) // a secret is sent in as few spellings as possible
 	path, fields := creds.request()
 	_ = encoder.Encode(fields)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, creds.BaseURL+path, &body)
@@ -366,8 +367,8 @@ func (c *client) call(ctx context.Context, creds credentials, secrets []sensitiv
 	return tok, nil
 }
 
-// exchange sends a request and reads the response, of which it keeps no connection. A panic in it
-// is this fetch's alone.
+// exchange sends a request and reads the response. It keeps no connection. A panic fails this fetch
+// alone.
 func (c *client) exchange(req *http.Request) (e exchanged) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -393,14 +394,15 @@ func (c *client) exchange(req *http.Request) (e exchanged) {
 	return e
 }
 
-// grant is a good response.
+// grant is what a successful response holds.
 type grant struct {
 	accessToken sensitive
 	expireIn    time.Duration
 }
 
-// wireResponse is what the engine looks at. Case does not count in names, which covers the gateway's
-// (Code, requestId). Raw, since a field of an unexpected type must not hide the others.
+// wireResponse has the fields that the engine reads. encoding/json ignores the case of names, which
+// covers the gateway's (Code, requestId). The fields are raw, since one of an unexpected type must
+// not hide the others.
 type wireResponse struct {
 	AccessToken   json.RawMessage `json:"accessToken"`
 	ExpireIn      json.RawMessage `json:"expireIn"`
@@ -415,8 +417,8 @@ type wireResponse struct {
 	Punish        json.RawMessage `json:"punish"`
 }
 
-// readResponse tells a grant from every kind of failure. A 403 means three different things, so the
-// code decides wherever there is a known one, then the status.
+// readResponse returns the token of a response, or the kind of failure. A 403 means three different
+// things, so a known code decides first, then the status.
 func readResponse(status int, header http.Header, body []byte, secrets ...sensitive) (grant, *fetchError) {
 	var wire wireResponse
 	isJSON := len(body) <= maxResponse && json.Unmarshal(body, &wire) == nil
@@ -439,7 +441,7 @@ func readResponse(status int, header http.Header, body []byte, secrets ...sensit
 			retryAfter: retryAfter(header, time.Now()),
 		}
 		switch {
-		case class == classMalformed && code == "": // as a wrong path is answered
+		case class == classMalformed && code == "": // DingTalk's response to a wrong path
 			f.code, f.message = showIdentifier(text(wire.ErrCode), secrets), showText(text(wire.ErrMsg), secrets)
 		case cause == "" && f.code == "":
 			f.cause = fmt.Sprintf("HTTP status %d", status)
@@ -496,13 +498,13 @@ func isToken(s string) bool {
 		!strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
-// rejectsCredentials knows the codes for wrong credentials of both of DingTalk's token operations.
+// rejectsCredentials reports whether a code of either token call means wrong credentials.
 func rejectsCredentials(code string) bool {
 	return code == "invalidClientIdOrSecret" || code == "invalid.client" || code == "unauthorized.client"
 }
 
-// throttling knows the codes of DingTalk's limits: QpsLimitForApi and its kin on a 403, system.busy
-// on a 429 or a 400.
+// throttling reports whether a code is of one of DingTalk's limits: QpsLimitForApi and similar ones
+// on a 403, system.busy on a 429 or a 400.
 func throttling(status int, code string) bool {
 	if status == http.StatusTooManyRequests && code != "" {
 		return true
@@ -518,7 +520,7 @@ func isHTML(header http.Header, body []byte) bool {
 	return err == nil && mediaType == "text/html" || bytes.HasPrefix(bytes.TrimSpace(body), []byte("<"))
 }
 
-// text is a JSON string's content, or a number as it stands; anything else is "".
+// text returns a JSON string's content, or a number as it stands, otherwise "".
 func text(raw json.RawMessage) string {
 	var s string
 	if json.Unmarshal(raw, &s) == nil {
@@ -531,8 +533,7 @@ func text(raw json.RawMessage) string {
 	return ""
 }
 
-// seconds reads expireIn: a positive JSON number of seconds, of which more than a day counts as a
-// day.
+// seconds reads expireIn, a positive JSON number of seconds. It is capped at a day.
 func seconds(raw json.RawMessage) (time.Duration, bool) {
 	if len(raw) == 0 || raw[0] == '"' {
 		return 0, false
@@ -544,8 +545,8 @@ func seconds(raw json.RawMessage) (time.Duration, bool) {
 	return time.Duration(min(n, maxExpireIn.Seconds())) * time.Second, true
 }
 
-// retryAfter reads the header of the same name, as seconds or as a date; 0 where there is none to
-// honor.
+// retryAfter reads the header of the same name, as seconds or as a date. It returns 0 if there is
+// none.
 func retryAfter(header http.Header, now time.Time) time.Duration {
 	value := strings.TrimSpace(header.Get("Retry-After"))
 	if value == "" {
@@ -560,8 +561,8 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 	return max(0, min(wait, maxRetryAfter))
 }
 
-// transportFailure puts a failed exchange in a few words. The library's own texts can quote what
-// the other side sent, so they are not repeated, or as a stranger's.
+// transportFailure describes a failed exchange in a few words. The library's own texts can quote
+// what the other side sent, so they are left out or redacted.
 func transportFailure(ctx context.Context, err error, took time.Duration, secrets []sensitive) *fetchError {
 	f := &fetchError{class: classUnreachable}
 	var (
@@ -592,7 +593,7 @@ func transportFailure(ctx context.Context, err error, took time.Duration, secret
 	case errors.As(err, &timeout) && timeout.Timeout():
 		f.cause = "timed out"
 	default:
-		f.cause = "the HTTP exchange failed, or what came is not HTTP"
+		f.cause = "the HTTP exchange failed, or the response is not HTTP"
 	}
 	return f
 }
@@ -604,18 +605,19 @@ func innermost(err error) error {
 	return err
 }
 
-// cooldowns are what DingTalk has asked for that outlasts one app's generation: a ban of Vault's
-// egress IP for every app of the host, a Retry-After for every app with that key and organization there.
+// cooldowns are the times during which DingTalk is not called. They outlast an app's generation: a
+// ban of Vault's egress IP covers every app of the host, a Retry-After every app with that key and
+// organization there.
 type cooldowns struct {
 	mu  sync.Mutex
 	all map[cooldownKey]*fetchError
 }
 
-// cooldownKey has no appKey where it stands for all apps of the host.
+// cooldownKey has no appKey if it covers all apps of the host.
 type cooldownKey struct{ baseURL, appKey, corpID string }
 
-// start notes what DingTalk asks for with a failure, if it does, and puts its end into the failure.
-// A shorter cooldown never replaces a longer one. Those that are over are removed.
+// start records the ban or the Retry-After of a failure, if there is one, and sets f.cooldown. A
+// shorter cooldown never replaces a longer one. Those that are over are removed.
 func (c *cooldowns) start(creds credentials, f *fetchError, now time.Time) {
 	key := cooldownKey{baseURL: creds.BaseURL}
 	switch {
@@ -640,7 +642,7 @@ func (c *cooldowns) start(creds credentials, f *fetchError, now time.Time) {
 	c.all[key] = f
 }
 
-// full is called with c.mu held.
+// full reports whether there is no room for a host's cooldown. It is called with c.mu held.
 func (c *cooldowns) full(baseURL string) bool {
 	alike := 0
 	for key := range c.all {
@@ -651,7 +653,7 @@ func (c *cooldowns) full(baseURL string) bool {
 	return alike >= maxCooldowns
 }
 
-// count returns how many are in force, by base URL.
+// count returns how many cooldowns are in force, by base URL.
 func (c *cooldowns) count(now time.Time) map[string]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -667,8 +669,8 @@ func (c *cooldowns) count(now time.Time) map[string]int {
 // isDingTalk reports whether a base_url is one of DingTalk's two.
 func isDingTalk(baseURL string) bool { return baseURL == defaultBaseURL || baseURL == chinaBaseURL }
 
-// inForce says whether a call with these credentials may be made now: it returns what stands
-// against one longest, or nil. Every call is preceded by it.
+// inForce returns the cooldown that forbids a call with these credentials longest, or nil if a call
+// may be made now. The client asks it before every call.
 func (c *cooldowns) inForce(creds credentials, now time.Time) *fetchError {
 	c.mu.Lock()
 	defer c.mu.Unlock()

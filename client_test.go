@@ -407,7 +407,7 @@ func TestClient_says_in_a_few_words_what_the_network_did_and_tries_what_may_pass
 		{&net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EPIPE)}, "broken pipe", 3},
 		{io.EOF, "the connection ended before the response did", 3},
 		{io.ErrUnexpectedEOF, "the connection ended before the response did", 3},
-		{dial(fmt.Errorf("with %s inside", theSecret)), "the HTTP exchange failed, or what came is not HTTP", 3},
+		{dial(fmt.Errorf("with %s inside", theSecret)), "the HTTP exchange failed, or the response is not HTTP", 3},
 		{cert(x509.UnknownAuthorityError{}), untrusted + "x509: certificate signed by unknown authority", 1},
 		{cert(fmt.Errorf("x509: valid for %s.example", theSecret)), untrusted + withheld, 1},
 		{tls.RecordHeaderError{Msg: goodToken}, "it does not speak TLS", 1},
@@ -442,7 +442,7 @@ func TestClient_speaks_HTTP_1_1_over_TLS_1_2_and_up_through_the_proxy_of_the_env
 func TestClient_every_class_says_whose_app_it_is_and_what_to_do(t *testing.T) {
 	for class, hint := range map[errorClass]string{
 		classRejectedCredentials: "check app_key and app_secret", classForbiddenIP: "where the token is used",
-		classRejectedRequest: "look the request id up", classThrottled: "another program fetches tokens",
+		classRejectedRequest: "look up the request id", classThrottled: "another program fetches tokens",
 		classBanned: "10,000 calls", classUnavailable: "any proxy on the way",
 		classUnreachable: "check DNS, firewall and proxy from Vault's active node",
 		classRedirect:    "check base_url", classMalformed: "check base_url",
@@ -505,37 +505,37 @@ func TestBan_pauses_every_app_of_the_host_for_five_minutes(t *testing.T) {
 }
 
 func TestRetry_After_of_up_to_ten_minutes_stops_every_call_with_its_key_whatever_app_or_generation(t *testing.T) {
-	refresh := func(name string) func(m *mount) answer {
-		return func(m *mount) answer { return m.refresh(name) }
+	refresh := func(name string) func(m *mount) response {
+		return func(m *mount) response { return m.refresh(name) }
 	}
-	write := func(name string) func(m *mount) answer { // with a verification
-		return func(m *mount) answer {
+	write := func(name string) func(m *mount) response { // with a verification
+		return func(m *mount) response {
 			before, got := m.snapshot(), m.write(name, theFields(anotherSecret))
 			require.True(m.t, got.err == nil || maps.Equal(before, m.snapshot()), "one that fails stores nothing")
 			return got
 		}
 	}
-	cases := map[string]func(m *mount) answer{
-		"a read":                func(m *mount) answer { return m.read(theApp) },
+	cases := map[string]func(m *mount) response{
+		"a read":                func(m *mount) response { return m.read(theApp) },
 		"a refresh":             refresh(theApp),
 		"a write":               write(theApp),
-		"a verification alone":  func(m *mount) answer { return m.write(theApp, verified) },
-		"another app's read":    func(m *mount) answer { return m.read("twin") },
+		"a verification alone":  func(m *mount) response { return m.write(theApp, verified) },
+		"another app's read":    func(m *mount) response { return m.read("twin") },
 		"another app's refresh": refresh("twin"),
 		"another app's write":   write("twin"),
 		"a new app":             write("third"),
-		"the app's next generation": func(m *mount) answer {
+		"the app's next generation": func(m *mount) response {
 			m.configure(theApp, anotherSecret)
 			return m.read(theApp)
 		},
-		"the app, after an invalidation": func(m *mount) answer {
+		"the app, after an invalidation": func(m *mount) response {
 			m.engine.InvalidateKey(m.t.Context(), "config/myapp")
 			return m.read(theApp)
 		},
 	}
-	for name, first := range map[string]func(m *mount) answer{"read": cases["a read"], "write": write("third")} {
+	for name, first := range map[string]func(m *mount) response{"read": cases["a read"], "write": write("third")} {
 		t.Run("after a "+name, func(t *testing.T) {
-			forEach(t, cases, func(t *testing.T, m *mount, again func(m *mount) answer) {
+			forEach(t, cases, func(t *testing.T, m *mount, again func(m *mount) response) {
 				const until = "2000-01-01T00:10:00Z"
 				m.configure(theApp, nil)
 				m.configure("twin", unleased)

@@ -2,8 +2,8 @@
 
 package dingtalk
 
-// This file is what is stored of an app: its fields with their defaults and limits, how a write
-// changes them, when a write starts a new generation, and the record.
+// This file is an app's configuration: its fields with their defaults and limits, how a write
+// changes them, when a write starts a new generation, and the record in storage.
 
 import (
 	"cmp"
@@ -36,13 +36,13 @@ const (
 	fieldLeased           = "leased"
 	fieldVerifyConnection = "verify_connection"
 
-	// fieldAppSecretSetAt is of a read only.
+	// fieldAppSecretSetAt is returned by a read only.
 	fieldAppSecretSetAt = "app_secret_set_at"
 )
 
 const (
 	defaultBaseURL        = "https://api.dingtalk.io"
-	defaultRefreshBefore  = 200 * time.Second // 7,200 s minus the 7,000 s that DingTalk advises to cache a token for
+	defaultRefreshBefore  = 200 * time.Second // of 7,200 s; DingTalk recommends to cache a token for 7,000 s
 	defaultRequestTimeout = 10 * time.Second
 
 	maxRefreshBefore  = time.Hour
@@ -55,22 +55,22 @@ const (
 
 	configPrefix = "config/"
 
-	// entryVersion is the form of stored entries that this release writes.
+	// entryVersion is the format of the stored entries that this release writes.
 	entryVersion = 1
 )
 
 // appConfig is an app as an operator configured it.
 type appConfig struct {
-	// Generation stands for one set of credentials: it changes with app_key, app_secret, corp_id
-	// and base_url. It is random, since a counter would start over when an app is deleted and made
-	// again.
+	// Generation identifies one set of credentials: it changes with app_key, app_secret, corp_id
+	// and base_url. It is random, since a counter would start over when an app is deleted and
+	// created again.
 	Generation string
 	AppKey     string
 	AppSecret  sensitive
 	CorpID     string // "" for none
 	BaseURL    string // canonical: one host has one spelling
 
-	// AppSecretSetAt is when AppSecret got its value, in RFC 3339; "" in what 0.1.0 stored.
+	// AppSecretSetAt is when AppSecret got its value, in RFC 3339; "" in entries of version 0.1.0.
 	AppSecretSetAt string
 
 	RefreshBefore  time.Duration
@@ -78,7 +78,7 @@ type appConfig struct {
 	Leased         bool
 }
 
-// withoutSecret is what memory holds of it.
+// withoutSecret returns the part that is kept in memory.
 func (c *appConfig) withoutSecret() *appConfig {
 	bare := *c
 	bare.AppSecret = sensitive{}
@@ -89,7 +89,7 @@ func (c *appConfig) credentials() credentials {
 	return credentials{BaseURL: c.BaseURL, AppKey: c.AppKey, CorpID: c.CorpID, AppSecret: c.AppSecret}
 }
 
-// equal reports whether two configurations, either of which may be nil for none, are the same.
+// equal reports whether two configurations are the same. Either may be nil for none.
 func (c *appConfig) equal(other *appConfig) bool {
 	if c == nil || other == nil {
 		return c == other
@@ -97,7 +97,7 @@ func (c *appConfig) equal(other *appConfig) bool {
 	return c.AppSecret.reveal() == other.AppSecret.reveal() && *c.withoutSecret() == *other.withoutSecret()
 }
 
-// configChange is what one write to config/<app> asks for; nil is a field that it does not name.
+// configChange is one write to config/<app>. A field that the write does not name is nil.
 type configChange struct {
 	appKey         *string
 	appSecret      *sensitive
@@ -107,12 +107,12 @@ type configChange struct {
 	requestTimeout *time.Duration
 	leased         *bool
 
-	// verify is of the request only.
+	// verify is not stored.
 	verify *bool
 }
 
-// inputError is a request that cannot be met as it stands. Its text names what is wrong and what is
-// allowed, never a secret.
+// inputError is an invalid request. Its text says what is wrong and what is allowed. It never holds
+// a secret.
 type inputError struct{ text string }
 
 func (e *inputError) Error() string { return e.text }
@@ -125,7 +125,7 @@ func badInput(format string, args ...any) error {
 func parseChange(raw map[string]any) (*configChange, error) {
 	p := &parser{raw: raw}
 	c := &configChange{}
-	// A secret that is not a string must be refused before anything can repeat it.
+	// A secret that is not a string must be refused before any error can repeat it.
 	if secret := p.credential(fieldAppSecret, maxCredentialLength, "\n", "\r"); secret != nil {
 		c.appSecret = &sensitive{text: secret}
 	}
@@ -142,9 +142,9 @@ func parseChange(raw map[string]any) (*configChange, error) {
 	return c, p.err
 }
 
-// parser reads fields from a request's raw data, since the framework's own conversion takes "" and
-// 500ms for 0 and repeats in its error what it cannot convert. Each method returns nil for a field
-// that is not given, or refused; err is the first refusal.
+// parser reads fields from a request's raw data. The framework's own conversion takes "" and 500ms
+// for 0, and its errors repeat what it cannot convert. Each method returns nil for a field that is
+// not given or not valid; err is the first error.
 type parser struct {
 	raw map[string]any
 	err error
@@ -154,7 +154,7 @@ func (p *parser) refuse(field, format string, args ...any) {
 	p.err = cmp.Or(p.err, badInput("%s: "+format, append([]any{field}, args...)...))
 }
 
-// string never repeats the value: what is not a string may be a secret in the wrong place.
+// string never shows the value: what is not a string may be a secret in the wrong place.
 func (p *parser) string(field string) *string {
 	v, given := p.raw[field]
 	if !given {
@@ -183,7 +183,7 @@ func kindOf(v any) string {
 	}
 }
 
-// credential reads a key, a secret or a token, of which each of the endings is cut once.
+// credential reads a key, a secret or a token, and cuts each of the endings once.
 func (p *parser) credential(field string, longest int, endings ...string) *string {
 	given := p.string(field)
 	if given == nil {
@@ -217,11 +217,11 @@ func (p *parser) corpID(field string) *string {
 	return given
 }
 
-// longestDuration is the longest that there is in whole seconds: 292 years.
+// longestDuration is the longest time.Duration in whole seconds: 292 years.
 const longestDuration = math.MaxInt64 - math.MaxInt64%time.Second
 
-// scalar returns a string, a number or a boolean as a string; false where the field is not given, or
-// is none of them.
+// scalar returns a string, a number or a boolean as a string. given is false if the field is absent
+// or of another type.
 func (p *parser) scalar(field, allowed string) (text string, given bool) {
 	v, given := p.raw[field]
 	switch v := v.(type) {
@@ -230,15 +230,15 @@ func (p *parser) scalar(field, allowed string) (text string, given bool) {
 			p.refuse(field, "got %s; %s", kindOf(v), allowed)
 		}
 		return "", false
-	case float64: // what a JSON number is on its way through Vault
+	case float64: // as Vault passes a JSON number
 		return strconv.FormatFloat(v, 'f', -1, 64), true
 	default:
 		return fmt.Sprint(v), true
 	}
 }
 
-// duration reads a duration of whole seconds: a number, or a string as Vault takes them everywhere
-// (200, 200s, 5m).
+// duration reads a duration of whole seconds: a number, or a string in Vault's usual format (200,
+// 200s, 5m).
 func (p *parser) duration(field string, least, most time.Duration) *time.Duration {
 	end, example := "to "+short(most), short(most)
 	if most == longestDuration {
@@ -251,7 +251,7 @@ func (p *parser) duration(field string, least, most time.Duration) *time.Duratio
 	}
 	d, err := parseutil.ParseDurationSecond(text)
 	if n, nan := strconv.ParseFloat(text, 64); nan == nil && math.Abs(n) > longestDuration.Seconds() {
-		err = strconv.ErrRange // which the library multiplies without a look
+		err = strconv.ErrRange // the library does not check for an overflow
 	}
 	if text == "" || err != nil || d%time.Second != 0 || d < least || d > most {
 		p.refuse(field, "%s given; %s", p.shown(text), allowed)
@@ -259,7 +259,7 @@ func (p *parser) duration(field string, least, most time.Duration) *time.Duratio
 	return &d
 }
 
-// bool reads a boolean, or a string or a number as Vault takes them everywhere ("true", 0).
+// bool reads a boolean, or a string or a number in Vault's usual format ("true", 0).
 func (p *parser) bool(field string) *bool {
 	const allowed = "allowed are true and false"
 	text, given := p.scalar(field, allowed)
@@ -273,7 +273,7 @@ func (p *parser) bool(field string) *bool {
 	return &b
 }
 
-// shown is a refused value as the error shows it. What is as long as a secret may be one in the
+// shown returns a refused value for an error. A value that is as long as a secret may be one in the
 // wrong field, and Vault writes errors in clear to its audit log.
 func (p *parser) shown(text string) string {
 	const longest = 24
@@ -292,14 +292,13 @@ func short(d time.Duration) string { return zeroParts.ReplaceAllString(d.String(
 var (
 	baseURLPattern = regexp.MustCompile(`^([A-Za-z]+)://(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::([0-9]*))?/?$`)
 
-	// numberLabel is a last label that makes a host an IPv4 address to some resolvers, in a spelling of
-	// its own.
+	// numberLabel is a last label that some resolvers take for part of an IPv4 address.
 	numberLabel = regexp.MustCompile(`(^|\.)(0x[0-9a-f]*|[0-9]+)$`)
 )
 
-// parseBaseURL returns the canonical form of a base URL, so that one host is one host to a ban:
-// scheme and host in lower case, the port without leading zeros and left out where it is the
-// scheme's own, IPv6 in its shortest form, no path.
+// parseBaseURL returns the canonical form of a base URL, so that a ban finds all apps of a host:
+// scheme and host in lower case, the port without leading zeros and without the scheme's default,
+// IPv6 in its shortest form, no path.
 func parseBaseURL(given string) (string, error) {
 	refuse := func(why string) (string, error) {
 		shown := strconv.Quote(given)
@@ -345,14 +344,15 @@ func parseBaseURL(given string) (string, error) {
 	return scheme + "://" + host, nil
 }
 
-// isHostName reports whether a host of letters, digits, dots, hyphens and underscores is a name.
+// isHostName reports whether a host of letters, digits, dots, hyphens and underscores is a host
+// name.
 func isHostName(host string) bool {
 	return len(host) <= 253 && !strings.HasPrefix(host, ".") && !strings.Contains(host, "..") &&
 		!numberLabel.MatchString(host)
 }
 
-// apply returns what the change makes of the present configuration, nil for a new app, and whether
-// that starts a new generation.
+// apply applies the change to the present configuration, which is nil for a new app. It reports
+// whether that starts a new generation.
 func (c *configChange) apply(name string, present *appConfig) (next *appConfig, starts bool, err error) {
 	next = &appConfig{
 		BaseURL:        defaultBaseURL,
@@ -366,8 +366,8 @@ func (c *configChange) apply(name string, present *appConfig) (next *appConfig, 
 			name, fieldAppKey, fieldAppSecret)
 	case present == nil:
 	case c.appSecret != nil && c.baseURL == nil && !isDingTalk(present.BaseURL):
-		// Otherwise whoever may write config/ could move the app to a host of theirs, with a junk
-		// secret, and be sent the next real one by the operator who rotates it.
+		// This keeps someone who may write config/ from moving the app to a host they control, with
+		// a made-up secret, and receiving the next real one from the operator who rotates it.
 		return nil, false, badInput("app %q: a write with %s must name %s too, since the stored one, %s, is not "+
 			"one of DingTalk's hosts", name, fieldAppSecret, fieldBaseURL, present.BaseURL)
 	default:
@@ -388,8 +388,8 @@ func (c *configChange) apply(name string, present *appConfig) (next *appConfig, 
 	if present != nil {
 		moved := next.BaseURL != present.BaseURL || next.AppKey != present.AppKey
 		if moved && c.appSecret == nil {
-			// Otherwise whoever may write config/ could have the stored secret sent to a host of
-			// theirs.
+			// This keeps someone who doesn't know the secret from sending it to a host they
+			// control.
 			return nil, false, badInput("app %q: changing %s or %s requires %s in the same request",
 				name, fieldBaseURL, fieldAppKey, fieldAppSecret)
 		}
@@ -398,7 +398,7 @@ func (c *configChange) apply(name string, present *appConfig) (next *appConfig, 
 		}
 	}
 	id := make([]byte, 16)
-	_, _ = rand.Read(id) // which never fails
+	_, _ = rand.Read(id) // never fails
 	next.Generation = hex.EncodeToString(id)
 	return next, true, nil
 }
@@ -423,7 +423,7 @@ type configRecord struct {
 	Leased         bool   `json:"leased"`
 }
 
-// readConfig reads an app's configuration; nil without an error is an app that does not exist.
+// readConfig returns an app's configuration, or nil if the app does not exist.
 func readConfig(ctx context.Context, s logical.Storage, name string) (*appConfig, error) {
 	stored, err := s.Get(ctx, configPrefix+name)
 	if err != nil {
@@ -436,7 +436,7 @@ func readConfig(ctx context.Context, s logical.Storage, name string) (*appConfig
 	if err := decodeRecord(stored, &r, &r.Version); err != nil {
 		return nil, fmt.Errorf("app %q: its configuration in storage: %w", name, err)
 	}
-	if canonical, err := parseBaseURL(r.BaseURL); err == nil { // which earlier releases did not store
+	if canonical, err := parseBaseURL(r.BaseURL); err == nil { // version 0.1.0 stored it as given
 		r.BaseURL = canonical
 	}
 	return &appConfig{
@@ -471,10 +471,10 @@ func writeConfig(ctx context.Context, s logical.Storage, name string, c *appConf
 	return nil
 }
 
-// knownVersions are the forms of stored entries that this release reads.
+// knownVersions are the formats of stored entries that this release reads.
 var knownVersions = []int{1}
 
-// decodeRecord reads a stored record. Its errors hold nothing of the content.
+// decodeRecord decodes a stored record. Its errors never show the content.
 func decodeRecord(stored *logical.StorageEntry, into any, version *int) error {
 	if err := json.Unmarshal(stored.Value, into); err != nil {
 		return errors.New("the entry is not readable: it is not what this engine writes")

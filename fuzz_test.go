@@ -423,11 +423,11 @@ func fuzzConfigWrite(t *testing.T, exists bool, op logical.Operation, data map[s
 	}
 }
 
-// answers is an upstream that responds to every call at once.
-type answers func(*http.Request) (status int, body string)
+// responder is an upstream that responds to every call at once.
+type responder func(*http.Request) (status int, body string)
 
 // RoundTrip implements http.RoundTripper.
-func (f answers) RoundTrip(r *http.Request) (*http.Response, error) {
+func (f responder) RoundTrip(r *http.Request) (*http.Response, error) {
 	status, body := f(r)
 	return &http.Response{
 		StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: r,
@@ -638,12 +638,12 @@ func (o *operations) checkAhead(i *instance) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, a := range o.apps {
-		u, held := i.upkeepOf(a), i.held(a.inForce, i.ticked)
-		if u.loaded && u.served && !u.vague && len(held) == 1 && held[0].remaining(i.ticked) >= leastLife &&
-			held[0].remaining(i.ticked) <= held[0].ahead(a.tuning) && u.began.Before(i.ticked) &&
+		u, current := i.upkeepOf(a), i.current(a.inForce, i.ticked)
+		if u.loaded && u.served && !u.vague && len(current) == 1 && current[0].remaining(i.ticked) >= leastLife &&
+			current[0].remaining(i.ticked) <= current[0].ahead(a.tuning) && u.began.Before(i.ticked) &&
 			i.calling[a.inForce] == 0 && i.ticked.Sub(u.ended) > longestBackOff && !i.cools(a.inForce, i.ticked) &&
 			i.ticked.Sub(a.faulted) > longestBackOff {
-			o.violate(a, "refreshed ahead", "%s are left, and it was not", held[0].remaining(i.ticked))
+			o.violate(a, "refreshed ahead", "%s are left, and it was not", current[0].remaining(i.ticked))
 		}
 	}
 }
@@ -719,7 +719,7 @@ func (o *operations) elsewhere(a *simulatedApp, change func()) {
 	}
 }
 
-// recover mends everything, waits until nothing can stand against a fetch, and reads: before a
+// recover fixes everything, waits until nothing can stand against a fetch, and reads: before a
 // restart and after it, where what is stored must do.
 func (o *operations) recover() {
 	o.mood = simulator.Fault{}

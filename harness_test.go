@@ -222,7 +222,7 @@ func (s *faultyStorage) call(ctx context.Context, op, key string, effect func(ct
 	return errors.Join(f.err, err)
 }
 
-// effect has the call take its time, as over gRPC.
+// effect makes the call slow, as over gRPC.
 func (s *faultyStorage) effect(ctx context.Context, late time.Duration, effect func(ctx context.Context) error) error {
 	if late == 0 {
 		return effect(ctx)
@@ -391,31 +391,31 @@ func forEach[K comparable, C any](t *testing.T, cases map[K]C, test func(t *test
 }
 
 // begin sends a request, and returns when it waits for something.
-func begin(request func() answer) <-chan answer {
-	got := make(chan answer, 1)
+func begin(request func() response) <-chan response {
+	got := make(chan response, 1)
 	go func() { got <- request() }()
 	synctest.Wait()
 	return got
 }
 
-// answer is what a client of Vault's gets.
-type answer struct {
+// response is what a client of Vault's gets.
+type response struct {
 	*logical.Response
 	status int // HTTP
 	err    error
 }
 
-func (a answer) String() string { return fmt.Sprintf("%d %v %+v", a.status, a.err, a.Response) }
+func (a response) String() string { return fmt.Sprintf("%d %v %+v", a.status, a.err, a.Response) }
 
-// works wants no error, and returns the answer.
-func (a answer) works(t *testing.T) answer {
+// works wants no error, and returns the response.
+func (a response) works(t *testing.T) response {
 	t.Helper()
 	require.NoError(t, a.err)
 	return a
 }
 
 // warns wants no error and one warning, which says all this.
-func (a answer) warns(t *testing.T, says ...string) answer {
+func (a response) warns(t *testing.T, says ...string) response {
 	t.Helper()
 	require.NoError(t, a.err)
 	require.NotNil(t, a.Response)
@@ -427,7 +427,7 @@ func (a answer) warns(t *testing.T, says ...string) answer {
 }
 
 // gets wants this status, and an error that says all this.
-func (a answer) gets(t *testing.T, status int, says ...string) {
+func (a response) gets(t *testing.T, status int, says ...string) {
 	t.Helper()
 	require.Equal(t, status, a.status, a)
 	for _, part := range says {
@@ -436,12 +436,12 @@ func (a answer) gets(t *testing.T, status int, says ...string) {
 }
 
 // do sends a request the way Vault does: a write is preceded by the existence check, and the
-// answer's status is what Vault makes of it.
-func (m *mount) do(op logical.Operation, path string, data map[string]any) answer {
+// response's status is what Vault makes of it.
+func (m *mount) do(op logical.Operation, path string, data map[string]any) response {
 	return m.send(m.t.Context(), &logical.Request{Operation: op, Path: path, Data: data})
 }
 
-func (m *mount) send(ctx context.Context, req *logical.Request) (got answer) {
+func (m *mount) send(ctx context.Context, req *logical.Request) (got response) {
 	engine := m.engine // the request may outlast it
 	defer func() { assertDescribed(m.t, engine, req, got) }()
 	req.Storage = m.storage
@@ -450,9 +450,9 @@ func (m *mount) send(ctx context.Context, req *logical.Request) (got answer) {
 		var user errutil.UserError
 		switch {
 		case errors.As(err, &user):
-			return answer{status: http.StatusBadRequest, err: err}
+			return response{status: http.StatusBadRequest, err: err}
 		case err != nil && !errors.Is(err, logical.ErrUnsupportedPath):
-			return answer{status: http.StatusInternalServerError, err: err}
+			return response{status: http.StatusInternalServerError, err: err}
 		case found && !exists:
 			req.Operation = logical.CreateOperation
 		default:
@@ -467,7 +467,7 @@ func (m *mount) send(ctx context.Context, req *logical.Request) (got answer) {
 	if status == 0 && resp == nil {
 		status = http.StatusNoContent
 	}
-	return answer{Response: resp, status: cmp.Or(status, http.StatusOK), err: cmp.Or(rerr, err)}
+	return response{Response: resp, status: cmp.Or(status, http.StatusOK), err: cmp.Or(rerr, err)}
 }
 
 // configure writes an app, by default one with the simulator's credentials that is not verified.
@@ -479,7 +479,7 @@ func (m *mount) configure(name string, changes map[string]any) {
 }
 
 // write sends an update, which Vault makes a create where the app does not exist.
-func (m *mount) write(name string, data map[string]any) answer {
+func (m *mount) write(name string, data map[string]any) response {
 	return m.do(logical.UpdateOperation, "config/"+name, data)
 }
 
@@ -489,11 +489,11 @@ func (m *mount) changed(data map[string]any) {
 	m.write(theApp, data).gets(m.t, http.StatusNoContent)
 }
 
-func (m *mount) patch(name string, data map[string]any) answer {
+func (m *mount) patch(name string, data map[string]any) response {
 	return m.do(logical.PatchOperation, "config/"+name, data)
 }
 
-func (m *mount) config(name string) answer { return m.do(logical.ReadOperation, "config/"+name, nil) }
+func (m *mount) config(name string) response { return m.do(logical.ReadOperation, "config/"+name, nil) }
 
 // delete deletes theApp.
 func (m *mount) delete() {
@@ -501,7 +501,7 @@ func (m *mount) delete() {
 	m.do(logical.DeleteOperation, "config/myapp", nil).gets(m.t, http.StatusNoContent)
 }
 
-func (m *mount) refresh(name string) answer {
+func (m *mount) refresh(name string) response {
 	return m.do(logical.UpdateOperation, "refresh/"+name, nil)
 }
 
@@ -516,7 +516,7 @@ func theFields(changes map[string]any) map[string]any {
 	return fields
 }
 
-func (m *mount) read(name string) answer {
+func (m *mount) read(name string) response {
 	return m.do(logical.ReadOperation, "creds/"+name, nil)
 }
 

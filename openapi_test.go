@@ -27,10 +27,10 @@ import (
 // assertDescribed checks that the schema has a response's status, and that the response has the
 // fields of the schema, no more and no less, each of its type. It is called millions of times, so
 // it does without what else the SDK's helper does.
-func assertDescribed(t *testing.T, engine *backend, req *logical.Request, got answer) {
+func assertDescribed(t *testing.T, engine *backend, req *logical.Request, got response) {
 	t.Helper()
 	if got.status == http.StatusInternalServerError {
-		return // what Vault may answer anywhere
+		return // what Vault may respond with anywhere
 	}
 	path := engine.Route(req.Path)
 	if path == nil || path.Operations[req.Operation] == nil {
@@ -239,10 +239,10 @@ var (
 
 // whileEnding sends a request and unloads the engine, twice, while that waits for DingTalk: it ends
 // at once and changes nothing, and nothing starts from then on.
-func (m *mount) whileEnding(op logical.Operation, path string, data map[string]any) answer {
+func (m *mount) whileEnding(op logical.Operation, path string, data map[string]any) response {
 	before, began := m.snapshot(), time.Now()
 	m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultHang})
-	waiting := begin(func() answer { return m.do(op, path, data) })
+	waiting := begin(func() response { return m.do(op, path, data) })
 	end(m)
 	end(m)
 	got := <-waiting
@@ -252,8 +252,8 @@ func (m *mount) whileEnding(op logical.Operation, path string, data map[string]a
 	return got
 }
 
-// answerLine names a response of an operation. In OpenAPI, create and update are one.
-func answerLine(op logical.Operation, path *framework.Path, status int) string {
+// responseLine names a response of an operation. In OpenAPI, create and update are one.
+func responseLine(op logical.Operation, path *framework.Path, status int) string {
 	if op == logical.CreateOperation {
 		op = logical.UpdateOperation
 	}
@@ -267,7 +267,7 @@ func described(engine *backend) map[string]bool {
 	for _, path := range engine.Paths {
 		for op, handler := range path.Operations {
 			for status, responses := range handler.Properties().Responses {
-				line := answerLine(op, path, status)
+				line := responseLine(op, path, status)
 				lines[line] = true
 				for name := range responses[0].Fields {
 					lines[line+" "+name] = true
@@ -294,7 +294,7 @@ func TestOpenAPI_describes_every_response_and_none_that_never_comes(t *testing.T
 				got := ask(v.op, v.path, maps.Clone(v.data))
 				require.Equal(t, v.status, got.status, got)
 
-				line := answerLine(v.op, m.engine.Route(v.path), v.status)
+				line := responseLine(v.op, m.engine.Route(v.path), v.status)
 				delete(unseen, line)
 				if v.status != http.StatusOK || v.path == metricsPath {
 					return

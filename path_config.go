@@ -2,8 +2,7 @@
 
 package dingtalk
 
-// This file is config/<app>, an app's credentials and how its tokens are kept, and config/, the
-// list of apps.
+// This file is config/<app>, an app's credentials and settings, and config/, the list of apps.
 
 import (
 	"context"
@@ -22,16 +21,16 @@ func (b *backend) pathConfig() *framework.Path {
 	configured := map[string]*framework.FieldSchema{
 		fieldAppKey:         field(framework.TypeString, true, fields[fieldAppKey].Description),
 		fieldCorpID:         field(framework.TypeString, true, fields[fieldCorpID].Description),
-		fieldAppSecretSetAt: field(framework.TypeTime, false, "When the stored secret last got another value, if known."),
+		fieldAppSecretSetAt: field(framework.TypeTime, false, "When the stored secret last changed, if known."),
 		fieldBaseURL:        field(framework.TypeString, true, fields[fieldBaseURL].Description),
 		fieldRefreshBefore:  field(framework.TypeInt64, true, fields[fieldRefreshBefore].Description+" In seconds."),
 		fieldRequestTimeout: field(framework.TypeInt64, true, fields[fieldRequestTimeout].Description+" In seconds."),
 		fieldLeased:         field(framework.TypeBool, true, fields[fieldLeased].Description),
 	}
 	p := path(configPrefix, "app", fields)
-	p.HelpSynopsis, p.HelpDescription = "Configure an app: its credentials and how its tokens are kept.", configHelp
+	p.HelpSynopsis, p.HelpDescription = "Configure an app: its credentials and settings.", configHelp
 	p.ExistenceCheck = b.configExists
-	write := b.configWrite("configure", "Store an app's credentials, or change how they are used.")
+	write := b.configWrite("configure", "Store an app's credentials, or change its settings.")
 	patch := b.configWrite("patch", "Change some fields of an app that exists.")
 	patch.Responses[http.StatusNotFound] = []framework.Response{{Description: "The app is not configured"}}
 	read := operation(forApp(b.readConfig), "read", "Read how an app is configured, without its secret.",
@@ -65,33 +64,31 @@ create an app. Another value requires app_secret in the same request.`),
 		fieldAppSecret: parameter(framework.TypeString, "App secret", nil,
 			`The app's AppSecret, called Client Secret in DingTalk's console.
 Required to create an app, and to change app_key or base_url. Never
-returned. One line break at its end is cut. For an app whose base_url is
-not one of DingTalk's two hosts, name base_url too.`),
+returned. One trailing line break is removed. If the stored base_url is
+not one of DingTalk's two hosts, base_url is required too.`),
 		fieldCorpID: parameter(framework.TypeString, "Corp ID", nil,
-			`The corpId of an organization: tokens then come from DingTalk's unified
-call /v1.0/oauth2/{corpId}/token, which internal and third-party apps
-have in common. 1 to 64 letters and digits; an empty string takes it
-away. By default none.`),
+			`The corpId of an organization. Tokens then come from DingTalk's unified
+call /v1.0/oauth2/{corpId}/token, for internal and third-party apps. 1 to
+64 letters and digits; an empty string removes it. By default none.`),
 		fieldBaseURL: parameter(framework.TypeString, "Base URL", defaultBaseURL,
 			`The host of DingTalk's API, as https://host[:port]. Apps of the China
-edition need https://api.dingtalk.com. By default, when an app is
-created, https://api.dingtalk.io. Another value requires app_secret in
-the same request.`),
+edition need https://api.dingtalk.com. A new app gets
+https://api.dingtalk.io by default. A change requires app_secret in the
+same request.`),
 		fieldRefreshBefore: parameter(framework.TypeDurationSecond, "Refresh before", inSeconds(defaultRefreshBefore),
-			`A token with this remaining TTL, or less, is due for a refresh. 0s to
-1h; by default, when an app is created, 200s. It counts as a quarter of
-the token's lifetime at most: 30 minutes of DingTalk's usual two hours.`),
+			`A token with this remaining TTL or less is due for a refresh. 0s to 1h,
+capped at a quarter of the token's lifetime: 30 minutes of DingTalk's
+usual two hours. A new app gets 200s by default.`),
 		fieldRequestTimeout: parameter(framework.TypeDurationSecond, "Request timeout", inSeconds(defaultRequestTimeout),
-			`How long fetching a token may take, retries included. 1s to 30s; by
-default, when an app is created, 10s.`),
+			`How long a fetch of a token may take, retries included. 1s to 30s. A new
+app gets 10s by default.`),
 		fieldLeased: parameter(framework.TypeBool, "Leased", true,
-			`Whether creds/<app> responds with a lease. Without one, a read costs
-Vault no write to its storage. By default, when an app is created, true.`),
+			`Whether creds/<app> returns a lease. Without leases, a read writes
+nothing to Vault's storage. A new app gets true by default.`),
 		fieldVerifyConnection: parameter(framework.TypeBool, "Verify connection", nil,
 			`Whether to fetch a token with the resulting credentials before anything
-is stored. By default true where app_key, app_secret, corp_id or
-base_url gets another value, otherwise false. Counts for this request
-alone.`),
+is stored. By default true if app_key, app_secret, corp_id or base_url
+changes, otherwise false. It applies to this request only.`),
 	}
 	fields[fieldAppSecret].DisplayAttrs.Sensitive = true
 	return fields
@@ -103,15 +100,15 @@ func (b *backend) configWrite(verb, summary string) *framework.PathOperation {
 		http.StatusOK:                 "Stored, with warnings",
 		http.StatusNoContent:          "Stored",
 		http.StatusBadRequest:         "A field is not valid, or DingTalk rejects the credentials; nothing is changed",
-		http.StatusBadGateway:         "DingTalk could not be asked to verify the credentials; nothing is changed",
+		http.StatusBadGateway:         "DingTalk could not verify the credentials; nothing is changed",
 		http.StatusServiceUnavailable: "The engine was unloaded during the verification; nothing is changed",
 	}))
-	op.Description = "Only the fields that are named change. New credentials are verified before they are stored."
+	op.Description = "Only the given fields change. New credentials are verified before they are stored."
 	op.ForwardPerformanceSecondary = true
 	return op
 }
 
-// inSeconds is a duration as a default of the schema, where durations are strings.
+// inSeconds returns a duration as the schema's default, which is a string.
 func inSeconds(d time.Duration) string { return fmt.Sprintf("%.0fs", d.Seconds()) }
 
 func (b *backend) pathConfigList() *framework.Path {
@@ -119,7 +116,7 @@ func (b *backend) pathConfigList() *framework.Path {
 	list := operation(b.listConfig, "list", summary, responses(map[string]*framework.FieldSchema{
 		"keys": field(framework.TypeStringSlice, true, "The names of the apps."),
 	}, map[int]string{
-		http.StatusBadRequest: "A parameter that is not taken here is not valid",
+		http.StatusBadRequest: "A parameter is not valid",
 		http.StatusNotFound:   "No app is configured",
 	}))
 	return &framework.Path{
@@ -131,20 +128,20 @@ func (b *backend) pathConfigList() *framework.Path {
 	}
 }
 
-// configExists is Vault's question whether a write is a create or an update, which decides the
-// policy that applies. Vault asks it before it looks at policies: like a read, it is one look at
-// storage, for which a caller without rights makes nobody wait.
+// configExists reports whether the app exists: Vault then checks the policy for an update,
+// otherwise for a create. It takes no lock, since Vault calls it before it checks policies: a
+// caller without rights must not make others wait.
 func (b *backend) configExists(ctx context.Context, req *logical.Request, d *framework.FieldData) (bool, error) {
 	name, err := appName(d)
 	if err != nil {
-		return false, nil //nolint:nilerr // the write itself says what is wrong with the name
+		return false, nil //nolint:nilerr // the write itself reports what is wrong with the name
 	}
 	config, err := readConfig(ctx, req.Storage, name)
 	return config != nil, err
 }
 
-// writeConfig changes what the request names. The verification, which can take a while, is done
-// without a lock; if the configuration changed meanwhile, nothing is stored.
+// writeConfig changes what the request names. It holds no lock during the verification, which can
+// take a while. If the configuration changed meanwhile, it stores nothing.
 func (b *backend) writeConfig(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
 	change, err := parseChange(req.Data)
 	if err != nil {
@@ -205,8 +202,8 @@ func valueOr[T any](given *T, otherwise T) T {
 	return otherwise
 }
 
-// verifyPresent fetches a token with credentials that stay as they are: a refresh of the app's
-// token, within the request_timeout that is to be stored.
+// verifyPresent verifies unchanged credentials: it refreshes the app's token, within the
+// request_timeout that is to be stored.
 func (b *backend) verifyPresent(
 	ctx context.Context, req *logical.Request, name string, next *appConfig,
 ) (warning string, err error) {
@@ -226,7 +223,7 @@ func (b *backend) verifyPresent(
 func (b *backend) readConfig(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
 	config, err := readConfig(ctx, req.Storage, name)
 	if err != nil || config == nil {
-		return nil, err // to Vault, neither response nor error is a 404
+		return nil, err // Vault makes it a 404 if both are nil
 	}
 	data := map[string]any{
 		fieldAppKey:         config.AppKey,
@@ -260,16 +257,16 @@ func (b *backend) listConfig(
 }
 
 const configHelp = `
-Stores the credentials of one DingTalk internal app. A write or a patch of an
-app that exists changes only the fields that it names. Durations are given as
-90s or 10m, or as a number of seconds. Pass the secret on standard input:
+Stores the credentials of one DingTalk app. A write or a patch of an app that
+exists changes only the fields that it names. A duration is a string such as 90s
+or 10m, or a number of seconds. Pass the secret on standard input:
 
     vault write dingtalk/config/myapp app_key=dingxxxxxxxx app_secret=-
 
-New credentials are verified first: a token is fetched with them, and if that
-fails nothing is stored and the old ones stay in force.
+New credentials are verified first: the engine fetches a token with them. If
+that fails, nothing is stored and the old credentials stay in force.
 
-A read returns every field but app_secret and verify_connection, durations
-in seconds. A delete removes the credentials and the cached token; the token
-lives on at DingTalk to its end.
+A read returns every field but app_secret and verify_connection, with durations
+in seconds. A delete removes the credentials and the cached token. DingTalk
+accepts the token until it expires.
 `

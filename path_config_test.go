@@ -99,7 +99,7 @@ func TestConfig_an_invalid_field_is_a_400_that_names_it_and_what_is_allowed_and_
 			for allowed, given := range map[string]any{c.allowed: c.given, "null": nil} {
 				fields := theFields(map[string]any{"refresh_before": 60})
 				fields[c.field] = given
-				for _, got := range []answer{m.write(theApp, fields), m.patch(theApp, fields), m.write("another", fields)} {
+				for _, got := range []response{m.write(theApp, fields), m.patch(theApp, fields), m.write("another", fields)} {
 					got.gets(t, http.StatusBadRequest, c.field+": ", allowed)
 					require.NotRegexp(t, "two words|hunter2", got.err.Error())
 				}
@@ -189,7 +189,7 @@ func TestConfig_names_have_128_characters_at_most_and_no_two_dots_in_a_row(t *te
 		require.Equal(t, map[string]any{"keys": []string{"a.b-c_9", "b", longest}}, list.Data)
 		before := m.snapshot()
 		for name, why := range map[string]string{longest + "x": "128", "a..b": "two dots"} { // Vault's storage refuses these
-			for _, got := range []answer{
+			for _, got := range []response{
 				m.write(name, theFields(nil)), m.patch(name, theFields(nil)), m.config(name),
 				m.do(logical.DeleteOperation, "config/"+name, nil), m.read(name),
 				m.do(logical.ReadOperation, "status/"+name, nil), m.refresh(name),
@@ -368,7 +368,7 @@ func TestConfig_a_verification_has_the_request_timeout_that_is_to_be_stored(t *t
 		took(10, tune)
 		m.upstream.SetFault(theKey, simulator.Fault{Delay: 2 * time.Second})
 		time.Sleep(time.Minute)
-		reading := begin(func() answer { return m.read(theApp) }) // whose fetch has one second
+		reading := begin(func() response { return m.read(theApp) }) // whose fetch has one second
 		m.changed(tune)
 		(<-reading).gets(t, http.StatusBadGateway)
 		require.EqualValues(t, 10, m.config(theApp).Data["request_timeout"])
@@ -461,9 +461,9 @@ func TestConfig_a_fetch_of_the_old_generation_is_neither_awaited_nor_served_nor_
 		}, func(t *testing.T, m *mount, fault simulator.Fault) {
 			m.configure(theApp, nil)
 			m.upstream.SetFault(theKey, fault)
-			var waiting []<-chan answer
+			var waiting []<-chan response
 			for range 10 {
-				waiting = append(waiting, begin(func() answer { return m.read(theApp) }))
+				waiting = append(waiting, begin(func() response { return m.read(theApp) }))
 			}
 			began := time.Now()
 			fields := m.secondFields(0)
@@ -491,7 +491,7 @@ func TestConfig_a_write_and_a_fetch_store_one_after_the_other_and_the_writes_gen
 				}
 				return nil
 			})
-			reading := begin(func() answer { return m.read(theApp) })
+			reading := begin(func() response { return m.read(theApp) })
 			time.Sleep(head)
 			m.changed(m.secondFields(0))
 			(<-reading).works(t)
@@ -509,7 +509,7 @@ func TestConfig_a_change_during_a_verification_wins(t *testing.T) {
 		"create":            {nothing, configured},
 	}, func(t *testing.T, m *mount, c test) {
 		c.before(m)
-		verifying := begin(func() answer { return m.write(theApp, m.secondFields(3*time.Second)) })
+		verifying := begin(func() response { return m.write(theApp, m.secondFields(3*time.Second)) })
 		c.change(m)
 		left := m.snapshot()
 		(<-verifying).gets(t, http.StatusBadRequest, "nothing was stored", "changed")
@@ -519,7 +519,7 @@ func TestConfig_a_change_during_a_verification_wins(t *testing.T) {
 
 func TestConfig_a_verification_holds_up_no_reader(t *testing.T) {
 	withToken(t, func(t *testing.T, m *mount, tok string) {
-		verifying := begin(func() answer { return m.write(theApp, m.secondFields(3*time.Second)) })
+		verifying := begin(func() response { return m.write(theApp, m.secondFields(3*time.Second)) })
 		began := time.Now()
 		require.Equal(t, tok, m.token(theApp))
 		require.Equal(t, theKey, m.config(theApp).Data["app_key"])
@@ -535,14 +535,14 @@ func TestConfig_delete_removes_config_and_token_also_in_the_middle_of_a_fetch(t 
 		m.configure("other", nil)
 		m.token("other")
 		before := m.snapshot()
-		requireGone := func(got answer) {
+		requireGone := func(got response) {
 			t.Helper()
 			got.gets(t, http.StatusBadRequest, "config/myapp")
 		}
 		for _, fetching := range []bool{false, true} {
 			m.configure(theApp, nil)
 			m.upstream.SetFault(theKey, simulator.Fault{Delay: 3 * time.Second})
-			reading := begin(func() answer { return m.read(theApp) })
+			reading := begin(func() response { return m.read(theApp) })
 			if !fetching {
 				(<-reading).works(t)
 			}
@@ -583,7 +583,7 @@ func TestConfig_an_app_made_again_with_the_same_values_starts_without_a_token(t 
 func TestConfig_in_storage_that_cannot_be_read_can_be_deleted_and_made_again(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		m.putRaw("config/myapp", `{"version":99,"app_secret":"`+theSecret+`"}`)
-		for _, got := range []answer{
+		for _, got := range []response{
 			m.config(theApp), m.read(theApp), m.write(theApp, theFields(nil)), m.patch(theApp, theFields(nil)),
 		} {
 			got.gets(t, http.StatusInternalServerError, "version 99")

@@ -2,9 +2,9 @@
 
 package dingtalk
 
-// This file is creds/<app>, the access token, and its lease. A lease stands for one token: renewing
-// it extends the token itself, revoking it does nothing, since the token is shared and DingTalk
-// cannot revoke it.
+// This file is creds/<app>, the access token, and its lease. A lease stands for one token. Renewing
+// the lease extends the token itself. Revoking it does nothing, since the token is shared and
+// DingTalk cannot revoke it.
 
 import (
 	"cmp"
@@ -24,25 +24,25 @@ const (
 	credsPrefix = "creds/"
 	fieldMinTTL = "min_ttl"
 
-	// secretAccessTokenType is what Vault knows the leases by. It must not change.
+	// secretAccessTokenType is in every lease that Vault has stored. It must not change.
 	secretAccessTokenType = "access_token"
 
-	internalApp    = "app"          // what a lease remembers of its token
-	internalDigest = "token_digest" // likewise
+	internalApp    = "app"          // in a lease's internal data: whose token it is
+	internalDigest = "token_digest" // likewise: which token it is
 
-	// endedLease is the TTL of a lease whose token is no longer the app's. An error would make
-	// LifetimeWatcher and Proxy keep the old token to its end; this makes them read again at once.
+	// endedLease is the TTL of a lease whose token is no longer the app's. It makes LifetimeWatcher
+	// and Proxy read again at once. On an error they would keep the old token until it expires.
 	endedLease = time.Second
 
-	endedLeaseSlack = 10 * time.Second // what Vault may take from the engine's response to its own sum
+	endedLeaseSlack = 10 * time.Second // for the time from the engine's response to Vault's own calculation
 )
 
 func (b *backend) pathCreds() *framework.Path {
 	p := path(credsPrefix, "credentials", map[string]*framework.FieldSchema{
 		fieldMinTTL: parameter(framework.TypeDurationSecond, "Minimum TTL", inSeconds(0),
-			`The least remaining TTL that the token must have: one with less is
-refreshed first. More than three quarters of the token's lifetime counts
-as three quarters, with a warning. By default 0s.`),
+			`The least remaining TTL of the token. A token with less is refreshed
+first. The value is capped at three quarters of the token's lifetime,
+with a warning. By default 0s.`),
 	})
 	p.Fields[fieldMinTTL].Query = true
 	p.HelpSynopsis, p.HelpDescription = "Get the access token of an app.", credsHelp
@@ -50,23 +50,23 @@ as three quarters, with a warning. By default 0s.`),
 		responses(map[string]*framework.FieldSchema{
 			"access_token": accessTokenField(),
 			"expires_at": field(framework.TypeTime, false,
-				"Without a lease only: when DingTalk stops accepting the token, as far as is known."),
+				"Without a lease only: when the token expires, as far as is known."),
 			"ttl": field(framework.TypeInt64, false, "Without a lease only: when to read again, in seconds."),
 			"rotation_period": field(framework.TypeInt64, false,
 				"Without a lease only: how long after fetching the token becomes due for a refresh, in seconds."),
 			"last_vault_rotation": field(framework.TypeTime, false, "Without a lease only: when the token was fetched."),
 		}, fetchFailures))
-	read.Description = "With a lease, the response holds access_token alone: its life is the lease's."
+	read.Description = "With a lease, the data is access_token alone; lease_duration is its remaining TTL."
 	p.Operations = map[logical.Operation]framework.OperationHandler{logical.ReadOperation: read}
 	return p
 }
 
-// fetchFailures are the responses of the operations that may have to fetch a token.
+// fetchFailures are the failures of the operations that may have to fetch a token.
 var fetchFailures = map[int]string{
 	http.StatusBadRequest: "The app is not configured, a parameter is not valid, or DingTalk rejects the app's " +
 		"credentials, the request or Vault's IP address",
-	http.StatusBadGateway:         "DingTalk cannot be reached, throttles, or responds with something else than a token",
-	http.StatusServiceUnavailable: "The engine was unloaded meanwhile, or the token ran out: try again",
+	http.StatusBadGateway:         "DingTalk cannot be reached, throttles, or responds with something that is not a token",
+	http.StatusServiceUnavailable: "The engine was unloaded meanwhile, or the token expired: try again",
 }
 
 func accessTokenField() *framework.FieldSchema {
@@ -84,14 +84,14 @@ func (b *backend) secretAccessToken() *framework.Secret {
 	}
 }
 
-// parseMinTTL returns 0 where min_ttl is not given.
+// parseMinTTL returns min_ttl, or 0 if it is not given.
 func parseMinTTL(raw map[string]any) (time.Duration, error) {
 	p := &parser{raw: raw}
 	return valueOr(p.duration(fieldMinTTL, 0, longestDuration), 0), p.err
 }
 
-// maxMinTTL is what a min_ttl counts as at most: otherwise a reader could make the engine call
-// DingTalk for ever.
+// maxMinTTL returns the cap on min_ttl. Without it, a reader could make the engine call DingTalk at
+// every read.
 func maxMinTTL(t *token) time.Duration { return want{remaining: forever, quarters: 3}.atLeast(t) }
 
 func (b *backend) readCreds(ctx context.Context, req *logical.Request, name string) (*logical.Response, error) {
@@ -133,7 +133,7 @@ func (b *backend) readCreds(ctx context.Context, req *logical.Request, name stri
 	return resp, nil
 }
 
-// warn tells a caller what of the token is not as it asked.
+// warn adds the warnings for a token that is not as the caller wanted.
 func warn(resp *logical.Response, t *token, now time.Time, warning error, minTTL time.Duration) {
 	if warning == nil && minTTL == 0 {
 		return
@@ -154,9 +154,8 @@ func warn(resp *logical.Response, t *token, now time.Time, warning error, minTTL
 	}
 }
 
-// readAgainIn is when a reader without a lease has something to gain from reading again: when the
-// token becomes due, or, where it is, when the next attempt to refresh it is made; but always
-// before it has expired.
+// readAgainIn returns when a reader without a lease should read again: when the token becomes due
+// or, if it is, when the next refresh may be attempted, but always before it expires.
 func (a *app) readAgainIn(t *token, now time.Time) time.Duration {
 	config := a.config.Load()
 	remaining := t.remaining(now)
@@ -165,15 +164,15 @@ func (a *app) readAgainIn(t *token, now time.Time) time.Duration {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	next := a.nextAttempt(now).Sub(now) // at once, unless something stands against it
+	next := a.nextAttempt(now).Sub(now) // negative if a fetch may be made now
 	return max(time.Second, min(next, remaining-minServed))
 }
 
-// renew keeps the lease's token alive, and lets a lease whose token is no longer the
-// app's end. It returns req.Secret itself, which holds what revocation needs, and repeats no token.
+// renew extends the lease's token and the lease with it. It ends a lease whose token is no longer
+// the app's. It returns req.Secret itself, which holds what revocation needs, and no token.
 func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	if b.System().ReplicationState().HasState(consts.ReplicationPerformanceStandby) {
-		return nil, logical.ErrReadOnly // Vault then forwards it; the framework guards paths alone
+		return nil, logical.ErrReadOnly // Vault then forwards it; the framework forwards paths only
 	}
 	name, _ := req.Secret.InternalData[internalApp].(string)
 	digest, _ := req.Secret.InternalData[internalDigest].(string)
@@ -184,7 +183,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	if err == nil {
 		t = a.token.Load()
 	}
-	if err == nil && (!t.servable(time.Now()) || t.digest == digest) { // another's token is no reason for a fetch
+	if err == nil && (!t.servable(time.Now()) || t.digest == digest) { // a lease of another token causes no fetch
 		a, t, warning, err = b.apps.get(ctx, req.Storage, name, want{remaining: forever, quarters: 2})
 	}
 	if err := awaitSecond(ctx); err != nil {
@@ -211,9 +210,9 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 // ended ends a lease, and tells its holder to read again.
 func ended(req *logical.Request, name, why string, now time.Time) *logical.Response {
 	resp := renewed(req.Secret, endedLease, endedLease, now)
-	// Vault does its sum a moment later. If the clock's second has turned by then, MaxTTL leaves
-	// nothing, which Vault answers with an error. More of it makes no lease longer, unless the
-	// client asked for an increment.
+	// Vault calculates a moment later. If a second has passed by then, MaxTTL leaves no time, and
+	// Vault returns an error. A longer MaxTTL does not extend the lease, unless the client asked
+	// for an increment.
 	if req.Secret.Increment == 0 {
 		resp.Secret.MaxTTL += endedLeaseSlack
 	}
@@ -221,8 +220,8 @@ func ended(req *logical.Request, name, why string, now time.Time) *logical.Respo
 	return resp
 }
 
-// leaseTTL is what a lease gets of a token's remaining TTL: as the mount's default_lease_ttl says
-// how soon holders come back, they learn of a replaced token within that time.
+// leaseTTL returns the TTL of a lease: the token's remaining TTL, but at most the mount's
+// default_lease_ttl. Within that time, holders come back and learn of a replaced token.
 func (b *backend) leaseTTL(remaining time.Duration) time.Duration {
 	if most := b.System().DefaultLeaseTTL(); most > 0 {
 		return min(remaining, most)
@@ -230,9 +229,9 @@ func (b *backend) leaseTTL(remaining time.Duration) time.Duration {
 	return remaining
 }
 
-// renewed gives the lease so much time from now, and at most. Vault takes a client's increment over the TTL,
-// bounded by MaxTTL from the time of issue, and reckons in whole seconds of the clock: so does
-// this, otherwise half of the renewals would warn of a cut TTL.
+// renewed sets the lease's TTL and MaxTTL from now on. Vault takes a client's increment instead of
+// the TTL, bounds it by MaxTTL from the time of issue, and calculates in whole seconds of the
+// clock. So does renewed: otherwise half of the renewals would warn of a capped TTL.
 func renewed(secret *logical.Secret, ttl, most time.Duration, now time.Time) *logical.Response {
 	secret.TTL, secret.MaxTTL = ttl, most
 	if !secret.IssueTime.IsZero() {
@@ -241,9 +240,9 @@ func renewed(secret *logical.Secret, ttl, most time.Duration, now time.Time) *lo
 	return &logical.Response{Secret: secret}
 }
 
-// awaitSecond waits for the clock's next whole second where that is a moment away, so that Vault,
-// which does its sum a moment later, does it in the same second: otherwise it would warn that it
-// cut the TTL by one.
+// awaitSecond waits for the clock's next whole second if that is less than 20 ms away. Vault, which
+// calculates a moment later, then does so in the same second. Otherwise it would warn that it
+// capped the TTL.
 func awaitSecond(ctx context.Context) error {
 	const nearlyOver = 20 * time.Millisecond
 	now := time.Now()
@@ -253,11 +252,11 @@ func awaitSecond(ctx context.Context) error {
 	return nil
 }
 
-// revoke does nothing and always succeeds, also when the app is gone: the token is
-// shared by every reader, DingTalk has no way to revoke it, and a lease that cannot be revoked
-// would block unmounting.
+// revoke does nothing and always succeeds, also if the app is deleted. The token is shared by all
+// readers, DingTalk has no way to revoke it, and a lease that cannot be revoked would block
+// unmounting.
 func revoke(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
-	return nil, nil //nolint:nilnil // to Vault this is success
+	return nil, nil //nolint:nilnil // success
 }
 
 const credsHelp = `
@@ -268,11 +267,11 @@ DingTalk's APIs:
     vault read dingtalk/creds/myapp min_ttl=30m
 
 The token is shared by all readers. It is fetched when there is none, and
-refreshed before it expires; if that fails, the current token is served with a
-warning for as long as it lives.
+refreshed before it expires. If a refresh fails, the current token is served
+with a warning until it expires.
 
 By default the response has a lease that ends with the token. Renewing the lease
-extends the token itself. Revoking it does not end the token: DingTalk offers no
-way to do that. With leased=false the response has no lease; it tells itself
-when the token ends (expires_at) and in how many seconds to read again (ttl).
+extends the token itself. Revoking the lease does not end the token: DingTalk
+has no way to revoke one. With leased=false the response has no lease; its data says
+when the token expires (expires_at) and in how many seconds to read again (ttl).
 `

@@ -41,7 +41,7 @@ func (m *mount) issue() *lease {
 }
 
 // renew does what Vault's expiration manager does; the warnings are those that a client gets.
-func (l *lease) renew(increment time.Duration) answer {
+func (l *lease) renew(increment time.Duration) response {
 	l.m.t.Helper()
 	secret := l.secret
 	secret.Increment = increment
@@ -60,7 +60,7 @@ func (l *lease) renew(increment time.Duration) answer {
 }
 
 // sum is the TTL that Vault reckons from a response, with its warnings.
-func (l *lease) sum(got answer, increment time.Duration) (ttl time.Duration, warnings []string) {
+func (l *lease) sum(got response, increment time.Duration) (ttl time.Duration, warnings []string) {
 	l.m.t.Helper()
 	ttl, warnings, err := framework.CalculateTTL(
 		l.m.system, increment, got.Secret.TTL, 0, got.Secret.MaxTTL, 0, l.secret.IssueTime)
@@ -174,14 +174,14 @@ func TestRenew_never_outlives_the_token_and_without_an_increment_never_warns(t *
 	}
 }
 
-func TestRenew_keeps_the_life_left_when_DingTalk_is_down(t *testing.T) {
+func TestRenew_keeps_the_remaining_TTL_when_DingTalk_is_down(t *testing.T) {
 	withApp(t, func(t *testing.T, m *mount) {
 		l := m.issue()
 		m.upstream.SetFault(theKey, simulator.Fault{Kind: simulator.FaultThrottledBusy})
 		time.Sleep(7000 * time.Second)
 		require.Equal(t, 200*time.Second, l.renew(0).warns(t, "system.busy").Secret.TTL)
 		time.Sleep(199 * time.Second)
-		l.renew(0).gets(t, http.StatusBadGateway) // there is no token and none can be had
+		l.renew(0).gets(t, http.StatusBadGateway) // there is no token, and none can be fetched
 	})
 }
 
@@ -239,7 +239,7 @@ func TestCreds_wrapped_for_longer_than_the_token_lives_are_not(t *testing.T) {
 	inVirtualTime(t, func(t *testing.T, m *mount) {
 		for name, leased := range map[string]bool{"leased": true, "unleased": false} {
 			m.configure(name, map[string]any{"leased": leased})
-			wrapped := func(ttl time.Duration) answer {
+			wrapped := func(ttl time.Duration) response {
 				return m.send(t.Context(), &logical.Request{
 					Operation: logical.ReadOperation, Path: "creds/" + name,
 					WrapInfo: &logical.RequestWrapInfo{TTL: ttl},
@@ -309,7 +309,7 @@ func TestUnleased_ttl_of_a_due_token_ends_with_the_back_off_or_at_once_where_a_r
 		m.storage.fail(nil)
 		time.Sleep(longestFirstBackOff)
 		m.upstream.SetFault(theKey, simulator.Fault{Delay: time.Second})
-		first := begin(func() answer { return m.read(theApp) })
+		first := begin(func() response { return m.read(theApp) })
 		require.EqualValues(t, 1, m.read(theApp).Data["ttl"])
 		require.Empty(t, (<-first).works(t).Warnings)
 	})

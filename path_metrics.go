@@ -3,8 +3,8 @@
 package dingtalk
 
 // This file is metrics: the apps in memory, their hosts and the plugin itself, in Prometheus' text
-// format. Nothing is counted on the way of a fresh read: what an app's metrics need is there
-// already, and is collected when somebody asks.
+// format. A read of a fresh token counts nothing: an app's metrics come from its state, and are
+// collected at a scrape.
 
 import (
 	"bytes"
@@ -27,9 +27,9 @@ import (
 const (
 	metricsPath = "metrics"
 
-	maxHosts    = 100 // that have metrics of their own, beside DingTalk's two
+	maxHosts    = 100 // with metrics of their own, in addition to DingTalk's two
 	otherHosts  = "other"
-	resultGiven = "success" // of a fetch; the other results are the error classes
+	resultGiven = "success" // result of a fetch; the other results are the error classes
 )
 
 func (b *backend) pathMetrics() *framework.Path {
@@ -55,7 +55,7 @@ func (b *backend) readMetrics(context.Context, *logical.Request, *framework.Fiel
 			return nil, err
 		}
 		for _, family := range families {
-			body.Grow(64 * len(family.Metric)) // about what they take
+			body.Grow(64 * len(family.Metric)) // about their size
 			if _, err := expfmt.MetricFamilyToText(&body, family); err != nil {
 				return nil, err
 			}
@@ -81,7 +81,8 @@ func newMetrics(r *registry) []prometheus.Gatherer {
 	return []prometheus.Gatherer{prometheus.GathererFunc(r.gatherApps), all}
 }
 
-// measures are what is counted as it happens, none of it by a read of a fresh token.
+// measures are the metrics that are counted as events happen, none of them by a read of a fresh
+// token.
 type measures struct {
 	fetches *prometheus.HistogramVec
 	passes  prometheus.Histogram
@@ -94,21 +95,21 @@ type measures struct {
 func newMeasures() *measures {
 	return &measures{
 		fetches: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "dingtalk_fetch_duration_seconds", Help: "Time that fetching a token took, retries included.",
+			Name: "dingtalk_fetch_duration_seconds", Help: "Duration of fetches of a token, retries included.",
 			Buckets: []float64{.05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30},
 		}, []string{"host"}),
 		passes: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "dingtalk_background_pass_duration_seconds", Help: "Time that looking through the apps in memory took.",
+			Name: "dingtalk_background_pass_duration_seconds", Help: "Duration of background passes over the apps in memory.",
 			Buckets: []float64{.0001, .001, .01, .1, 1},
 		}),
 		ahead: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "dingtalk_refreshes_ahead_total", Help: "Refreshes that the background started.",
+			Name: "dingtalk_refreshes_ahead_total", Help: "Refreshes that the engine started in the background.",
 		}),
 		hosts: map[string]struct{}{},
 	}
 }
 
-// host is the label of a base URL: beyond so many, a stranger's hosts count as one.
+// host returns the label of a base URL. Beyond maxHosts, strangers' hosts share one.
 func (m *measures) host(baseURL string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -123,8 +124,8 @@ func (m *measures) fetched(baseURL string, took time.Duration) {
 	m.fetches.WithLabelValues(m.host(baseURL)).Observe(took.Seconds())
 }
 
-// gatherApps implements prometheus.GathererFunc for what is known of each app. A collector would do,
-// but with 10,000 apps client_golang's checks of each sample took five times as long as the samples.
+// gatherApps implements prometheus.GathererFunc for the metrics of each app. It is not a collector:
+// with 10,000 apps, client_golang's checks of each sample took five times as long as the samples.
 func (r *registry) gatherApps() ([]*dto.MetricFamily, error) {
 	var all []*dto.MetricFamily
 	family := func(kind dto.MetricType, name, help string) *dto.MetricFamily {
@@ -134,20 +135,20 @@ func (r *registry) gatherApps() ([]*dto.MetricFamily, error) {
 		return f
 	}
 	const gauge, counter = dto.MetricType_GAUGE, dto.MetricType_COUNTER
-	expiry := family(gauge, "token_expiry_timestamp_seconds", "When the current token ends, in Unix time.")
+	expiry := family(gauge, "token_expiry_timestamp_seconds", "When the current token expires, in Unix time.")
 	secretSet := family(gauge, "app_secret_set_timestamp_seconds",
-		"When the stored secret last got another value, in Unix time.")
+		"When the stored secret last changed, in Unix time.")
 	fetches := family(counter, "fetches_total", "Fetches of a token, by success or class of error.")
 	calls := family(counter, "upstream_calls_total", "Calls to DingTalk, retries included.")
 	failures := family(counter, "upstream_failures_total", "Calls to DingTalk that failed.")
 	failing := family(gauge, "fetch_failing", "Whether the last fetch failed: 0 or 1.")
 	since := family(gauge, "fetch_failing_since_timestamp_seconds",
-		"When the first fetch failed of those that have failed since, in Unix time.")
-	why := family(gauge, "fetch_failure_info", "The class of error of the last fetch, while fetches fail; always 1.")
-	inARow := family(gauge, "fetch_consecutive_failures", "Fetches that have failed since one worked.")
-	next := family(gauge, "fetch_next_attempt_timestamp_seconds", "Until when no fetch is attempted, in Unix time.")
+		"Since when fetches have been failing, in Unix time.")
+	why := family(gauge, "fetch_failure_info", "The error class of the last fetch, while fetches fail; always 1.")
+	inARow := family(gauge, "fetch_consecutive_failures", "Fetches that have failed since the last success.")
+	next := family(gauge, "fetch_next_attempt_timestamp_seconds", "When the next fetch may be attempted, in Unix time.")
 	inMemory := family(gauge, "apps", "Apps in memory.")
-	cooldowns := family(gauge, "cooldowns", "Bans and Retry-After in force, which DingTalk asked for.")
+	cooldowns := family(gauge, "cooldowns", "Bans and Retry-Afters in force.")
 
 	now := time.Now()
 	r.apps.Range(func(_, v any) bool {
@@ -200,11 +201,11 @@ func sample(f *dto.MetricFamily, value float64, labels ...*dto.LabelPair) {
 	f.Metric = append(f.Metric, m)
 }
 
-// unix is a time in Unix seconds.
+// unix returns a time in Unix seconds.
 func unix(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 
 const metricsHelp = `
-The metrics of the apps in memory, of their hosts and of the plugin's process,
-for Prometheus: scrape v1/<mount>/metrics with a token whose policy allows to
-read it. Each mount, and each node that answers, has metrics of its own.
+Returns the metrics of the apps in memory, of their hosts and of the plugin's
+process, for Prometheus. Scrape v1/<mount>/metrics with a token whose policy
+allows reading it. Each mount has metrics of its own, on each node.
 `

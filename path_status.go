@@ -3,7 +3,7 @@
 package dingtalk
 
 // This file is status/<app>, the state of an app's token without any secret, and refresh/<app>,
-// which fetches now.
+// which fetches a token now.
 
 import (
 	"context"
@@ -34,9 +34,9 @@ func (b *backend) pathStatus() *framework.Path {
 
 func (b *backend) pathRefresh() *framework.Path {
 	rejected := parameter(framework.TypeString, "Rejected token", nil,
-		`A token that DingTalk refused. A token is fetched only if this is the
-current one; otherwise another caller has been faster, and the response
-is the present state.`)
+		`A token that DingTalk refused. A new one is fetched only if this is the
+current token. Otherwise another client was faster, and the response is
+the present state.`)
 	rejected.DisplayAttrs.Sensitive = true
 	p := path(refreshPrefix, "token", map[string]*framework.FieldSchema{fieldRejectedToken: rejected})
 	p.HelpSynopsis, p.HelpDescription = "Fetch an app's token now.", refreshHelp
@@ -49,24 +49,24 @@ is the present state.`)
 
 func statusSchema() map[string]*framework.FieldSchema {
 	state := field(framework.TypeString, true, "absent: there is no token; fresh: it is served; due: it is served, and "+
-		"refreshed by the next reader; expired: it is not served any more.")
+		"the next read refreshes it; expired: it is no longer served.")
 	state.AllowedValues = []any{string(stateAbsent), string(stateFresh), string(stateDue), string(stateExpired)}
 	return map[string]*framework.FieldSchema{
 		"state":             state,
-		"expires_at":        field(framework.TypeTime, false, "When DingTalk stops accepting the token, as far as is known."),
+		"expires_at":        field(framework.TypeTime, false, "When the token expires, as far as is known."),
 		"fetched_at":        field(framework.TypeTime, false, "When the token was fetched."),
 		"ttl":               field(framework.TypeInt64, false, "The remaining TTL, in seconds."),
-		"upstream_calls":    field(framework.TypeInt64, true, "Calls to DingTalk since the app came into memory."),
+		"upstream_calls":    field(framework.TypeInt64, true, "Calls to DingTalk since the app was loaded into memory."),
 		"upstream_failures": field(framework.TypeInt64, true, "How many of these calls failed."),
-		"last_error":        field(framework.TypeString, false, "Why the last fetch failed; left out once one works."),
+		"last_error":        field(framework.TypeString, false, "Why the last fetch failed; left out after a success."),
 		"last_error_at":     field(framework.TypeTime, false, "When the last fetch failed."),
-		"last_error_class": field(framework.TypeString, false, "The kind of failure, as in the log, such as "+
+		"last_error_class": field(framework.TypeString, false, "The error class, as in the log, such as "+
 			"unreachable or rejected_credentials."),
-		"last_error_code":       field(framework.TypeString, false, "DingTalk's code for it."),
-		"last_error_request_id": field(framework.TypeString, false, "DingTalk's request id of it."),
-		"failing_since":         field(framework.TypeTime, false, "When the first of these fetches failed."),
-		"consecutive_failures":  field(framework.TypeInt64, false, "How many fetches have failed since one worked."),
-		"next_attempt_at":       field(framework.TypeTime, false, "Until when no reader's fetch is attempted."),
+		"last_error_code":       field(framework.TypeString, false, "DingTalk's error code."),
+		"last_error_request_id": field(framework.TypeString, false, "DingTalk's request id."),
+		"failing_since":         field(framework.TypeTime, false, "Since when fetches have been failing."),
+		"consecutive_failures":  field(framework.TypeInt64, false, "How many fetches have failed since the last success."),
+		"next_attempt_at":       field(framework.TypeTime, false, "When a read may next fetch a token."),
 	}
 }
 
@@ -74,14 +74,14 @@ func (b *backend) readStatus(ctx context.Context, req *logical.Request, name str
 	a := b.apps.inMemory(name)
 	if a == nil {
 		var err error
-		if a, err = b.apps.load(ctx, req.Storage, name); err != nil { // for this response alone: it is no use of the app
+		if a, err = b.apps.load(ctx, req.Storage, name); err != nil { // for this response alone
 			return nil, err
 		}
 	}
 	return a.status(time.Now()), nil
 }
 
-// parseRejectedToken returns the token's digest; "" where none is given.
+// parseRejectedToken returns the digest of the rejected token, or "" if none is given.
 func parseRejectedToken(raw map[string]any) (digest string, err error) {
 	p := &parser{raw: raw}
 	given := p.credential(fieldRejectedToken, maxTokenLength, "\n", "\r")
@@ -143,9 +143,9 @@ func (a *app) status(now time.Time) *logical.Response {
 const statusHelp = `
 Reports the state of an app's token, for monitoring. No field holds a secret,
 and what does not apply is left out. Times are in UTC, ttl is in seconds, and
-the counters start when the app comes into memory. The state is absent (there is
-no token), fresh (it is served), due (it is served, and refreshed by the next
-reader) or expired (it is not served any more).
+the counters start when the app is loaded into memory. The state is absent
+(there is no token), fresh (it is served), due (it is served, and the next read
+refreshes it) or expired (it is no longer served).
 `
 
 const refreshHelp = `
@@ -153,18 +153,18 @@ Fetches an app's token now, whatever the cache says, and responds like status/:
 
     vault write -f dingtalk/refresh/myapp
 
-Use it after you fixed what made fetches fail. It ignores the back-off, but
-honors bans, DingTalk's own Retry-After and a minimum interval of 10 seconds.
-When it is too soon, the response is the present state with a warning.
+Use it after you have fixed the cause of failing fetches. It ignores the
+back-off, but honors bans, Retry-After and a minimum interval of 10 seconds. If
+it is too soon, the response is the present state with a warning.
 
-A client whose token DingTalk refused passes it as rejected_token, on standard
-input:
+A client whose token DingTalk refused passes that token as rejected_token, on
+standard input:
 
     vault write dingtalk/refresh/myapp rejected_token=-
 
-A token is then fetched only if the refused one is the current one, so that many
-clients that notice one after the other cost one call.
+A token is then fetched only if the refused one is the current one. So any
+number of clients cost one call, even if they notice one after another.
 
-DingTalk gives the same token again while it lives and extends it, so a refresh
-does not replace a token that has leaked.
+While a token is valid, DingTalk returns the same token again and extends it. So
+a refresh does not replace a leaked token.
 `

@@ -71,7 +71,7 @@ func TestStatus_is_no_use_of_the_app(t *testing.T) {
 
 func TestRefresh_of_a_rejected_token_fetches_only_if_it_is_the_current_one(t *testing.T) {
 	withToken(t, func(t *testing.T, m *mount, dead string) {
-		rejects := func(tok string) answer {
+		rejects := func(tok string) response {
 			return m.do(logical.UpdateOperation, "refresh/myapp", map[string]any{"rejected_token": tok}).works(t)
 		}
 		m.upstream.ExpireTokens(theKey)

@@ -3,7 +3,7 @@
 package dingtalk
 
 // This file keeps secrets out of what people read: the type that holds one, and the rules for
-// showing a text that a stranger chose.
+// showing text that a stranger chose.
 
 import (
 	"encoding/base64"
@@ -22,14 +22,14 @@ import (
 const (
 	maxShownText  = 256 // bytes that are shown of each text of DingTalk's
 	maxIdentifier = 128 // bytes of a code or a request id: DingTalk's have up to 55
-	secretRun     = 8   // how many characters in a row of a secret give it away
-	maxDecodings  = 64  // readings of one text: DingTalk's have fewer than ten
+	secretRun     = 8   // how many consecutive characters of a secret give it away
+	maxDecodings  = 64  // decodings of one text: DingTalk's have fewer than ten
 
 	withheld = "withheld: it repeats the request"
 )
 
-// sensitive holds an app secret or a token. However it is printed, logged or encoded, also inside
-// another value, its text does not come out; reveal is the only way.
+// sensitive holds an app secret or a token. It never shows its text, however it is printed, logged
+// or encoded, even inside another value. reveal is the only way to it.
 type sensitive struct{ text *string }
 
 func newSensitive(s string) sensitive { return sensitive{text: &s} }
@@ -50,13 +50,13 @@ func (sensitive) MarshalText() ([]byte, error) { return []byte("[redacted]"), ni
 var (
 	identifierPattern = regexp.MustCompile(`^[0-9A-Za-z._-]+$`)
 
-	// tokenPattern is what a token looks like that never arrived here, so is not known. A request
-	// id has hyphens.
+	// tokenPattern is what a token looks like that the engine does not know. A request id has
+	// hyphens.
 	tokenPattern = regexp.MustCompile(`[0-9A-Za-z]{32,}`)
 )
 
-// showIdentifier returns a code or a request id of DingTalk's if it is one by its characters and
-// its length, and repeats no secret; otherwise "".
+// showIdentifier returns a code or a request id of DingTalk's if its characters and its length are
+// those of one, and it repeats no secret. Otherwise it returns "".
 func showIdentifier(s string, secrets []sensitive) string {
 	if len(s) > maxIdentifier || !identifierPattern.MatchString(s) || repeats(s, secrets) {
 		return ""
@@ -64,8 +64,8 @@ func showIdentifier(s string, secrets []sensitive) string {
 	return strings.Clone(s)
 }
 
-// showText returns a stranger's text fit to be shown: at most maxShownText bytes without control
-// or invisible characters. A text that repeats a secret is withheld whole.
+// showText returns a stranger's text in a form that can be shown: at most maxShownText bytes,
+// without control or invisible characters. A text that repeats a secret is withheld as a whole.
 func showText(s string, secrets []sensitive) string {
 	s = cut(visible(s[:min(len(s), 4*maxShownText)]), maxShownText)
 	if looksLikeToken(s) || repeats(s, secrets) {
@@ -80,8 +80,8 @@ func looksLikeToken(s string) bool {
 	})
 }
 
-// repeats reports whether a short text holds a secret, or a run of secretRun of its characters in
-// any case of letters, in any usual encoding or several of them.
+// repeats reports whether a short text holds a secret, or secretRun consecutive characters of it,
+// in any case and in any usual encoding, even nested.
 func repeats(text string, secrets []sensitive) bool {
 	readings, all := decodings(text)
 	folded := strings.ToLower(strings.Join(readings, "\n")) // which no secret has
@@ -97,8 +97,8 @@ func repeats(text string, secrets []sensitive) bool {
 	return !all
 }
 
-// decodings returns the text and what can be read out of it by decoding it again and again; false
-// if that is not all, since it is too much to look at.
+// decodings returns the text and everything that repeated decoding makes of it. all is false if
+// that exceeds maxDecodings.
 func decodings(text string) (readings []string, all bool) {
 	seen := map[string]struct{}{text: {}}
 	readings = []string{text}
@@ -119,7 +119,7 @@ func decodings(text string) (readings []string, all bool) {
 }
 
 // decoders undo one encoding each, wherever it occurs in a text. Base64 and hexadecimal digits may
-// begin before the secret does, so they are read from each possible beginning.
+// begin before the secret does, so they are decoded from each possible start.
 var decoders = []func(string) string{
 	html.UnescapeString,
 	func(s string) string { return backslashPattern.ReplaceAllStringFunc(s, decodeBackslash) },
@@ -144,12 +144,12 @@ func decodeBackslash(escape string) string {
 }
 
 func decodePercent(escape string) string {
-	n, _ := strconv.ParseUint(escape[1:], 16, 8) // which the pattern has made sure of
+	n, _ := strconv.ParseUint(escape[1:], 16, 8) // the pattern matches valid digits only
 	return string([]byte{byte(n)})
 }
 
-// decodeRuns decodes what of a text matches, less the characters to skip at each beginning, and
-// leaves the rest as it is.
+// decodeRuns decodes each match in a text, without its first skip characters, and leaves the rest
+// as it is.
 func decodeRuns(pattern *regexp.Regexp, decode func(string) string, skip int) func(string) string {
 	return func(s string) string {
 		return pattern.ReplaceAllStringFunc(s, func(run string) string { return decode(run[skip:]) })
@@ -158,19 +158,19 @@ func decodeRuns(pattern *regexp.Regexp, decode func(string) string, skip int) fu
 
 func decodeBase64(run string) string {
 	run = strings.NewReplacer("-", "+", "_", "/").Replace(run)
-	if len(run)%4 == 1 { // no encoding ends so: the last character is not of it
+	if len(run)%4 == 1 { // no encoding has this length: the last character is not part of it
 		run = run[:len(run)-1]
 	}
-	decoded, _ := base64.RawStdEncoding.DecodeString(run) // what the pattern matches can be decoded
+	decoded, _ := base64.RawStdEncoding.DecodeString(run) // the pattern matches valid digits only
 	return string(decoded)
 }
 
 func decodeHex(run string) string {
-	decoded, _ := hex.DecodeString(run[:len(run)/2*2]) // what the pattern matches can be decoded
+	decoded, _ := hex.DecodeString(run[:len(run)/2*2]) // the pattern matches valid digits only
 	return string(decoded)
 }
 
-// cut shortens a text to so many bytes, at a rune.
+// cut shortens a text to at most that many bytes, at a rune.
 func cut(s string, most int) string {
 	return strings.TrimSpace(strings.ToValidUTF8(s[:min(len(s), most)], ""))
 }

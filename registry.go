@@ -2,8 +2,8 @@
 
 package dingtalk
 
-// This file holds the apps of a mount together: those in memory, and the lock over each one's
-// storage with what is done under it.
+// This file is the apps of a mount: those in memory, and the lock over each one's storage with what
+// is done under it.
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// registry is all apps of one mount.
+// registry holds the apps of one mount.
 type registry struct {
 	client     *client
 	log        hclog.Logger
@@ -25,12 +25,12 @@ type registry struct {
 	background background
 	measures   *measures
 
-	// apps holds an *app by name: the one place that says which generation of an app is served. A
-	// read takes no lock.
+	// apps has an *app by name. It alone decides which generation of an app is served. A read takes
+	// no lock.
 	apps sync.Map
 
-	// stripes are the locks over storage: each name has one, which other names share, so that an
-	// unknown name takes no memory.
+	// stripes are the locks over storage. Each name has one of them, so that an unknown name takes
+	// no memory.
 	stripes [256]stripe
 	seed    maphash.Seed
 }
@@ -39,9 +39,9 @@ type registry struct {
 type stripe struct {
 	held chan struct{} // holds one value while the lock is held
 
-	// changes counts what other nodes did to the storage. An app is installed in memory only if
-	// nothing has changed since its storage was read.
-	mu      sync.Mutex // over changes, and apps where changes decide; never held over anything that waits
+	// changes counts the changes that other nodes have made to storage. An app is installed in
+	// memory only if nothing has changed since its storage was read.
+	mu      sync.Mutex // over changes, and over apps where changes decide; never held over anything that waits
 	changes int
 }
 
@@ -55,7 +55,7 @@ func newRegistry(c *client, log hclog.Logger) *registry {
 	return r
 }
 
-// unknownAppError is a request for an app that nobody has configured.
+// unknownAppError is a request for an app that is not configured.
 type unknownAppError struct{ app string }
 
 func (e *unknownAppError) Error() string { return fmt.Sprintf("app %q is not configured", e.app) }
@@ -75,7 +75,7 @@ func (r *registry) lock(ctx context.Context, name string) (unlock func(), err er
 	}
 }
 
-// changes is what install compares.
+// changes returns the count that install compares.
 func (r *registry) changes(name string) int {
 	st := r.stripe(name)
 	st.mu.Lock()
@@ -83,8 +83,8 @@ func (r *registry) changes(name string) int {
 	return st.changes
 }
 
-// install makes a the app in memory, in place of any other, unless storage has changed since seen.
-// It is called with the app's lock held.
+// install puts a into memory, in place of any other app of its name, unless storage has changed
+// since seen. It reports whether it did. It is called with the app's lock held.
 func (r *registry) install(a *app, seen int) bool {
 	st := r.stripe(a.name)
 	st.mu.Lock()
@@ -98,8 +98,8 @@ func (r *registry) install(a *app, seen int) bool {
 	return true
 }
 
-// invalidate drops an app from memory because its storage changed by another node's doing. It
-// blocks on nothing, and a load that is under way does not bring the old state back.
+// invalidate drops an app from memory because another node has changed its storage. It never
+// blocks, and a load that is under way does not bring the old state back.
 func (r *registry) invalidate(name string) {
 	st := r.stripe(name)
 	st.mu.Lock()
@@ -108,20 +108,20 @@ func (r *registry) invalidate(name string) {
 	r.forget(name)
 }
 
-// forget drops whatever is in memory for the name.
+// forget drops the app of that name from memory, whichever it is.
 func (r *registry) forget(name string) {
 	if a := r.inMemory(name); a != nil {
 		r.drop(a)
 	}
 }
 
-// drop drops this very app from memory.
+// drop drops this app from memory, and no other of its name.
 func (r *registry) drop(a *app) {
 	r.apps.CompareAndDelete(a.name, a)
 	a.retire()
 }
 
-// holds reports whether a is what is in memory for its name.
+// holds reports whether a is the app in memory for its name.
 func (r *registry) holds(a *app) bool { return r.inMemory(a.name) == a }
 
 // inMemory returns the app if it is in memory, otherwise nil.
@@ -159,7 +159,7 @@ func (r *registry) app(ctx context.Context, s logical.Storage, name string) (*ap
 	return nil, fmt.Errorf("app %q: loading it from storage: %w", name, ctx.Err())
 }
 
-// load makes the app that storage has, which nobody else knows yet. Its errors are app's.
+// load returns the app that is in storage, without installing it. Its errors are those of app.
 func (r *registry) load(ctx context.Context, s logical.Storage, name string) (*app, error) {
 	config, err := readConfig(ctx, s, name)
 	if err != nil {
@@ -174,16 +174,17 @@ func (r *registry) load(ctx context.Context, s logical.Storage, name string) (*a
 	return a, err
 }
 
-// newApp makes the object of a configuration, which nobody else knows yet.
+// newApp returns an app for a configuration, without installing it.
 func (r *registry) newApp(name string, c *appConfig) *app {
-	// Success is there from the start: to Prometheus, a counter that begins with 1 has not increased.
+	// The count of successes exists from the start: to Prometheus, a counter that appears with 1
+	// has not increased.
 	a := &app{name: name, registry: r, fetches: map[string]uint64{resultGiven: 0}}
 	a.config.Store(c.withoutSecret())
 	a.usedAt.Store(time.Now().Unix())
 	return a
 }
 
-// get brings an app's token to what the caller wants, as app.get does. It waits for the app's
+// get returns an app's token as the caller wants it, as app.get does. It waits for the app's
 // request_timeout at most.
 func (r *registry) get(
 	ctx context.Context, s logical.Storage, name string, w want,
@@ -195,7 +196,7 @@ func (r *registry) get(
 	if t := a.token.Load(); a.meets(t, now, w) {
 		return a, t, nil, nil
 	}
-	a.touch(now, false) // also where there is no token: what the app failed with is to outlive the wait
+	a.touch(now, false) // even without a token: the app must stay in memory until the back-off is over
 	ctx, cancel := a.patience(ctx, w.timeout)
 	defer cancel()
 	for {
@@ -203,15 +204,15 @@ func (r *registry) get(
 		if !errors.Is(err, errGone) {
 			return a, t, warning, err
 		}
-		r.drop(a) // so that the next round cannot meet it again
+		r.drop(a) // otherwise the next round could get it again
 		if a, err = r.app(ctx, s, name); err != nil {
 			return nil, nil, nil, err
 		}
 	}
 }
 
-// storeToken stores a fetched token, unless the app has left memory, which is errGone. A storage
-// that fails or is slow is logged and no error, since the token is good all the same.
+// storeToken stores a fetched token. It returns errGone if the app has left memory. If storage
+// fails or is slow, it logs that and returns no error, since the token is valid.
 func (r *registry) storeToken(a *app, s logical.Storage, t *token) error {
 	ctx, cancel := context.WithTimeout(r.life.ctx, storeBudget)
 	defer cancel()
@@ -230,11 +231,11 @@ func (r *registry) storeToken(a *app, s logical.Storage, t *token) error {
 	return nil
 }
 
-// commit makes a change to what is stored of an app, under its lock and to its end: over gRPC a put
-// returns when its context ends, while Vault's goes on and takes effect later, when memory would no
-// longer follow. So the change ends with storage's word alone, or with the mount, and the caller
-// waits for it for storeBudget at most. An error of the request's context is one from before the
-// change.
+// commit changes what is stored of an app, under its lock. The change does not end with the
+// request: over gRPC a put returns when its context ends, but Vault's own put continues and can
+// take effect later, without memory following it. So the change runs until storage has confirmed
+// it, or the mount ends. The caller waits for storeBudget at most. If the error is the request
+// context's own, nothing was changed.
 func (r *registry) commit(
 	ctx context.Context, name string, change func(toTheEnd context.Context) (warning string, err error),
 ) (warning string, err error) {
@@ -270,8 +271,8 @@ func (r *registry) commit(
 	}
 }
 
-// verify fetches the first token of a new generation, before anything of it is stored. Back-off
-// does not stand against it, since the operator may have fixed something; cooldowns do.
+// verify fetches the first token of a new generation, before anything is stored. It ignores the
+// back-off, since the operator may have fixed something, but honors cooldowns.
 func (r *registry) verify(ctx context.Context, name string, next *appConfig) (t *token, calls int, err error) {
 	var known *token
 	if a := r.inMemory(name); a != nil {
@@ -297,15 +298,15 @@ func (r *registry) verify(ctx context.Context, name string, next *appConfig) (t 
 	}
 }
 
-// configure puts a configuration in force: in storage, then in memory. With a new generation,
-// verified is its first token or nil. It is called in a commit. The warning says what did not work
-// without making the write a failure.
+// configure puts a configuration into storage, then into memory. For a new generation, verified is
+// its first token, or nil. It is called within a commit. The warning says what went wrong after the
+// configuration was stored.
 func (r *registry) configure(
 	ctx context.Context, s logical.Storage, name string, next *appConfig, newGeneration bool, verified *token, calls int,
 ) (warning string, err error) {
 	seen := r.changes(name)
 	if err := writeConfig(ctx, s, name, next); err != nil {
-		r.forget(name) // the write may have taken effect: storage has the word
+		r.forget(name) // the write may have taken effect: storage decides
 		return "", err
 	}
 	old := r.inMemory(name)
@@ -324,12 +325,12 @@ func (r *registry) configure(
 		a.publish(verified)()
 		err = a.writeToken(ctx, s, verified)
 	} else {
-		err = s.Delete(ctx, tokenPrefix+name) // of the generation before: it would not be used, but need not be kept
+		err = s.Delete(ctx, tokenPrefix+name) // of the previous generation, which would not be used
 	}
 	if err != nil && r.life.ctx.Err() == nil {
-		r.log.Warn("the app is configured, but its stored token could not be brought up to date: "+
+		r.log.Warn("the app is configured, but its stored token could not be updated: "+
 			"after a restart another is fetched", "app", name, "error", err)
-		warning = "The configuration is in force, but storage did not take the token with it: " +
+		warning = "The configuration was stored, but its token was not: " +
 			"after a restart another will be fetched."
 	}
 	if !r.install(a, seen) {
@@ -338,25 +339,25 @@ func (r *registry) configure(
 	return warning, nil
 }
 
-// agree makes sure that memory has no other configuration than storage, which may have taken a
-// write that was told to have failed.
+// agree makes sure that memory has the configuration that is in storage. A write that was reported
+// as failed may have taken effect.
 func (r *registry) agree(name string, stored *appConfig) {
 	if a := r.inMemory(name); a != nil && !a.config.Load().equal(stored.withoutSecret()) {
 		r.drop(a)
 	}
 }
 
-// remove deletes an app: its configuration first, so that a token without one is all that can be
-// left over, then its token. It is called in a commit.
+// remove deletes an app: first its configuration, then its token, so that a token without a
+// configuration is all that can be left over. It is called within a commit.
 func (r *registry) remove(ctx context.Context, s logical.Storage, name string) error {
 	err := s.Delete(ctx, configPrefix+name)
-	r.forget(name) // the delete may have taken effect even if it failed: storage has the word
+	r.forget(name) // the delete may have taken effect even if it failed: storage decides
 	if err != nil {
 		return fmt.Errorf("app %q: deleting its configuration from storage: %w", name, err)
 	}
 	if err := s.Delete(ctx, tokenPrefix+name); err != nil {
-		return fmt.Errorf("app %q is deleted, but not its stored token, which nobody is given any more; delete again, "+
-			"or it is removed within an hour or two: %w", name, err)
+		return fmt.Errorf("app %q is deleted, but its stored token is not, which is never served again: delete the app "+
+			"again, or wait for the engine to remove the token within two hours: %w", name, err)
 	}
 	return nil
 }

@@ -245,14 +245,14 @@ type faultScenario struct {
 	key string
 }
 
-func (s *faultScenario) run(ctx context.Context, f *faultRun) answer {
+func (s *faultScenario) run(ctx context.Context, f *faultRun) response {
 	op, path, _ := strings.Cut(s.request, " ")
 	req := &logical.Request{Operation: logical.Operation(op), Path: path, Data: maps.Clone(s.data)}
 	switch req.Operation {
 	case logical.RollbackOperation:
 		err := f.engine.periodic(ctx, &logical.Request{Storage: f.storage})
 		synctest.Wait()
-		return answer{status: http.StatusOK, err: err}
+		return response{status: http.StatusOK, err: err}
 	case logical.RenewOperation, logical.RevokeOperation:
 		lease := f.lease
 		req.Secret = &lease
@@ -329,12 +329,12 @@ func TestStorage_that_fails_or_is_slow_at_any_call_leaves_nothing_that_serves_wr
 			require.GreaterOrEqual(t, len(calls), s.calls)
 			require.Equal(t, s.calls == 0, len(calls) == 0)
 			for n, call := range calls {
-				for how, trouble := range storageTroubles {
+				for how, effect := range storageFaults {
 					t.Run(fmt.Sprintf("call %d, %s, %s", n+1, call, how), func(t *testing.T) {
 						synctest.Test(t, func(t *testing.T) {
 							f := newFaultRun(t)
 							s.prepare(f.mount)
-							f.failAt(n, call, trouble, &s)
+							f.failAt(n, call, effect, &s)
 						})
 					})
 				}
@@ -343,10 +343,10 @@ func TestStorage_that_fails_or_is_slow_at_any_call_leaves_nothing_that_serves_wr
 	}
 }
 
-// storageTrouble is what a call to storage does, which may end the request.
-type storageTrouble func(end func()) storageFault
+// storageEffect is what a call to storage does, which may end the request.
+type storageEffect func(end func()) storageFault
 
-var storageTroubles = map[string]storageTrouble{
+var storageFaults = map[string]storageEffect{
 	"fails":                         func(func()) storageFault { return storageFault{err: errStorage} },
 	"takes effect, but fails":       func(func()) storageFault { return storageFault{err: errStorage, after: true} },
 	"fails, as all after it":        nil,
@@ -357,7 +357,7 @@ var storageTroubles = map[string]storageTrouble{
 	"takes 40 s, the caller one":    takes(40 * time.Second),
 }
 
-func takes(d time.Duration) storageTrouble {
+func takes(d time.Duration) storageEffect {
 	return func(end func()) storageFault {
 		time.AfterFunc(time.Second, end)
 		return storageFault{late: d}
@@ -366,17 +366,17 @@ func takes(d time.Duration) storageTrouble {
 
 // failAt runs the scenario with the nth call to storage going wrong, and checks all that must hold
 // whatever the response is.
-func (f *faultRun) failAt(n int, at string, trouble storageTrouble, s *faultScenario) {
+func (f *faultRun) failAt(n int, at string, effect storageEffect, s *faultScenario) {
 	f.t.Helper()
 	ctx, end := context.WithCancel(f.t.Context())
 	defer end()
 	before, upstreamCalls := f.keyStored(), f.upstream.Requests(simulator.AnyApp)
 	f.storage.fail(func(call int, _, _ string) storageFault {
 		switch {
-		case trouble == nil && call >= n:
+		case effect == nil && call >= n:
 			return storageFault{err: errStorage}
-		case trouble != nil && call == n:
-			return trouble(end)
+		case effect != nil && call == n:
+			return effect(end)
 		default:
 			return storageFault{}
 		}
@@ -399,7 +399,7 @@ func (f *faultRun) failAt(n int, at string, trouble storageTrouble, s *faultScen
 			f.requireRight(theApp, value)
 		}
 	} else {
-		if trouble != nil && ctx.Err() == nil {
+		if effect != nil && ctx.Err() == nil {
 			require.NotEqual(f.t, "put token/"+theApp, at, "a token that cannot be stored is served all the same")
 		}
 		require.Regexp(f.t, `myapp|listing the apps in storage|context canceled`, got.err.Error(), "it names the app")
@@ -428,7 +428,7 @@ func (f *faultRun) failAt(n int, at string, trouble storageTrouble, s *faultScen
 	f.sound(s.key, true)
 }
 
-func tokenIn(got answer) string {
+func tokenIn(got response) string {
 	if got.Response == nil {
 		return ""
 	}

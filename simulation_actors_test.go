@@ -380,7 +380,7 @@ func (w *world) change(a *simulatedApp, c change, r *rand.Rand) {
 	}
 }
 
-// slowCall has DingTalk take its time for the next call of an app, and one made.
+// slowCall makes DingTalk slow for the next call of an app, and makes one.
 func (w *world) slowCall(a *simulatedApp, r *rand.Rand) {
 	if g := w.moment(a).inForce; g != nil {
 		w.hosts[a.host].SetFault(g.key, simulator.Fault{Delay: between(r, time.Second, 8*time.Second), Times: 1})

@@ -64,7 +64,7 @@ type request struct {
 	begun time.Time
 	at    moment
 	now   time.Time
-	got   answer
+	got   response
 
 	// What was so when it began: the deliveries of which the instance had one, and whether it was
 	// fetching.
@@ -137,7 +137,7 @@ func (w *world) send(a *simulatedApp, req *logical.Request) *request {
 	q.now = q.begun
 	u := q.i.upkeepOf(a)
 	uses, since := q.uses(req), u.since
-	q.had, q.fetches = slices.Clone(q.i.held(a.inForce, q.begun)), q.i.calling[a.inForce] > 0
+	q.had, q.fetches = slices.Clone(q.i.current(a.inForce, q.begun)), q.i.calling[a.inForce] > 0
 	q.sure = u.loaded && u.writes == 0
 	if uses != &u.others {
 		u.used, u.evicted = q.begun, false
@@ -175,7 +175,7 @@ func (w *world) checkShown(a *simulatedApp, text string) {
 }
 
 // checkResponse checks what holds of every response.
-func (w *world) checkResponse(a *simulatedApp, op logical.Operation, path string, got answer) {
+func (w *world) checkResponse(a *simulatedApp, op logical.Operation, path string, got response) {
 	shown := ""
 	if got.err != nil {
 		shown = got.err.Error()
@@ -235,14 +235,14 @@ func (q *request) wanting(d *delivery, now time.Time) bool {
 	return d.skew != 0 || left < leastLife || left <= d.window(q.at.tuning) || q.at.leased && left < d.lifetime/2
 }
 
-// checkExtended checks that a reader got what is to be had: a token as wanted; or with a warning that
+// checkExtended checks that a reader got what there is: a token as wanted; or with a warning that
 // it could not be refreshed, or without one while it is being refreshed or was a moment ago.
 func (q *request) checkExtended() {
 	i, g := q.i, q.app.inForce
 	m := &i.upkeepOf(q.app).memory
-	held := i.held(g, q.now)
+	current := i.current(g, q.now)
 	faulted := q.begun.Sub(q.app.faulted) < longestBackOff
-	if !q.sure || faulted || len(q.had) != 1 || len(held) != 1 || held[0] != q.had[0] || held[0].skew != 0 {
+	if !q.sure || faulted || len(q.had) != 1 || len(current) != 1 || current[0] != q.had[0] || current[0].skew != 0 {
 		return
 	}
 	warned := strings.Contains(fmt.Sprint(q.got.Warnings), "not be refreshed")
@@ -254,16 +254,16 @@ func (q *request) checkExtended() {
 		q.violate("true warnings", "%q while the token is being refreshed", q.got.Warnings)
 	case warned && m.last == nil && !i.cools(g, q.begun):
 		q.violate("true warnings", "%q, and no fetch has failed", q.got.Warnings)
-	case !warned && q.wanting(held[0], q.begun) && !fetching && !starting && q.now.Sub(m.forced) >= leastApart:
+	case !warned && q.wanting(current[0], q.begun) && !fetching && !starting && q.now.Sub(m.forced) >= leastApart:
 		q.violate("tokens are refreshed", "one with %s left is neither refreshed nor is there a warning",
-			held[0].remaining(q.now))
+			current[0].remaining(q.now))
 	}
 }
 
-// held are the deliveries of which the instance goes by one, oldest first: the last that it must
+// current are the deliveries of which the instance goes by one, oldest first: the last that it must
 // have, in memory or in storage, and those that came since. Without one that it must have, there
 // are none.
-func (i *instance) held(g *generation, now time.Time) []*delivery {
+func (i *instance) current(g *generation, now time.Time) []*delivery {
 	all := i.known[g]
 	for n, d := range slices.Backward(all) {
 		if now.Sub(d.arrived) >= settled && (d == g.app.stored || d.sent.After(i.upkeepOf(g.app).since)) {
@@ -273,13 +273,13 @@ func (i *instance) held(g *generation, now time.Time) []*delivery {
 	return nil
 }
 
-// candidates are the deliveries of which the response may be: those held, or any where none has to
+// candidates are the deliveries of which the response may be: the current ones, or any where none has to
 // be; none without a generation.
 func (q *request) candidates(g *generation) []*delivery { return q.i.candidatesAt(g, q.now) }
 
 func (i *instance) candidatesAt(g *generation, now time.Time) []*delivery {
-	if held := i.held(g, now); held != nil {
-		return held
+	if current := i.current(g, now); current != nil {
+		return current
 	}
 	return i.known[g]
 }
@@ -302,8 +302,8 @@ func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 		i.w.violate(a, "back-off", "a call %s before it ends", m.quiet.Sub(now))
 	}
 	forced := u.forcing > 0 && asked == u.forcing
-	if held := i.held(a.inForce, now); len(held) == 1 && held[0].skew <= 0 { // one of the future is due
-		d := held[0]
+	if current := i.current(a.inForce, now); len(current) == 1 && current[0].skew <= 0 { // one of the future is due
+		d := current[0]
 		left, unforced := d.remaining(now), d.window(a.tuning)+time.Second
 		if passing && m.served {
 			unforced = max(unforced, d.ahead(a.tuning)+time.Minute) // the background's next turn would be too late
@@ -330,10 +330,10 @@ func (i *instance) checkCall(a *simulatedApp, now time.Time) {
 }
 
 // read reads an app's token and checks the response.
-func (w *world) read(a *simulatedApp, query map[string]any) answer {
+func (w *world) read(a *simulatedApp, query map[string]any) response {
 	q := w.send(a, &logical.Request{Operation: logical.ReadOperation, Path: credsPrefix + a.name, Data: query})
 	if q == nil {
-		return answer{status: http.StatusServiceUnavailable, err: errShuttingDown}
+		return response{status: http.StatusServiceUnavailable, err: errShuttingDown}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -461,7 +461,7 @@ func (q *request) checkLease(all []*delivery, increment, ttl, maxTTL time.Durati
 		q.violate("true lease", "Vault makes of it: %v, %v", warnings, err)
 	}
 	tuned := q.w.tuned[:]
-	if q.now.Sub(q.w.tunedAt) > time.Second { // for which the engine may keep Vault's answer
+	if q.now.Sub(q.w.tunedAt) > time.Second { // for which the engine may keep what Vault said
 		tuned = tuned[1:]
 	}
 	if !slices.ContainsFunc(all, func(d *delivery) bool {
@@ -501,8 +501,9 @@ func (q *request) checkMinTTL(all []*delivery, query map[string]any) {
 // checkEnded checks that a lease was ended for a reason: the app has another token.
 func (q *request) checkEnded(l *leaseHeld) {
 	for _, g := range q.generations {
-		held := q.i.held(g, q.now)
-		if g == nil || len(held) == 0 || slices.ContainsFunc(held, func(d *delivery) bool { return d.token != l.token }) {
+		current := q.i.current(g, q.now)
+		others := func(d *delivery) bool { return d.token != l.token }
+		if g == nil || len(current) == 0 || slices.ContainsFunc(current, others) {
 			return
 		}
 	}
@@ -514,9 +515,9 @@ func (q *request) checkEnded(l *leaseHeld) {
 func (q *request) checkFailure() {
 	usable := q.i.upkeepOf(q.app).loaded || q.app.faulted.Before(q.begun)
 	for _, g := range q.generations {
-		held := q.i.held(g, q.now)
-		usable = usable && len(held) > 0 &&
-			!slices.ContainsFunc(held, func(d *delivery) bool { return d.remaining(q.now) < leastLife })
+		current := q.i.current(g, q.now)
+		usable = usable && len(current) > 0 &&
+			!slices.ContainsFunc(current, func(d *delivery) bool { return d.remaining(q.now) < leastLife })
 	}
 	if usable {
 		q.violate("usable tokens are served", "failed though there is one: %v", q.got.err)
@@ -635,7 +636,7 @@ func (w *world) look(a *simulatedApp, req *logical.Request) *request {
 	}
 	agrees := false
 	for _, g := range q.generations {
-		absent := g != nil && q.i.held(g, q.now) == nil
+		absent := g != nil && q.i.current(g, q.now) == nil
 		agrees = agrees || absent && q.got.Data["state"] == string(stateAbsent)
 		for _, d := range q.candidates(g) {
 			agrees = agrees || q.agrees(d, q.at.tuning) || q.agrees(d, q.app.tuning)
@@ -702,7 +703,7 @@ func (i *instance) checkLog(line string) {
 		known := i.candidatesAt(a.inForce, now)
 		lives := func(d *delivery) bool { return d.remaining(now) >= leastLife }
 		wrong := func(d *delivery) bool { return parts[4] != timestamp(d.ends()) }
-		none := parts[4] == "none" && (i.held(a.inForce, now) == nil || !every(known, lives))
+		none := parts[4] == "none" && (i.current(a.inForce, now) == nil || !every(known, lives))
 		if a.inForce != nil && !none && every(known, wrong) {
 			i.w.violate(a, "true warnings", "of when the token ends: %s", line)
 		}
@@ -732,10 +733,10 @@ func (q *request) agrees(d *delivery, c tuning) bool {
 
 // write writes or deletes an app's configuration and checks that what it responded is what storage
 // holds. Without credentials, the data may name some of them.
-func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data map[string]any) answer {
+func (w *world) write(a *simulatedApp, op logical.Operation, g *generation, data map[string]any) response {
 	q := w.request(a)
 	if q == nil {
-		return answer{status: http.StatusServiceUnavailable, err: errShuttingDown}
+		return response{status: http.StatusServiceUnavailable, err: errShuttingDown}
 	}
 	if g != nil {
 		data[fieldAppKey], data[fieldAppSecret], data[fieldBaseURL], data[fieldCorpID] = g.key, g.secret, g.host, g.corp

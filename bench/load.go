@@ -3,7 +3,7 @@
 package main
 
 // This file is the load generator. It shares the machine with what it measures, so it does little:
-// one keep-alive connection per worker, answers checked as bytes, latencies into a histogram per
+// one keep-alive connection per worker, responses checked as bytes, latencies into a histogram per
 // worker.
 
 import (
@@ -38,7 +38,7 @@ type target struct {
 	// paths below /v1/, one of them taken at random for each read.
 	paths []string
 
-	// want is what every answer must hold.
+	// want is what every response must hold.
 	want []string
 }
 
@@ -91,7 +91,7 @@ func newConnection(base, token string) *connection {
 func (c *connection) close() { c.client.CloseIdleConnections() }
 
 // do sends a request for a path below /v1/ and returns the body, which is valid until the next one.
-// An answer that is not a success is an error.
+// A response that is not a success is an error.
 func (c *connection) do(method, path string, body []byte) ([]byte, error) {
 	c.req.Header.SetMethod(method)
 	c.req.SetRequestURI(c.base + "/v1/" + path)
@@ -128,7 +128,7 @@ func (r *reader) read() error {
 	}
 	for _, w := range r.want {
 		if !bytes.Contains(body, w) {
-			return fmt.Errorf("the answer of %s lacks %s", path, w)
+			return fmt.Errorf("the response of %s lacks %s", path, w)
 		}
 	}
 	return nil
@@ -137,7 +137,7 @@ func (r *reader) read() error {
 // pace says when the next read is meant to begin; false ends a worker.
 type pace func() (intended time.Time, more bool)
 
-// closedLoop has every worker read again as soon as it is answered.
+// closedLoop makes every worker read again as soon as it has its response.
 func closedLoop(began time.Time, length time.Duration) pace {
 	end := began.Add(length)
 	return func() (time.Time, bool) {
@@ -146,9 +146,9 @@ func closedLoop(began time.Time, length time.Duration) pace {
 	}
 }
 
-// openLoop starts reads at a fixed rate, whatever the answers do. A read that no connection was
+// openLoop starts reads at a fixed rate, whatever the responses do. A read that no connection was
 // free for at its time is late, and its latency counts from that time: else the waiting that a slow
-// answer causes would not show (coordinated omission).
+// response causes would not show (coordinated omission).
 func openLoop(began time.Time, length time.Duration, perSecond float64) pace {
 	var next atomic.Int64
 	total := int64(length.Seconds() * perSecond)

@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// stalling answers at once, but for its tenth answer, which takes so long.
+// stalling answers at once, but for its tenth response, which takes so long.
 func stalling(t *testing.T, stall time.Duration) *target {
 	t.Helper()
 	var n atomic.Int64
@@ -47,7 +47,7 @@ func total(m *measured) (sum time.Duration) {
 	return sum
 }
 
-func TestOpenLoop_counts_the_waiting_that_a_slow_answer_causes(t *testing.T) {
+func TestOpenLoop_counts_the_waiting_that_a_slow_response_causes(t *testing.T) {
 	const stall = 300 * time.Millisecond
 	m, err := load(
 		t.Context(),
@@ -72,7 +72,7 @@ func TestClosedLoop_reads_again_when_answered(t *testing.T) {
 		func(began time.Time) pace { return closedLoop(began, time.Second) },
 	)
 	require.NoError(t, err)
-	require.Positive(t, slowerThan(m, stall-time.Millisecond), "the slow answer counts")
+	require.Positive(t, slowerThan(m, stall-time.Millisecond), "the slow response counts")
 	// One connection's reads begin one after the other. Were the waiting for the slow one counted,
 	// they would add up to more than the time that there was, however slow the machine.
 	require.LessOrEqual(t, total(m), m.took, "the reads behind the slow one begin after it")
@@ -80,7 +80,7 @@ func TestClosedLoop_reads_again_when_answered(t *testing.T) {
 	require.InEpsilon(t, float64(m.latency.TotalCount())/m.took.Seconds(), m.perSecond(), 1e-9)
 }
 
-func TestLoad_counts_what_is_not_an_answer_as_an_error(t *testing.T) {
+func TestLoad_counts_what_is_not_a_response_as_an_error(t *testing.T) {
 	var n atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch n.Add(1) % 3 {

@@ -103,7 +103,7 @@ func parse(args []string) (*options, *environment, error) {
 		&env.plugin,
 		"plugin",
 		filepath.Join(here, "..", "vault-plugin-secrets-dingtalk"),
-		"the plugin's program",
+		"the plugin's binary",
 	)
 	parts := flags.String("parts", strings.Join(allParts, ","), "what to measure")
 	quick := flags.Bool(
@@ -114,18 +114,18 @@ func parse(args []string) (*options, *environment, error) {
 	flags.IntVar(&opts.rounds, "rounds", 15, "how often each path is measured")
 	flags.DurationVar(&opts.slice, "slice", time.Second, "for how long each time")
 	flags.IntVar(&opts.apps, "apps", 10_000, "how many apps are read at random")
-	scale := flags.String("scale", "10000,100000", "the numbers of apps of the part scale; it measures 1 app besides")
+	scale := flags.String("scale", "10000,100000", "the numbers of apps of the part scale; it also measures 1 app")
 	flags.StringVar(
 		&opts.histograms,
 		"histograms",
 		"",
-		"a folder to write every path's latencies to, as percentile distributions",
+		"a directory to write every path's latencies to, as percentile distributions",
 	)
 	flags.StringVar(
 		&opts.profiles,
 		"profiles",
 		"",
-		"a folder to write CPU profiles of Vault and of the plugins to; the plugin is then one built with profiling",
+		"a directory to write CPU profiles of Vault and of the plugins to; the plugin is then one built with profiling",
 	)
 	if err := flags.Parse(args); err != nil {
 		return nil, nil, err
@@ -134,7 +134,7 @@ func parse(args []string) (*options, *environment, error) {
 		return nil, nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	if *quick {
-		// What is given besides stands.
+		// A flag that is given also stands.
 		given := map[string]bool{}
 		flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
 		for name, value := range map[string]string{

@@ -280,7 +280,7 @@ func (r *run) proxied(ctx context.Context, s *server) (err error) {
 	return nil
 }
 
-// hung measures reads of many apps with and without another whose upstream does not answer, and
+// hung measures reads of many apps with and without another whose upstream does not respond, and
 // whose readers wait for it.
 func (r *run) hung(ctx context.Context, s *server) error {
 	if err := s.mount(ctx, mountHung, pluginEngine, nil); err != nil {
@@ -297,8 +297,8 @@ func (r *run) hung(ctx context.Context, s *server) error {
 		return err
 	}
 	s.dingtalk.SetFault(mountHung+"-"+stuck, simulator.Fault{Kind: simulator.FaultHang})
-	without := s.subject("all answer", "", mountHung, "unleased", names...)
-	with := s.subject("one hangs", "all answer", mountHung, "unleased", names...)
+	without := s.subject("all respond", "", mountHung, "unleased", names...)
+	with := s.subject("one hangs", "all respond", mountHung, "unleased", names...)
 	readers := s.subject("", "", mountHung, "unleased", stuck)
 	with.beside = func(ctx context.Context) { readers.target.insist(ctx) }
 	got, err := r.measure(
@@ -313,7 +313,7 @@ func (r *run) hung(ctx context.Context, s *server) error {
 	if calls := s.dingtalk.Requests(mountHung + "-" + stuck); calls == 0 {
 		return errors.New("the app that hangs was not read")
 	}
-	r.p99AtMost("p99 of the other apps while one hangs", find(got, "one hangs").ratio(find(got, "all answer"), p99))
+	r.p99AtMost("p99 of the other apps while one hangs", find(got, "one hangs").ratio(find(got, "all respond"), p99))
 	return nil
 }
 
@@ -463,7 +463,7 @@ func (r *run) binary() error {
 	}
 	const most = 30e6
 	r.bar(
-		"the plugin's program",
+		"the plugin's binary",
 		"at most 30 MB",
 		fmt.Sprintf("%.1f MB", float64(info.Size())/1e6),
 		info.Size() <= most,

@@ -4,8 +4,8 @@ package main
 
 // This file measures how the engine takes to many apps: making and listing them, what a restart of
 // the plugin costs, the first read of each after it, and how much memory each takes. Memory is
-// counted by the plugin itself after a garbage collection; the size of its process, which has room
-// for garbage besides, is shown too.
+// counted by the plugin itself after a garbage collection; the size of its process, which also
+// has room for garbage, is shown too.
 
 import (
 	"context"
@@ -46,7 +46,7 @@ type scaled struct {
 	create   time.Duration
 	list     spread    // ms
 	fetch    *measured // the first read of each app, with a call upstream
-	start    spread    // ms, from the reload to the first answer
+	start    spread    // ms, from the reload to the first response
 	first    *measured // the first read of each app after a restart
 	scrape   spread    // ms, of the metrics
 	weight   int       // of a scrape, in bytes
@@ -72,7 +72,7 @@ func (r *run) scaleAll(ctx context.Context) error {
 	fmt.Fprint(r.out, "\n### Many apps in one mount, raft storage\n\n")
 	fmt.Fprintln(
 		r.out,
-		"| apps | made per s | listed in ms | first read, with a fetch: reads/s | from reload to first answer, ms | "+
+		"| apps | made per s | listed in ms | first read, with a fetch: reads/s | from reload to first response, ms | "+
 			"first read after it: reads/s | p50 ms | p99 ms | scraped in ms | scrape, MB | memory per app, bytes | "+
 			"process before, MiB | after, MiB |",
 	)
@@ -97,7 +97,7 @@ func (r *run) scaleAll(ctx context.Context) error {
 		}
 		growth := s.start.median / one.start.median
 		r.bar(
-			fmt.Sprintf("from reload to first answer with %d apps over with 1", s.apps),
+			fmt.Sprintf("from reload to first response with %d apps over with 1", s.apps),
 			fmt.Sprintf("at most %.2f", startMayGrow),
 			fmt.Sprintf("%.2f", growth),
 			growth <= startMayGrow,
@@ -223,7 +223,7 @@ func (s *server) readAll(ctx context.Context, apps []app) (*measured, error) {
 	return m, err
 }
 
-// restart ends the plugin's process and has Vault start another, some times, and returns how many
+// restart ends the plugin's process lets Vault start another, some times, and returns how many
 // milliseconds pass until the first token is read.
 func (s *server) restart(ctx context.Context, apps []app) (spread, error) {
 	reader := newConnection(s.addr, s.token)
@@ -262,7 +262,7 @@ var inUse = regexp.MustCompile(`(?m)^# (HeapInuse|Stack) = (\d+)`)
 // memory returns how many bytes of heap and stack the plugin has in use after a garbage collection,
 // and how many its process takes.
 func (s *server) memory(ctx context.Context) (heap, resident int64, err error) {
-	// What is finalized in one collection is freed in the next. The first answer may be long in
+	// What is finalized in one collection is freed in the next. The first response may be long in
 	// coming: the process before had the port.
 	var profile []byte
 	for range 2 {

@@ -139,7 +139,7 @@ listener "tcp" {
 	); err != nil {
 		return err
 	}
-	if err := s.initialise(ctx); err != nil {
+	if err := s.initialize(ctx); err != nil {
 		return err
 	}
 	for name, program := range programs {
@@ -157,7 +157,7 @@ listener "tcp" {
 	return err
 }
 
-func (s *server) initialise(ctx context.Context) error {
+func (s *server) initialize(ctx context.Context) error {
 	config := api.DefaultConfig()
 	if config.Error != nil {
 		return config.Error
@@ -177,7 +177,7 @@ func (s *server) initialise(ctx context.Context) error {
 	}
 	keys, err := client.Sys().InitWithContext(ctx, &api.InitRequest{SecretShares: 1, SecretThreshold: 1})
 	if err != nil {
-		return fmt.Errorf("initialise Vault: %w", err)
+		return fmt.Errorf("initialize Vault: %w", err)
 	}
 	client.SetToken(keys.RootToken)
 	if _, err := client.Sys().UnsealWithContext(ctx, keys.KeysB64[0]); err != nil {

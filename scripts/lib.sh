@@ -8,14 +8,14 @@ set -euo pipefail
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
-# Go keeps its caches below HOME. Where there is none they go into the ignored folder, under a name with a dot that
+# Go keeps its caches below HOME. Where there is none they go into the ignored directory, under a name with a dot that
 # Go's ./... does not enter.
 if [ -z "${HOME:-}" ]; then
 	export HOME="$root/bin/.home"
 	mkdir -p "$HOME"
 fi
 
-# say prints a line for the person at the terminal. It goes to stderr, as stdout may be a script's answer.
+# say prints a line for the person at the terminal. It goes to stderr, as stdout may be a script's result.
 say() { printf '%s\n' "$*" >&2; }
 
 # die prints what went wrong and what to do about it, and ends the script.
@@ -44,7 +44,7 @@ sha256() {
 }
 
 # cached prints the path of a file in the cache or, when it is not there, the path where it can be stored: in the
-# user's cache folder if that can be written to, so that a fresh checkout need not build it again, else in bin/.
+# user's cache directory if that is writable, so that a fresh checkout need not build it again, otherwise in bin/.
 cached() {
 	local name=$1 dir="${XDG_CACHE_HOME:-$HOME/.cache}/vault-plugin-secrets-dingtalk"
 	case $dir in /*) ;; *) dir=$HOME/.cache/vault-plugin-secrets-dingtalk ;; esac # the XDG standard ignores relative paths
@@ -55,7 +55,7 @@ cached() {
 	printf '%s\n' "$dir/$name"
 }
 
-# in_turn waits until no other process builds into the folder, and keeps others out until this one ends. Without
+# in_turn waits until no other process builds into the directory, and keeps others out until this one ends. Without
 # flock (macOS) two may build at once, which costs time but no more: each result is renamed into its place.
 in_turn() {
 	command -v flock >/dev/null || return 0

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// The command engine is the plugin with profiles served besides, for looking at where its time and
+// The command engine is the plugin, which also serves profiles, for looking at where its time and
 // its memory go. Reads a second are measured with the plugin's own binary.
 package main
 

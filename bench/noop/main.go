@@ -2,7 +2,7 @@
 
 // The command noop is a plugin that does nothing: what it costs to read from it is what Vault, gRPC
 // and the framework cost by themselves. It answers leased/<app> and unleased/<app> with constants
-// that look and weigh like the engine's answers. A mount with the option keep_replication_state
+// that look and weigh like the engine's responses. A mount with the option keep_replication_state
 // keeps Vault's replication state for a second, as the engine does.
 package main
 

@@ -12,7 +12,7 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// shape is the fields of an answer with the length of those that are text.
+// shape is the fields of a response with the length of those that are text.
 func shape(data map[string]any) map[string]int {
 	lengths := map[string]int{}
 	for name, value := range data {
@@ -47,7 +47,7 @@ func read(t *testing.T, b logical.Backend, storage logical.Storage, path string)
 	return resp
 }
 
-func TestNoop_answers_look_and_weigh_like_the_engines(t *testing.T) {
+func TestNoop_responses_look_and_weigh_like_the_engines(t *testing.T) {
 	dt := simulator.New(simulator.Options{Apps: map[string]string{"key": "secret"}})
 	base, err := dt.Start("127.0.0.1:0")
 	require.NoError(t, err)

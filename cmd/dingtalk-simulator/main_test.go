@@ -60,17 +60,17 @@ func TestCommand_refuses_bad_flags_with_status_2_and_shows_no_secret(t *testing.
 		},
 		"secret's file empty":  {[]string{"-app", "dinga=@" + empty}, "-app number 1: the secret is empty"},
 		"secret's file longer": {[]string{"-app", "dinga=@" + twoLines}, "-app number 1: the secret has a line break in it"},
-		"organisations of no app": {
+		"organizations of no app": {
 			[]string{"-app", "dinga=x", "-corp-ids", secret + "=dingA"}, "-corp-ids number 1: no -app has its key",
 		},
-		"no organisations": {
+		"no organizations": {
 			[]string{"-app", "dinga=x", "-corp-ids", "dinga"}, "-corp-ids number 1: want key=corpId or key=corpId,corpId",
 		},
-		"bad organisation": {
+		"bad organization": {
 			[]string{"-app", "dinga=x", "-corp-ids", "dinga=dingA,"},
 			"-corp-ids number 1: a corpId is 1 to 64 letters and digits",
 		},
-		"organisations given twice": {
+		"organizations given twice": {
 			[]string{"-app", "dinga=x", "-corp-ids", "dinga=dingA", "-corp-ids", "dinga=dingB"},
 			"-corp-ids number 2: its key was given before",
 		},
@@ -172,7 +172,7 @@ func TestCommand_serves_until_it_is_told_to_stop(t *testing.T) {
 			begin := time.Now()
 			require.NoError(t, p.cmd.Process.Signal(signal))
 			require.NoError(t, p.wait(), "it exits with 0")
-			assert.Less(t, time.Since(begin), 5*time.Second, "it waits for no answer that is under way")
+			assert.Less(t, time.Since(begin), 5*time.Second, "it waits for no response that is under way")
 			require.Error(t, <-hung)
 
 			log := p.stderr.String()

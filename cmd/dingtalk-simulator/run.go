@@ -45,7 +45,7 @@ DingTalk's old host, POST /topapi/v2/department/listsub?access_token=… These c
         @file the secret is the content of a file, less one trailing line break. A secret that begins with @ has
         to be in a file.
   -corp-ids key=corpId,…
-        The organisations in which an app of -app runs, for the unified call; may be repeated.
+        The organizations in which an app of -app runs, for the unified call; may be repeated.
         (default ` + simulator.DefaultCorpID + ` for each app)
   -token-lifetime duration
         How long a token lives, such as 90s or 2h; at least 1s. (default 2h)

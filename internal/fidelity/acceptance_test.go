@@ -43,7 +43,7 @@ func TestAcceptance_the_API_is_as_it_is_known_to_be(t *testing.T) {
 		CorpID: os.Getenv(envCorpID),
 	}
 	if api.CorpID == "" {
-		t.Logf("%s, the corpId of the app's organisation, is not set: the unified call is left out", envCorpID)
+		t.Logf("%s, the corpId of the app's organization, is not set: the unified call is left out", envCorpID)
 	}
 	rows, err := Run(t.Context(), api)
 	if len(rows) > 0 {

@@ -2,7 +2,7 @@
 
 package fidelity
 
-// This file is the table: what is sent, what is looked at in the answer, what is expected, and how
+// This file is the table: what is sent, what is looked at in the response, what is expected, and how
 // that is known.
 
 import (
@@ -25,7 +25,7 @@ type Source string
 const (
 	// Documented is in DingTalk's own documentation.
 	Documented Source = "documented"
-	// Seen is in answers of the live API that others have published.
+	// Seen is in responses of the live API that others have published.
 	Seen Source = "seen"
 	// Reported is one user's report.
 	Reported Source = "reported"
@@ -45,7 +45,7 @@ const (
 	// unknownKey looks like an AppKey and is nobody's.
 	unknownKey = "dingnoappxhasthiskey"
 	// unknownCorpID looks like a corpId and is nobody's.
-	unknownCorpID = "dingnoorganisationhasthisid"
+	unknownCorpID = "dingnoorganizationhasthisid"
 
 	onlyGrantType = "client_credentials"
 
@@ -57,7 +57,7 @@ const (
 	rejectedMessage = "无效的clientId或者clientSecret"
 )
 
-// call is one request, and the checks of its answer. Without a method it is a POST, without a path
+// call is one request, and the checks of its response. Without a method it is a POST, without a path
 // the token operation's.
 type call struct {
 	name        string
@@ -69,16 +69,16 @@ type call struct {
 	checks      []check
 }
 
-// check looks at one thing of an answer. It passes where what it got is what it wants, word for
+// check looks at one thing of a response. It passes where what it got is what it wants, word for
 // word.
 type check struct {
 	name   string
 	source Source
 	want   string
-	look   func(*run, *answer) (got, detail string)
+	look   func(*run, *response) (got, detail string)
 }
 
-// table has the unified call only where there is an organisation to name.
+// table has the unified call only where there is an organization to name.
 func table(api API) []call {
 	if api.CorpID == "" {
 		return olderTable()
@@ -144,7 +144,7 @@ func olderTable() []call {
 			},
 		},
 		{
-			name: "an unknown field besides", contentType: jsonType,
+			name: "an additional unknown field", contentType: jsonType,
 			body: func(api API) string {
 				return object("appKey", api.AppKey, "appSecret", api.AppSecret, "grantType", "client_credentials")
 			},
@@ -229,7 +229,7 @@ func unifiedTable(corpID string) []call {
 			checks: errorChecks(Documented, 400, "unsupported.grant.type"),
 		},
 		{
-			name: "unified: an unknown organisation", path: elsewhere, contentType: jsonType, body: body(onlyGrantType),
+			name: "unified: an unknown organization", path: elsewhere, contentType: jsonType, body: body(onlyGrantType),
 			checks: errorChecks(Seen, 500, "unknownError"),
 		},
 	}
@@ -237,7 +237,7 @@ func unifiedTable(corpID string) []call {
 
 func unifiedPath(corpID string) string { return "/v1.0/oauth2/" + corpID + "/token" }
 
-// tokenChecks are those of every good answer.
+// tokenChecks are those of every good response.
 func tokenChecks(n names) []check {
 	return []check{
 		{"status", Documented, "200", status},
@@ -277,7 +277,7 @@ func object(pairs ...string) string {
 	return string(body)
 }
 
-func status(_ *run, a *answer) (got, detail string) {
+func status(_ *run, a *response) (got, detail string) {
 	got = strconv.Itoa(a.status)
 	if a.fields == nil {
 		detail = fmt.Sprintf("%d bytes that are not a JSON object", a.size)
@@ -285,7 +285,7 @@ func status(_ *run, a *answer) (got, detail string) {
 	return got, detail
 }
 
-func contentType(_ *run, a *answer) (got, detail string) {
+func contentType(_ *run, a *response) (got, detail string) {
 	given := a.header.Get("Content-Type")
 	mediaType, _, err := mime.ParseMediaType(given)
 	switch {
@@ -299,7 +299,7 @@ func contentType(_ *run, a *answer) (got, detail string) {
 }
 
 // namesAndTypes shows what the object consists of, and none of its values.
-func namesAndTypes(_ *run, a *answer) (got, detail string) {
+func namesAndTypes(_ *run, a *response) (got, detail string) {
 	if a.fields == nil {
 		return "not a JSON object", ""
 	}
@@ -328,8 +328,8 @@ func typeOf(raw json.RawMessage) string {
 	}
 }
 
-func tokenShape(n names) func(*run, *answer) (got, detail string) {
-	return func(_ *run, a *answer) (got, detail string) {
+func tokenShape(n names) func(*run, *response) (got, detail string) {
+	return func(_ *run, a *response) (got, detail string) {
 		raw := a.fields[n.token]
 		var token string
 		switch {
@@ -346,7 +346,7 @@ func tokenShape(n names) func(*run, *answer) (got, detail string) {
 	}
 }
 
-func noToken(_ *run, a *answer) (got, detail string) {
+func noToken(_ *run, a *response) (got, detail string) {
 	for _, n := range bothNames {
 		if _, given := a.fields[n.token]; given {
 			return "there is one", ""
@@ -356,8 +356,8 @@ func noToken(_ *run, a *answer) (got, detail string) {
 }
 
 // lifetime is shown as it is written, so that 7200.0 or "7200" is seen.
-func lifetime(n names) func(*run, *answer) (got, detail string) {
-	return func(_ *run, a *answer) (got, detail string) {
+func lifetime(n names) func(*run, *response) (got, detail string) {
+	return func(_ *run, a *response) (got, detail string) {
 		if raw := a.fields[n.lifetime]; raw != nil {
 			return string(raw), ""
 		}
@@ -365,8 +365,8 @@ func lifetime(n names) func(*run, *answer) (got, detail string) {
 	}
 }
 
-func sameToken(n names) func(*run, *answer) (got, detail string) {
-	return func(r *run, a *answer) (got, detail string) {
+func sameToken(n names) func(*run, *response) (got, detail string) {
+	return func(r *run, a *response) (got, detail string) {
 		switch token, first := a.text(n.token), r.first[n].token; {
 		case token == "":
 			return "none", ""
@@ -379,8 +379,8 @@ func sameToken(n names) func(*run, *answer) (got, detail string) {
 	}
 }
 
-func extended(n names) func(*run, *answer) (got, detail string) {
-	return func(r *run, a *answer) (got, detail string) {
+func extended(n names) func(*run, *response) (got, detail string) {
+	return func(r *run, a *response) (got, detail string) {
 		now, first := string(a.fields[n.lifetime]), r.first[n].lifetime
 		if now == "" || first == "" {
 			return "none", ""
@@ -394,7 +394,7 @@ func extended(n names) func(*run, *answer) (got, detail string) {
 
 var uuidInCapitals = regexp.MustCompile(`^[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}$`)
 
-func requestID(_ *run, a *answer) (got, detail string) {
+func requestID(_ *run, a *response) (got, detail string) {
 	id := a.text("requestid")
 	switch {
 	case id == "":
@@ -410,7 +410,7 @@ func requestID(_ *run, a *answer) (got, detail string) {
 	return "a UUID in capitals", id
 }
 
-func otherRequestID(r *run, a *answer) (got, detail string) {
+func otherRequestID(r *run, a *response) (got, detail string) {
 	switch id := a.text("requestid"); {
 	case id == "":
 		return "none", ""
@@ -420,8 +420,8 @@ func otherRequestID(r *run, a *answer) (got, detail string) {
 	return "another than before", ""
 }
 
-func field(name string) func(*run, *answer) (got, detail string) {
-	return func(_ *run, a *answer) (got, detail string) {
+func field(name string) func(*run, *response) (got, detail string) {
+	return func(_ *run, a *response) (got, detail string) {
 		if text := a.text(name); text != "" {
 			return text, ""
 		}

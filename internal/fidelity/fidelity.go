@@ -35,10 +35,10 @@ const (
 	// callTimeout bounds one call.
 	callTimeout = 15 * time.Second
 
-	// maxAnswer bounds what is read of an answer, in bytes.
-	maxAnswer = 64 << 10
+	// maxResponse bounds what is read of a response, in bytes.
+	maxResponse = 64 << 10
 
-	// maxShown bounds each text of an answer that is shown, in bytes.
+	// maxShown bounds each text of a response that is shown, in bytes.
 	maxShown = 120
 )
 
@@ -49,7 +49,7 @@ type API struct {
 	BaseURL string
 	// AppKey and AppSecret are the credentials of an internal app.
 	AppKey, AppSecret string
-	// CorpID is the corpId of the app's organisation. Without it the unified call is left out.
+	// CorpID is the corpId of the app's organization. Without it the unified call is left out.
 	CorpID string
 	// Transport makes the calls; nil is one of the package's own, with certificates verified and
 	// the environment's proxy.
@@ -58,7 +58,7 @@ type API struct {
 
 // Row is the outcome of one check. Its texts hold no token and no secret.
 type Row struct {
-	// Call says what was sent, and Check what was looked at in the answer.
+	// Call says what was sent, and Check what was looked at in the response.
 	Call, Check string
 	// Source says how the expectation is known; see the constants.
 	Source Source
@@ -72,7 +72,7 @@ type Row struct {
 func (r Row) OK() bool { return r.Want == r.Got }
 
 // Run makes every call of the table once, in order and spaced, and returns a row for each check. A
-// call without an answer fails its checks and does not end the run. The error says what is wrong
+// call without a response fails its checks and does not end the run. The error says what is wrong
 // with the API's fields, or that the context ended.
 func Run(ctx context.Context, api API) ([]Row, error) {
 	base, err := checkAPI(api)
@@ -143,11 +143,11 @@ type run struct {
 	http *http.Client
 
 	hidden    []hiddenText
-	first     map[names]issued // the first good answer of each call
-	requestID []string         // of every answer that had one
+	first     map[names]issued // the first good response of each call
+	requestID []string         // of every response that had one
 }
 
-// names are those of the fields of a good answer, by which the two calls are told apart.
+// names are those of the fields of a good response, by which the two calls are told apart.
 type names struct{ token, lifetime string }
 
 var (
@@ -177,7 +177,7 @@ func (r *run) hide(text, name string) {
 	slices.SortStableFunc(r.hidden, func(a, b hiddenText) int { return len(b.form) - len(a.form) })
 }
 
-// show makes a text of an answer fit to be printed: without what is hidden, in one line, and not
+// show makes a text of a response fit to be printed: without what is hidden, in one line, and not
 // too long.
 func (r *run) show(text string) string {
 	text = strings.Map(func(c rune) rune {
@@ -219,8 +219,8 @@ func pause(ctx context.Context, number int, after time.Duration) error {
 	}
 }
 
-// answer is what one call brought.
-type answer struct {
+// response is what one call brought.
+type response struct {
 	status int
 	header http.Header
 	size   int
@@ -228,7 +228,7 @@ type answer struct {
 }
 
 // text is a field's string, or its JSON where it is none; "" where there is no such field.
-func (a *answer) text(field string) string {
+func (a *response) text(field string) string {
 	var s string
 	if json.Unmarshal(a.fields[field], &s) == nil {
 		return s
@@ -242,7 +242,7 @@ func (r *run) make(ctx context.Context, c call) []Row {
 	for _, k := range c.checks {
 		row := Row{Call: c.name, Check: k.name, Source: k.source, Want: k.want}
 		if err != nil {
-			row.Got = "no answer: " + r.show(err.Error())
+			row.Got = "no response: " + r.show(err.Error())
 		} else {
 			row.Got, row.Detail = k.look(r, a)
 			row.Got, row.Detail = r.show(row.Got), r.show(row.Detail)
@@ -255,7 +255,7 @@ func (r *run) make(ctx context.Context, c call) []Row {
 	return rows
 }
 
-func (r *run) ask(ctx context.Context, c call) (*answer, error) {
+func (r *run) ask(ctx context.Context, c call) (*response, error) {
 	method, path := http.MethodPost, tokenPath
 	if c.method != "" {
 		method = c.method
@@ -278,22 +278,22 @@ func (r *run) ask(ctx context.Context, c call) (*answer, error) {
 		return nil, err
 	}
 	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxResponse))
 	if err != nil {
-		return nil, fmt.Errorf("the answer broke off: %w", err)
+		return nil, fmt.Errorf("the response broke off: %w", err)
 	}
-	a := &answer{status: res.StatusCode, header: res.Header, size: len(body)}
+	a := &response{status: res.StatusCode, header: res.Header, size: len(body)}
 	if json.Unmarshal(body, &a.fields) != nil {
 		a.fields = nil
 	}
-	// Whatever holds a token is hidden before anything of the answer is shown.
+	// Whatever holds a token is hidden before anything of the response is shown.
 	for _, n := range bothNames {
 		r.hide(a.text(n.token), "<token>")
 	}
 	return a, nil
 }
 
-func (r *run) remember(a *answer) {
+func (r *run) remember(a *response) {
 	for _, n := range bothNames {
 		if token := a.text(n.token); r.first[n].token == "" && token != "" {
 			r.first[n] = issued{token, string(a.fields[n.lifetime])}

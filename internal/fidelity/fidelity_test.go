@@ -106,7 +106,7 @@ func TestSimulator_passes_every_check(t *testing.T) {
 	})
 }
 
-func TestRun_leaves_the_unified_call_out_where_no_organisation_is_given(t *testing.T) {
+func TestRun_leaves_the_unified_call_out_where_no_organization_is_given(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		api := testAPI
@@ -139,7 +139,7 @@ func TestRun_makes_few_calls_and_spaces_them(t *testing.T) {
 	})
 }
 
-// spoiled changes the answers of an API that is as it should be.
+// spoiled changes the responses of an API that is as it should be.
 func spoiled(change func(r *http.Request, a *httptest.ResponseRecorder, fields map[string]any)) http.Handler {
 	s := newSimulator()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -234,7 +234,7 @@ func TestTable_tells_how_an_API_differs(t *testing.T) {
 			"unified: right credentials: names and types": "access_token string, expireIn number",
 			"unified: the same, 3 s later: expires_in":    "none",
 		}},
-		"a token besides an error": {
+		"a token next to an error": {
 			func(_ *http.Request, _ *httptest.ResponseRecorder, fields map[string]any) {
 				if fields["code"] == "unsupported.grant.type" {
 					fields["access_token"] = "token"
@@ -242,13 +242,13 @@ func TestTable_tells_how_an_API_differs(t *testing.T) {
 			},
 			map[string]string{"unified: another grant type: token": "there is one"},
 		},
-		"400 for an unknown organisation": {
+		"400 for an unknown organization": {
 			func(_ *http.Request, a *httptest.ResponseRecorder, fields map[string]any) {
 				if fields["code"] == "unknownError" {
 					a.Code = http.StatusBadRequest
 				}
 			},
-			map[string]string{"unified: an unknown organisation: status": "400"},
+			map[string]string{"unified: an unknown organization: status": "400"},
 		},
 		"a token that is a number": {set("accessToken", 7), map[string]string{
 			"right credentials: form of accessToken": "a number",
@@ -323,7 +323,7 @@ func TestTable_every_check_can_fail(t *testing.T) {
 	})
 }
 
-func TestTable_without_answers_says_so_in_every_row(t *testing.T) {
+func TestTable_without_responses_says_so_in_every_row(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		api := testAPI
@@ -332,7 +332,7 @@ func TestTable_without_answers_says_so_in_every_row(t *testing.T) {
 		require.NoError(t, err)
 		assert.Len(t, differing(rows), len(rows))
 		for _, r := range rows {
-			assert.Equal(t, "no answer: nobody there, <app secret>", r.Got)
+			assert.Equal(t, "no response: nobody there, <app secret>", r.Got)
 		}
 	})
 }

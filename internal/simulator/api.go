@@ -11,20 +11,20 @@ import (
 // token to the call that it is for. One is of the host that gives the token, the other of DingTalk's
 // old host, oapi.dingtalk.com, which has its own ways.
 //
-// What is known of it. The path, that it needs no parameter, and the fields of its answer are in
-// DingTalk's documentation. The answer to a token that is not valid, 400 InvalidAuthentication with
+// What is known of it. The path, that it needs no parameter, and the fields of its reply are in
+// DingTalk's documentation. The reply to a token that is not valid, 400 InvalidAuthentication with
 // this message, was seen at this very path; the documentation says of the code that the token has
-// expired or does not exist. The answer to a request without the header was seen at another path of
+// expired or does not exist. The reply to a request without the header was seen at another path of
 // the same gateway.
 //
 // What is assumed. That a token which has not expired is taken although the app was given a newer
 // one since, and that a wrong method is answered as by the token API.
 
 const (
-	// AppsPath lists the organisation's own apps to whoever has the access token of one.
+	// AppsPath lists the organization's own apps to whoever has the access token of one.
 	AppsPath = "/v1.0/microApp/allInnerApps"
 
-	// DepartmentsPath lists the organisation's departments, on the old host.
+	// DepartmentsPath lists the organization's departments, on the old host.
 	DepartmentsPath = "/topapi/v2/department/listsub"
 
 	// TokenHeader is where DingTalk's APIs look for the access token, and nowhere else, but for
@@ -34,7 +34,7 @@ const (
 	invalidTokenMessage = "不合法的access_token"
 )
 
-// appList is the answer of AppsPath. Of the documented fields it has the few that every app has.
+// appList is the reply of AppsPath. Of the documented fields it has the few that every app has.
 type appList struct {
 	AppList []listedApp `json:"appList"`
 }
@@ -43,12 +43,12 @@ type listedApp struct {
 	AgentID     int64  `json:"agentId"`
 	Name        string `json:"name"`
 	Desc        string `json:"desc"`
-	AppID       int64  `json:"appId"` // 0 for an organisation's own app
+	AppID       int64  `json:"appId"` // 0 for an organization's own app
 	AppStatus   int    `json:"appStatus"`
 	DevelopType int    `json:"developType"`
 }
 
-// departmentList is the answer of DepartmentsPath, with the fields that every department has.
+// departmentList is the reply of DepartmentsPath, with the fields that every department has.
 type departmentList struct {
 	ErrCode   int                `json:"errcode"`
 	ErrMsg    string             `json:"errmsg"`
@@ -79,52 +79,52 @@ func (s *Server) serveApps(w http.ResponseWriter, r *http.Request) {
 	token := r.Header.Get(TokenHeader)
 	appKey, live := s.Owner(token)
 	desc := "the app that the token belongs to"
-	if corpID := s.Organisation(token); corpID != "" {
+	if corpID := s.Organization(token); corpID != "" {
 		desc += ", in " + corpID
 	}
-	var a answer
+	var a reply
 	switch {
 	case r.Method != http.MethodGet:
 		a = wrongMethod(requestID)
 	case token == "":
-		a = jsonAnswer(http.StatusBadRequest, envelope{
+		a = jsonReply(http.StatusBadRequest, envelope{
 			RequestID: requestID,
 			Code:      "AuthenticationFailed.MissingParameter",
 			Message:   "缺少参数：" + TokenHeader,
 		})
 	case !live:
-		a = jsonAnswer(http.StatusBadRequest, envelope{
+		a = jsonReply(http.StatusBadRequest, envelope{
 			RequestID: requestID,
 			Code:      "InvalidAuthentication",
 			Message:   invalidTokenMessage,
 		})
 	default:
-		a = jsonAnswer(http.StatusOK, appList{[]listedApp{{
+		a = jsonReply(http.StatusOK, appList{[]listedApp{{
 			AgentID: 1000001, Name: "simulated app", Desc: desc, AppStatus: 1,
 		}}})
 	}
-	s.answerCall(w, r, appKey, requestID, a, a.status == http.StatusOK)
+	s.replyToCall(w, r, appKey, requestID, a, a.status == http.StatusOK)
 }
 
 func (s *Server) serveDepartments(w http.ResponseWriter, r *http.Request) {
 	requestID := newRequestID()
 	appKey, live := s.Owner(r.URL.Query().Get("access_token"))
-	a := jsonAnswer(http.StatusOK, oldRefusal{
+	a := jsonReply(http.StatusOK, oldRefusal{
 		ErrCode: 88, SubCode: "40014", SubMsg: invalidTokenMessage,
 		ErrMsg: "ding talk error[subcode=40014,submsg=" + invalidTokenMessage + "]", RequestID: requestID,
 	})
 	if live {
-		a = jsonAnswer(http.StatusOK, departmentList{
+		a = jsonReply(http.StatusOK, departmentList{
 			ErrMsg: "ok", Result: []listedDepartment{{DeptID: 2, Name: "simulated department", ParentID: 1}},
 			RequestID: requestID,
 		})
 	}
-	s.answerCall(w, r, appKey, requestID, a, live)
+	s.replyToCall(w, r, appKey, requestID, a, live)
 }
 
-// answerCall counts a call that a token was to open, logs it and answers it.
-func (s *Server) answerCall(
-	w http.ResponseWriter, r *http.Request, appKey, requestID string, a answer, accepted bool,
+// replyToCall counts a call that a token was to open, logs it and answers it.
+func (s *Server) replyToCall(
+	w http.ResponseWriter, r *http.Request, appKey, requestID string, a reply, accepted bool,
 ) {
 	s.countCall(appKey, accepted)
 	s.logger.LogAttrs(r.Context(), slog.LevelInfo, "API call",

@@ -83,7 +83,7 @@ func TestAPI_refuses_a_token_that_it_never_gave(t *testing.T) {
 		c.requireRefuses(t, wrong)
 	}
 	one, other := c.callWith(t, "x"), c.callWith(t, "x")
-	assert.NotEqual(t, one.body, other.body, "each answer has its own request id")
+	assert.NotEqual(t, one.body, other.body, "each reply has its own request id")
 	assert.Equal(t, "application/json", one.header.Get("Content-Type"))
 }
 
@@ -253,7 +253,7 @@ func TestAPI_logs_a_line_for_each_call_and_no_token(t *testing.T) {
 		t,
 		unknown.body,
 		between(string(lines[1])+" ", "request_id=", " "),
-		"the log has the request id of the answer",
+		"the log has the request id of the reply",
 	)
 	assert.NotContains(t, log.String(), token)
 	assert.NotContains(t, log.String(), appSecret)

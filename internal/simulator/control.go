@@ -52,7 +52,7 @@ func (s *Server) newControl() http.Handler {
 			return fmt.Errorf("%s stands for all apps and cannot be one", AnyApp)
 		}
 		if in.CorpIDs != nil && len(in.CorpIDs) == 0 {
-			return errors.New(`"corp_ids" is empty; leave it out to keep the app's organisations`)
+			return errors.New(`"corp_ids" is empty; leave it out to keep the app's organizations`)
 		}
 		if err := CheckCorpIDs(in.CorpIDs); err != nil {
 			return fmt.Errorf(`"corp_ids": %w`, err)
@@ -118,7 +118,7 @@ func (s *Server) newControl() http.Handler {
 			Known   bool   `json:"known"`
 			Seconds int64  `json:"seconds"`
 			CorpID  string `json:"corp_id,omitempty"`
-		}{known, int64(left / time.Second), s.Organisation(in.Token)})
+		}{known, int64(left / time.Second), s.Organization(in.Token)})
 	})
 	mux.HandleFunc(controlPrefix, func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusNotFound, fmt.Errorf("there is no control operation %s %s", r.Method, r.URL.Path))
@@ -174,7 +174,7 @@ func decodeStrict(r io.Reader, v any) error {
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
-	send(w, jsonAnswer(status, v))
+	send(w, jsonReply(status, v))
 }
 
 func writeRequests(w http.ResponseWriter, n int) {

@@ -49,12 +49,12 @@ func TestControl_faults_are_set_and_cleared(t *testing.T) {
 	c.change(t, http.MethodDelete, "/simulator/faults/"+appKey, "")
 	assert.Equal(t, 403, c.ask(t).status)
 	c.change(t, http.MethodDelete, "/simulator/faults/*", "")
-	assert.Regexp(t, goodAnswer, c.ask(t).body)
+	assert.Regexp(t, goodReply, c.ask(t).body)
 
 	c.change(t, http.MethodPut, "/simulator/faults/*", `{"kind":"banned"}`)
 	c.change(t, http.MethodPut, "/simulator/faults/"+appKey, `{"kind":"banned"}`)
 	c.change(t, http.MethodDelete, "/simulator/faults", "")
-	assert.Regexp(t, goodAnswer, c.ask(t).body)
+	assert.Regexp(t, goodReply, c.ask(t).body)
 }
 
 func TestControl_takes_a_fault_as_Go_writes_it(t *testing.T) {
@@ -72,12 +72,12 @@ func TestControl_apps_come_and_go(t *testing.T) {
 	c := start(t, simulator.Options{})
 
 	c.change(t, http.MethodPut, "/simulator/apps/dingnew", `{"secret":"new-secret"}`)
-	assert.Regexp(t, goodAnswer, c.post(t, credentials("dingnew", "new-secret")).body)
+	assert.Regexp(t, goodReply, c.post(t, credentials("dingnew", "new-secret")).body)
 	c.change(t, http.MethodDelete, "/simulator/apps/dingnew", "")
 	assert.Regexp(t, rejected, c.post(t, credentials("dingnew", "new-secret")).body)
 
 	c.change(t, http.MethodPut, "/simulator/apps/a%2Fb", `{"secret":"new-secret"}`)
-	assert.Regexp(t, goodAnswer, c.post(t, credentials("a/b", "new-secret")).body)
+	assert.Regexp(t, goodReply, c.post(t, credentials("a/b", "new-secret")).body)
 }
 
 func TestControl_lifetime_rotation_and_expiry(t *testing.T) {

@@ -9,7 +9,7 @@
 // all of them.
 //
 // POST /v1.0/oauth2/{corpId}/token, DingTalk's unified call, does the same for an app in one of the
-// organisations in which it runs: [DefaultCorpID], unless it was given others. An app has a token
+// organizations in which it runs: [DefaultCorpID], unless it was given others. An app has a token
 // of its own in each of them, and another one by the older call. Faults are set for the app and hit
 // both calls.
 //
@@ -33,7 +33,7 @@
 //	DELETE /simulator/faults                                               ClearFaults: all of them
 //	PUT    /simulator/apps/<app key>           {"secret":"…"}              SetApp
 //	PUT    /simulator/apps/<app key>           {"secret":"…","corp_ids":["…"]}
-//	                                                                       SetApp with organisations
+//	                                                                       SetApp with organizations
 //	DELETE /simulator/apps/<app key>                                       RemoveApp
 //	PUT    /simulator/lifetime                 {"lifetime":"2h"}           SetTokenLifetime; at least 1s
 //	PUT    /simulator/rotate/<app key>         {"on":true}                 RotateTokens
@@ -46,7 +46,7 @@
 //	POST   /simulator/life                     {"token":"…"}
 //	                                           -> {"known":true,"seconds":7199}   LifeLeft, in whole seconds
 //
-// With a token of the unified call, the response to life also has "corp_id", its organisation.
+// With a token of the unified call, the response to life also has "corp_id", its organization.
 //
 // A fault has the fields of [Fault], and "delay" and "interval" are Go durations as text:
 //
@@ -55,10 +55,10 @@
 //	 "part":"secret", "encoding":"json-all,json",
 //	 "raw":"HTTP/1.1 …", "repeat":"…", "interval":"1s"}
 //
-// "expire_in" is any JSON value and is put into the answer as it is; without it the answer has no
+// "expire_in" is any JSON value and is put into the reply as it is; without it the reply has no
 // expireIn.
 //
-// For example, to leave the next request of an app without an answer:
+// For example, to leave the next request of an app without a reply:
 //
 //	curl -X PUT -d '{"kind":"hang","times":1}' http://127.0.0.1:8123/simulator/faults/dingdemo
 //

@@ -65,36 +65,36 @@ const (
 	// FaultMixedCase is 400 invalidClientIdOrSecret with the fields Code, Message and requestId.
 	FaultMixedCase = "mixed-case"
 	// FaultEchoSecret is 400 invalidParameter with a message of some kilobytes that repeats the
-	// secret sent and the app's last token of the same call and organisation, whole and split by
+	// secret sent and the app's last token of the same call and organization, whole and split by
 	// control characters: a reader that cuts it first will hardly miss them all.
 	FaultEchoSecret = "echo-secret"
 	// FaultEchoRequest is 400 with what [Fault.Part] says for code, message and requestid, in the
 	// form that [Fault.Encoding] says. The fault's own code and message stand in its place.
 	FaultEchoRequest = "echo-request"
 
-	// FaultTruncated is the usual answer cut in half, with a Content-Length to match: whole HTTP,
+	// FaultTruncated is the usual reply cut in half, with a Content-Length to match: whole HTTP,
 	// broken JSON.
 	FaultTruncated = "truncated"
 	// FaultEmptyToken is 200 with an empty accessToken.
 	FaultEmptyToken = "empty-token"
-	// FaultExpireIn is the usual answer with [Fault.ExpireIn] for expireIn.
+	// FaultExpireIn is the usual reply with [Fault.ExpireIn] for expireIn.
 	FaultExpireIn = "expire-in"
 	// FaultToken is the usual response with [Fault.Token] for accessToken. [Fault.ExpireIn], unless
 	// it is empty, stands for expireIn. The simulator itself does not know such a token.
 	FaultToken = "token"
 	// FaultErrcode is 200 with an errcode and no token, as for a wrong path.
 	FaultErrcode = "errcode"
-	// FaultHuge is 200 with a body of 100 MiB that would be a good answer.
+	// FaultHuge is 200 with a body of 100 MiB that would be a good reply.
 	FaultHuge = "huge"
 	// FaultGzipBomb is the same, compressed to under 1 MB, whether or not the client takes gzip.
 	FaultGzipBomb = "gzip-bomb"
 	// FaultRedirect is 307 to [Fault.Location].
 	FaultRedirect = "redirect"
-	// FaultHang is no answer until the client goes, or the server is closed.
+	// FaultHang is no reply until the client goes, or the server is closed.
 	FaultHang = "hang"
-	// FaultTrickle is the usual answer with its headers at once and its body at one byte a second.
+	// FaultTrickle is the usual reply with its headers at once and its body at one byte a second.
 	FaultTrickle = "trickle"
-	// FaultReset is a connection reset in place of an answer.
+	// FaultReset is a connection reset in place of a reply.
 	FaultReset = "reset"
 
 	// The kinds below take the connection and keep it open until the client closes it, or the
@@ -143,7 +143,7 @@ const (
 	PartBody = "body"
 	// PartSecret is the app secret.
 	PartSecret = "secret"
-	// PartToken is the app's last token of the same call and organisation, which a host that was
+	// PartToken is the app's last token of the same call and organization, which a host that was
 	// taken over knows too.
 	PartToken = "token"
 )
@@ -218,14 +218,14 @@ type Fault struct {
 	// RetryAfter.
 	Kind string
 	// Status is the HTTP status in place of the kind's own, 200 to 599. The kinds that spoil a
-	// usual answer or give none ignore it.
+	// usual reply or give none ignore it.
 	Status int
 	// Code and Message stand in the envelope in place of the kind's own.
 	Code, Message string
 	// RetryAfter is a Retry-After header as it is, for any kind that answers with a whole response.
 	RetryAfter string
-	// Delay is a wait before the answer. A token's life counts from the request, not from the
-	// answer.
+	// Delay is a wait before the reply. A token's life counts from the request, not from the
+	// reply.
 	Delay time.Duration
 	// Location is where FaultRedirect leads; empty means DefaultRedirect.
 	Location string
@@ -348,13 +348,13 @@ func (f *Fault) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// answer decides what a token request gets: the fault's answer, or the usual one, perhaps spoiled.
-func (s *Server) answer(r *http.Request, req tokenRequest, f Fault, requestID string) answer {
+// reply decides what a token request gets: the fault's reply, or the usual one, perhaps spoiled.
+func (s *Server) reply(r *http.Request, req tokenRequest, f Fault, requestID string) reply {
 	if _, ok := endless(r, req.call, f); ok {
-		return answer{}
+		return reply{}
 	}
 	if e, ok := req.call.envelopeFor(f.Kind); ok {
-		return s.envelopeAnswer(req, f, cmp.Or(f.Status, e.status), envelope{
+		return s.envelopeReply(req, f, cmp.Or(f.Status, e.status), envelope{
 			RequestID: requestID,
 			Code:      cmp.Or(f.Code, e.code),
 			Message:   cmp.Or(f.Message, e.message),
@@ -362,34 +362,34 @@ func (s *Server) answer(r *http.Request, req tokenRequest, f Fault, requestID st
 	}
 	switch f.Kind {
 	case FaultBanned:
-		return answer{cmp.Or(f.Status, http.StatusForbidden), contentTypeJSON, []byte(bannedBody)}
+		return reply{cmp.Or(f.Status, http.StatusForbidden), contentTypeJSON, []byte(bannedBody)}
 	case FaultHTML:
-		return answer{cmp.Or(f.Status, http.StatusForbidden), contentTypeHTML, []byte(htmlBody)}
+		return reply{cmp.Or(f.Status, http.StatusForbidden), contentTypeHTML, []byte(htmlBody)}
 	case FaultUnavailableEmpty:
-		return answer{status: cmp.Or(f.Status, http.StatusServiceUnavailable)}
+		return reply{status: cmp.Or(f.Status, http.StatusServiceUnavailable)}
 	case FaultErrcode:
-		return answer{cmp.Or(f.Status, http.StatusOK), contentTypeJSON, []byte(errcodeBody)}
+		return reply{cmp.Or(f.Status, http.StatusOK), contentTypeJSON, []byte(errcodeBody)}
 	case FaultEmptyToken:
-		return req.call.goodAnswer("", "7200")
+		return req.call.goodReply("", "7200")
 	case FaultRedirect:
-		return answer{status: cmp.Or(f.Status, http.StatusTemporaryRedirect)}
+		return reply{status: cmp.Or(f.Status, http.StatusTemporaryRedirect)}
 	case FaultHuge, FaultGzipBomb:
-		return answer{status: http.StatusOK, contentType: contentTypeJSON}
+		return reply{status: http.StatusOK, contentType: contentTypeJSON}
 	case FaultHang, FaultReset:
-		return answer{}
+		return reply{}
 	}
 
-	a := s.usualAnswer(r.Method, req, f, requestID)
+	a := s.usualReply(r.Method, req, f, requestID)
 	if f.Kind == FaultTruncated {
 		a.body = a.body[:len(a.body)/2]
 	}
 	return a
 }
 
-func (s *Server) envelopeAnswer(req tokenRequest, f Fault, status int, e envelope) answer {
+func (s *Server) envelopeReply(req tokenRequest, f Fault, status int, e envelope) reply {
 	switch f.Kind {
 	case FaultMixedCase:
-		return jsonAnswer(status, struct {
+		return jsonReply(status, struct {
 			Code      string
 			Message   string
 			RequestID string `json:"requestId"`
@@ -397,15 +397,15 @@ func (s *Server) envelopeAnswer(req tokenRequest, f Fault, status int, e envelop
 	case FaultPermissionDenied:
 		e.AccessDeniedDetail = &accessDeniedDetail{RequiredScopes: []string{"Contact.User.Read"}}
 	case FaultEchoRequest:
-		return s.echoAnswer(req, f, status)
+		return s.echoReply(req, f, status)
 	case FaultEchoSecret:
 		e.Message += echo(req.appSecret, s.LastTokenIn(req.appKey, req.corpID))
 	}
-	return jsonAnswer(status, e)
+	return jsonReply(status, e)
 }
 
-// echoAnswer writes its JSON itself, since encoding/json has escapes of its own.
-func (s *Server) echoAnswer(req tokenRequest, f Fault, status int) answer {
+// echoReply writes its JSON itself, since encoding/json has escapes of its own.
+func (s *Server) echoReply(req tokenRequest, f Fault, status int) reply {
 	text := req.body
 	switch f.Part {
 	case PartSecret:
@@ -422,7 +422,7 @@ func (s *Server) echoAnswer(req tokenRequest, f Fault, status int) answer {
 		message = jsonString(f.Message, EncodingJSON)
 	}
 	body := fmt.Sprintf(`{"requestid":%s,"code":%s,"message":%s}`, echoed, code, message)
-	return answer{status, contentTypeJSON, []byte(body)}
+	return reply{status, contentTypeJSON, []byte(body)}
 }
 
 // echo is some kilobytes of text that repeat the secrets. One that is cut before the secrets are
@@ -442,8 +442,8 @@ func echo(secrets ...string) string {
 	return b.String()
 }
 
-// deliver sends the answer in the way the fault asks for.
-func (s *Server) deliver(w http.ResponseWriter, r *http.Request, req tokenRequest, f Fault, a answer) {
+// deliver sends the reply in the way the fault asks for.
+func (s *Server) deliver(w http.ResponseWriter, r *http.Request, req tokenRequest, f Fault, a reply) {
 	if st, ok := s.streamFor(r, req, f, a); ok {
 		s.sendStream(w, r, st)
 		return
@@ -493,7 +493,7 @@ func reset(w http.ResponseWriter) {
 	_ = conn.Close()
 }
 
-func (s *Server) trickle(w http.ResponseWriter, r *http.Request, a answer) {
+func (s *Server) trickle(w http.ResponseWriter, r *http.Request, a reply) {
 	w.Header().Set("Content-Type", a.contentType)
 	w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
 	w.WriteHeader(a.status)
@@ -510,7 +510,7 @@ func (s *Server) trickle(w http.ResponseWriter, r *http.Request, a answer) {
 }
 
 // hugeHead, a number of hugeChunk and hugeTail are what a client without a limit would take for a
-// good answer.
+// good reply.
 func (c *tokenCall) hugeHead() string { return `{"` + c.token + `":"` }
 
 func (c *tokenCall) hugeTail() string { return `","` + c.lifetime + `":7200}` }

@@ -25,8 +25,8 @@ import (
 
 const hundredMB = 100_000_000
 
-// plainAnswers are the faults that are seen by their status and body alone.
-var plainAnswers = map[string]struct {
+// plainReplies are the faults that are seen by their status and body alone.
+var plainReplies = map[string]struct {
 	fault  simulator.Fault
 	status int
 	body   string // a regular expression
@@ -165,14 +165,14 @@ var plainAnswers = map[string]struct {
 		`^\{"accessToken":"[0-9a-f]{1,31}$`,
 	},
 	"redirect":                {simulator.Fault{Kind: simulator.FaultRedirect}, 307, `^$`},
-	"no fault":                {simulator.Fault{}, 200, goodAnswer},
-	"no fault with a header":  {simulator.Fault{RetryAfter: "1"}, 200, goodAnswer},
-	"no fault, some time off": {simulator.Fault{Delay: time.Millisecond}, 200, goodAnswer},
+	"no fault":                {simulator.Fault{}, 200, goodReply},
+	"no fault with a header":  {simulator.Fault{RetryAfter: "1"}, 200, goodReply},
+	"no fault, some time off": {simulator.Fault{Delay: time.Millisecond}, 200, goodReply},
 }
 
-func TestFault_answers_are_to_the_letter(t *testing.T) {
+func TestFault_replies_are_to_the_letter(t *testing.T) {
 	t.Parallel()
-	for name, want := range plainAnswers {
+	for name, want := range plainReplies {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			forBothCalls(t, func(t *testing.T, c *client) {
@@ -198,7 +198,7 @@ func TestFault_answers_are_to_the_letter(t *testing.T) {
 
 				c.ClearFaults()
 				res = c.ask(t)
-				assert.Regexp(t, c.named(goodAnswer), res.body)
+				assert.Regexp(t, c.named(goodReply), res.body)
 				assert.Empty(t, res.header.Get("Retry-After"))
 			})
 		})
@@ -219,7 +219,7 @@ func TestFault_every_kind_is_tested(t *testing.T) {
 	for _, want := range sentStreams {
 		tested[want.fault.Kind] = true
 	}
-	for _, want := range plainAnswers {
+	for _, want := range plainReplies {
 		tested[want.fault.Kind] = true
 	}
 	for _, kind := range simulator.FaultKinds() {
@@ -227,7 +227,7 @@ func TestFault_every_kind_is_tested(t *testing.T) {
 	}
 }
 
-func TestFault_spoils_only_the_answer_to_good_credentials(t *testing.T) {
+func TestFault_spoils_only_the_reply_to_good_credentials(t *testing.T) {
 	t.Parallel()
 	c := start(t, simulator.Options{})
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "0"})
@@ -285,7 +285,7 @@ func TestFault_echo_secret_repeats_what_was_sent(t *testing.T) {
 	})
 }
 
-func TestFault_huge_streams_a_good_answer_of_100_MB(t *testing.T) {
+func TestFault_huge_streams_a_good_reply_of_100_MB(t *testing.T) {
 	t.Parallel()
 	forBothCalls(t, func(t *testing.T, c *client) {
 		c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultHuge})
@@ -335,7 +335,7 @@ func TestFault_gzip_bomb_expands_to_100_MB(t *testing.T) {
 	})
 }
 
-// assertHuge reads a body that is a good answer but for its size.
+// assertHuge reads a body that is a good reply but for its size.
 func (c *client) assertHuge(t *testing.T, body io.Reader) {
 	t.Helper()
 	want, wantEnd := c.named(`{"accessToken":"0123456789abcdef`), c.named(`abcdef","expireIn":7200}`)
@@ -425,7 +425,7 @@ func TestFault_trickle_sends_one_byte_a_second(t *testing.T) {
 			assert.Equal(t, 1, n)
 			assert.Equal(t, time.Duration(body.Len())*time.Second, time.Since(begin))
 		}
-		assert.Regexp(t, goodAnswer, body.String(), "it is a good answer to a patient client")
+		assert.Regexp(t, goodReply, body.String(), "it is a good reply to a patient client")
 	})
 }
 
@@ -461,7 +461,7 @@ func TestFault_reset_ends_a_connection_that_is_no_TCP(t *testing.T) {
 	})
 }
 
-func TestFault_delay_holds_back_any_answer(t *testing.T) {
+func TestFault_delay_holds_back_any_reply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startVirtual(t, simulator.Options{})
 		for _, kind := range []string{"", simulator.FaultThrottledBusy} {
@@ -623,5 +623,5 @@ func TestFault_token_is_any_text(t *testing.T) {
 	}
 	assert.Regexp(t, rejected, c.post(t, credentials(appKey, "wrong")).body)
 	c.ClearFaults()
-	assert.Regexp(t, goodAnswer, c.ask(t).body)
+	assert.Regexp(t, goodReply, c.ask(t).body)
 }

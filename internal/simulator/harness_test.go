@@ -112,7 +112,7 @@ func (c *client) must(t *testing.T, method, path, contentType, body string) resp
 	return res
 }
 
-// in is the same client, which makes the unified call for this organisation.
+// in is the same client, which makes the unified call for this organization.
 func (c *client) in(corpID string) *client {
 	other := *c
 	other.corpID = corpID
@@ -169,7 +169,7 @@ func (c *client) post(t *testing.T, body string) response {
 	return c.must(t, http.MethodPost, c.tokenPath(), "application/json", body)
 }
 
-// ask asks for the app's token, whatever the answer.
+// ask asks for the app's token, whatever the reply.
 func (c *client) ask(t *testing.T) response {
 	t.Helper()
 	return c.post(t, c.credentials())
@@ -195,11 +195,11 @@ func (c *client) token(t *testing.T) (token string, expireIn int64) {
 	t.Helper()
 	res := c.ask(t)
 	require.Equal(t, http.StatusOK, res.status, res.body)
-	var answer map[string]any
-	require.NoError(t, json.Unmarshal([]byte(res.body), &answer))
-	token, _ = answer[c.named("accessToken")].(string)
+	var reply map[string]any
+	require.NoError(t, json.Unmarshal([]byte(res.body), &reply))
+	token, _ = reply[c.named("accessToken")].(string)
 	require.NotEmpty(t, token)
-	seconds, ok := answer[c.named("expireIn")].(float64)
+	seconds, ok := reply[c.named("expireIn")].(float64)
 	require.True(t, ok)
 	return token, int64(seconds)
 }

@@ -24,11 +24,11 @@ const DefaultTokenLifetime = 7200 * time.Second
 // Options are a simulator's settings. The zero value knows no app.
 type Options struct {
 	// TokenLifetime is how long a token lives from its issue or extension; not positive means
-	// [DefaultTokenLifetime]. The expireIn of an answer is its whole seconds.
+	// [DefaultTokenLifetime]. The expireIn of a reply is its whole seconds.
 	TokenLifetime time.Duration
 	// Apps maps an AppKey to its AppSecret.
 	Apps map[string]string
-	// CorpIDs maps an AppKey of Apps to the organisations in which the app runs, for the unified
+	// CorpIDs maps an AppKey of Apps to the organizations in which the app runs, for the unified
 	// call; without an entry it runs in [DefaultCorpID]. New panics where [CheckCorpIDs] fails.
 	CorpIDs map[string][]string
 	// Logger gets one line for each token request and each API call, without any secret; nil logs
@@ -170,7 +170,7 @@ func (s *Server) start(l net.Listener) error {
 }
 
 // Serve answers on l until [Server.Close], and closes l. It returns nil once the server is closed,
-// else why l gave no more connections. Any listener will do, also one that hands out net.Pipe
+// otherwise why l gave no more connections. Any listener will do, also one that hands out net.Pipe
 // connections.
 func (s *Server) Serve(l net.Listener) error {
 	if !s.hold() {
@@ -185,7 +185,7 @@ func (s *Server) ServeTLS(l net.Listener, config *tls.Config) error {
 	return s.Serve(s.overTLS(l, config))
 }
 
-// Close ends everything at once, requests without an answer included, and returns when what the
+// Close ends everything at once, requests without a reply included, and returns when what the
 // server started has ended. Closing again does nothing.
 func (s *Server) Close() error {
 	s.mu.Lock()
@@ -216,7 +216,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveDepartments(w, r)
 	default:
 		// A wrong path is no error to DingTalk's gateway, going by the status.
-		send(w, answer{status: http.StatusOK, contentType: contentTypeJSON, body: []byte(errcodeBody)})
+		send(w, reply{status: http.StatusOK, contentType: contentTypeJSON, body: []byte(errcodeBody)})
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 // [Server.Requests] and [Server.RequestsIn].
 const AnyApp = "*"
 
-// account is what has a token of its own: an app in an organisation, or with an empty corpID an app
+// account is what has a token of its own: an app in an organization, or with an empty corpID an app
 // on the older call, which names none.
 type account struct{ appKey, corpID string }
 
@@ -26,7 +26,7 @@ type issuedToken struct {
 	expires time.Time
 }
 
-// SetApp adds an app, or gives it another secret. The app runs in the organisations given; without
+// SetApp adds an app, or gives it another secret. The app runs in the organizations given; without
 // any it stays in those that it has, at first [DefaultCorpID] alone. DingTalk does not document
 // what a new secret does to issued tokens; here they live on. It panics where [CheckCorpIDs] fails.
 func (s *Server) SetApp(appKey, appSecret string, corpIDs ...string) {
@@ -42,7 +42,7 @@ func (s *Server) SetApp(appKey, appSecret string, corpIDs ...string) {
 }
 
 // RemoveApp makes the app unknown: its credentials are rejected. Issued tokens live on, and its
-// organisations stay.
+// organizations stay.
 func (s *Server) RemoveApp(appKey string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -61,14 +61,14 @@ func (s *Server) SetTokenLifetime(d time.Duration) {
 }
 
 // RotateTokens makes every call of the app give a new token (on), or repeat the last one (off, as
-// at first), in all organisations. Older tokens live on to their end.
+// at first), in all organizations. Older tokens live on to their end.
 func (s *Server) RotateTokens(appKey string, on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rotating[appKey] = on
 }
 
-// ExpireTokens ends every token issued to the app so far, in all organisations. The next call gives
+// ExpireTokens ends every token issued to the app so far, in all organizations. The next call gives
 // a new one.
 func (s *Server) ExpireTokens(appKey string) {
 	s.mu.Lock()
@@ -109,7 +109,7 @@ func (s *Server) ClearFaults() {
 	clear(s.faults)
 }
 
-// Requests counts the token requests that named the app, on both calls, whatever their answer and
+// Requests counts the token requests that named the app, on both calls, whatever their reply and
 // whether the app is known; for [AnyApp] all of them, also those that named none. A request counts
 // once its body is read.
 func (s *Server) Requests(appKey string) int {
@@ -121,7 +121,7 @@ func (s *Server) Requests(appKey string) int {
 	return s.requests[appKey]
 }
 
-// RequestsIn counts those of [Server.Requests] that were unified calls for this organisation. With
+// RequestsIn counts those of [Server.Requests] that were unified calls for this organization. With
 // an empty corpID it counts those on the older call.
 func (s *Server) RequestsIn(appKey, corpID string) int {
 	s.mu.Lock()
@@ -174,8 +174,8 @@ func (s *Server) Owner(token string) (appKey string, live bool) {
 	return t.appKey, t.expires.After(time.Now())
 }
 
-// Organisation is the corpId that a token is for; empty if the older call issued it, or none did.
-func (s *Server) Organisation(token string) (corpID string) {
+// Organization is the corpId that a token is for; empty if the older call issued it, or none did.
+func (s *Server) Organization(token string) (corpID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.tokens[token].corpID
@@ -189,7 +189,7 @@ func (s *Server) LastToken(appKey string) string {
 	return s.last[appKey]
 }
 
-// LastTokenIn is the token that the app got last in this organisation. With an empty corpID it is
+// LastTokenIn is the token that the app got last in this organization. With an empty corpID it is
 // the one of the older call.
 func (s *Server) LastTokenIn(appKey, corpID string) string {
 	s.mu.Lock()
@@ -204,7 +204,7 @@ func (s *Server) issue(of account, appSecret string) (token string, lifetime tim
 	defer s.mu.Unlock()
 	secret, known := s.secrets[of.appKey]
 	switch {
-	case of.corpID != "" && !s.isOrganisation(of.corpID):
+	case of.corpID != "" && !s.isOrganization(of.corpID):
 		return "", 0, FaultUnavailableUnknown
 	case !known, secret != appSecret:
 		return "", 0, FaultRejectedCredentials
@@ -222,7 +222,7 @@ func (s *Server) issue(of account, appSecret string) (token string, lifetime tim
 	return token, s.lifetime, ""
 }
 
-// runsIn reports whether the app runs in the organisation. The caller holds the lock.
+// runsIn reports whether the app runs in the organization. The caller holds the lock.
 func (s *Server) runsIn(of account) bool {
 	corpIDs, named := s.corpIDs[of.appKey]
 	if !named {
@@ -231,9 +231,9 @@ func (s *Server) runsIn(of account) bool {
 	return slices.Contains(corpIDs, of.corpID)
 }
 
-// isOrganisation reports whether there is such an organisation: the default one, or one that an app
+// isOrganization reports whether there is such an organization: the default one, or one that an app
 // runs in or ran in until it was removed. The caller holds the lock.
-func (s *Server) isOrganisation(corpID string) bool {
+func (s *Server) isOrganization(corpID string) bool {
 	if corpID == DefaultCorpID {
 		return true
 	}

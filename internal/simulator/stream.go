@@ -75,7 +75,7 @@ func endless(r *http.Request, c *tokenCall, f Fault) (st stream, ok bool) {
 }
 
 // streamFor is what the fault sends past net/http, if it is one that does; a is the response.
-func (s *Server) streamFor(r *http.Request, req tokenRequest, f Fault, a answer) (st stream, ok bool) {
+func (s *Server) streamFor(r *http.Request, req tokenRequest, f Fault, a reply) (st stream, ok bool) {
 	switch f.Kind {
 	case FaultStatus099:
 		return stream{head: wire("099 Odd", a, f)}, true
@@ -87,7 +87,7 @@ func (s *Server) streamFor(r *http.Request, req tokenRequest, f Fault, a answer)
 }
 
 // wire is a response as it is on the wire.
-func wire(status string, a answer, f Fault) string {
+func wire(status string, a reply, f Fault) string {
 	head := fmt.Sprintf("HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n", status, a.contentType, len(a.body))
 	if f.RetryAfter != "" {
 		head += "Retry-After: " + f.RetryAfter + "\r\n"

@@ -279,7 +279,7 @@ func TestStream_surplus_is_what_net_http_logs(t *testing.T) {
 	c.set(t, appKey, simulator.Fault{Kind: simulator.FaultSurplus})
 	res := c.ask(t)
 	assert.Equal(t, 200, res.status)
-	assert.Regexp(t, goodAnswer, res.body, "to a client it is a good response")
+	assert.Regexp(t, goodReply, res.body, "to a client it is a good response")
 	require.Eventually(t, func() bool {
 		return strings.Contains(logged.String(), appSecret)
 	}, time.Minute, time.Millisecond)
@@ -310,12 +310,12 @@ func TestStream_status_099_is_the_usual_response_otherwise(t *testing.T) {
 		c, conn := dialVirtual(t, simulator.Fault{Kind: simulator.FaultStatus099})
 		const head = "HTTP/1.1 099 Odd\r\nContent-Type: application/json\r\nContent-Length: 66\r\n\r\n"
 		assert.Equal(t, head, read(t, conn, len(head)))
-		assert.Regexp(t, goodAnswer, read(t, conn, 66))
+		assert.Regexp(t, goodReply, read(t, conn, 66))
 		requireSilence(t, conn)
 
 		res := c.ask(t)
 		assert.Equal(t, 99, res.status)
-		assert.Regexp(t, goodAnswer, res.body)
+		assert.Regexp(t, goodReply, res.body)
 	})
 }
 
@@ -375,7 +375,7 @@ func TestTLS_has_HTTP2_only_while_a_fault_needs_it(t *testing.T) {
 		defer res.Body.Close()
 		body, err := io.ReadAll(res.Body)
 		require.NoError(t, err)
-		assert.Regexp(t, goodAnswer, string(body))
+		assert.Regexp(t, goodReply, string(body))
 		return res.Proto
 	}
 	assert.Equal(t, "HTTP/1.1", proto())
@@ -391,8 +391,8 @@ func TestTLS_faults_of_HTTP2_leave_HTTP1_alone(t *testing.T) {
 	overTLS.http.Transport.(*http.Transport).ForceAttemptHTTP2 = false
 	for _, kind := range []string{simulator.FaultHTTP2GoAway, simulator.FaultHTTP2Silent, simulator.FaultHTTP2Flood} {
 		c.set(t, appKey, simulator.Fault{Kind: kind})
-		assert.Regexp(t, goodAnswer, overTLS.ask(t).body)
-		assert.Regexp(t, goodAnswer, c.ask(t).body)
+		assert.Regexp(t, goodReply, overTLS.ask(t).body)
+		assert.Regexp(t, goodReply, c.ask(t).body)
 	}
 }
 
@@ -432,7 +432,7 @@ func TestHTTP2_goaway_makes_a_client_send_the_request_again(t *testing.T) {
 
 	c.set(t, appKey, simulator.Fault{Kind: simulator.FaultHTTP2GoAway, Times: 1})
 	before := c.Requests(appKey)
-	assert.Regexp(t, goodAnswer, overTLS.ask(t).body)
+	assert.Regexp(t, goodReply, overTLS.ask(t).body)
 	assert.Equal(t, before+2, c.Requests(appKey))
 }
 

@@ -41,20 +41,20 @@ type accessDeniedDetail struct {
 	RequiredScopes []string `json:"requiredScopes"`
 }
 
-// answer is what is sent. A status of 0 is no HTTP answer at all.
-type answer struct {
+// reply is what is sent. A status of 0 is no HTTP reply at all.
+type reply struct {
 	status      int
 	contentType string
 	body        []byte
 }
 
-// serveToken serves the unified call where it is given an organisation, otherwise the older one.
+// serveToken serves the unified call where it is given an organization, otherwise the older one.
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, corpID string) {
 	req := readTokenRequest(r, corpID)
 	fault := s.receive(req.account)
 	defer s.end(req.appKey)
 	requestID := newRequestID()
-	a := s.answer(r, req, fault, requestID)
+	a := s.reply(r, req, fault, requestID)
 
 	attrs := []slog.Attr{slog.String("app", s.logName(req.appKey))}
 	if corpID != "" {
@@ -77,11 +77,11 @@ func (s *Server) logName(appKey string) string {
 	return appKey
 }
 
-// logCorpID is the organisation if it is one, for the same reason.
+// logCorpID is the organization if it is one, for the same reason.
 func (s *Server) logCorpID(corpID string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.isOrganisation(corpID) {
+	if !s.isOrganization(corpID) {
 		return "unknown"
 	}
 	return corpID
@@ -124,15 +124,15 @@ func readTokenRequest(r *http.Request, corpID string) tokenRequest {
 	return req
 }
 
-// usualAnswer is the answer without a fault, but for the token and the expireIn that one may put
+// usualReply is the reply without a fault, but for the token and the expireIn that one may put
 // there.
-func (s *Server) usualAnswer(method string, req tokenRequest, f Fault, requestID string) answer {
+func (s *Server) usualReply(method string, req tokenRequest, f Fault, requestID string) reply {
 	switch {
 	case method != http.MethodPost:
 		return wrongMethod(requestID)
 	case req.missing != "":
 		// Missingbody was seen; the codes for the fields follow its pattern.
-		return jsonAnswer(http.StatusBadRequest, envelope{
+		return jsonReply(http.StatusBadRequest, envelope{
 			RequestID: requestID,
 			Code:      "Missing" + req.missing,
 			Message:   req.missing + " is mandatory for this action.",
@@ -143,7 +143,7 @@ func (s *Server) usualAnswer(method string, req tokenRequest, f Fault, requestID
 	token, lifetime, refusal := s.issue(req.account, req.appSecret)
 	if refusal != "" {
 		e, _ := req.call.envelopeFor(refusal)
-		return jsonAnswer(e.status, envelope{RequestID: requestID, Code: e.code, Message: e.message})
+		return jsonReply(e.status, envelope{RequestID: requestID, Code: e.code, Message: e.message})
 	}
 	expireIn := strconv.FormatInt(int64(lifetime/time.Second), 10)
 	switch f.Kind {
@@ -152,43 +152,43 @@ func (s *Server) usualAnswer(method string, req tokenRequest, f Fault, requestID
 	case FaultToken:
 		token, expireIn = f.Token, cmp.Or(f.ExpireIn, expireIn)
 	}
-	return req.call.goodAnswer(token, expireIn)
+	return req.call.goodReply(token, expireIn)
 }
 
-// wrongMethod is not documented. Other APIs behind the same gateway answer a wrong method this way.
-func wrongMethod(requestID string) answer {
-	return jsonAnswer(http.StatusNotFound, envelope{
+// wrongMethod is not documented. It is what other APIs behind the same gateway return.
+func wrongMethod(requestID string) reply {
+	return jsonReply(http.StatusNotFound, envelope{
 		RequestID: requestID,
 		Code:      "InvalidAction.NotFound",
 		Message:   "Specified api is not found, please check your url and method.",
 	})
 }
 
-// goodAnswer takes expireIn as JSON; empty leaves the field out.
-func (c *tokenCall) goodAnswer(token, expireIn string) answer {
+// goodReply takes expireIn as JSON; empty leaves the field out.
+func (c *tokenCall) goodReply(token, expireIn string) reply {
 	body := `{"` + c.token + `":` + jsonString(token, EncodingJSON)
 	if expireIn != "" {
 		body += `,"` + c.lifetime + `":` + expireIn
 	}
 	body += "}"
-	return answer{status: http.StatusOK, contentType: contentTypeJSON, body: []byte(body)}
+	return reply{status: http.StatusOK, contentType: contentTypeJSON, body: []byte(body)}
 }
 
-func jsonAnswer(status int, v any) answer {
+func jsonReply(status int, v any) reply {
 	body, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // what is passed here always marshals
 	}
-	return answer{status: status, contentType: contentTypeJSON, body: body}
+	return reply{status: status, contentType: contentTypeJSON, body: body}
 }
 
-func send(w http.ResponseWriter, a answer) {
+func send(w http.ResponseWriter, a reply) {
 	if a.contentType != "" {
 		w.Header().Set("Content-Type", a.contentType)
 	}
 	w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
 	w.WriteHeader(a.status)
-	_, _ = w.Write(a.body) // a client that has gone needs no answer
+	_, _ = w.Write(a.body) // a client that has gone needs no reply
 }
 
 // wait lasts d, and returns false if the client goes or the server ends before.

@@ -27,7 +27,7 @@ const (
 		`"code":"invalidClientIdOrSecret","message":"无效的clientId或者clientSecret"\}$`
 	missingBody = `^\{"requestid":"` + requestID + `",` +
 		`"code":"Missingbody","message":"body is mandatory for this action\."\}$`
-	goodAnswer = `^\{"accessToken":"[0-9a-f]{32}","expireIn":7200\}$`
+	goodReply = `^\{"accessToken":"[0-9a-f]{32}","expireIn":7200\}$`
 )
 
 func TestSimulator_answers_good_credentials_to_the_letter(t *testing.T) {
@@ -38,7 +38,7 @@ func TestSimulator_answers_good_credentials_to_the_letter(t *testing.T) {
 		res := c.must(t, http.MethodPost, simulator.TokenPath, contentType, credentials(appKey, appSecret))
 		assert.Equal(t, http.StatusOK, res.status)
 		assert.Equal(t, "application/json", res.header.Get("Content-Type"))
-		assert.Regexp(t, goodAnswer, res.body)
+		assert.Regexp(t, goodReply, res.body)
 	}
 }
 
@@ -60,7 +60,7 @@ func TestSimulator_rejects_wrong_credentials_to_the_letter(t *testing.T) {
 		assert.Regexp(t, rejected, res.body, name)
 	}
 	one, other := c.post(t, credentials("", "")), c.post(t, credentials("", ""))
-	assert.NotEqual(t, one.body, other.body, "each answer has its own request id")
+	assert.NotEqual(t, one.body, other.body, "each reply has its own request id")
 	assert.Empty(t, c.LastToken("dinggone"))
 }
 
@@ -263,7 +263,7 @@ func TestSimulator_counts_requests_by_the_app_they_name(t *testing.T) {
 	c.post(t, "not JSON")
 	c.must(t, http.MethodGet, simulator.TokenPath, "", "")
 
-	assert.Equal(t, 3, c.Requests(appKey), "whatever the answer")
+	assert.Equal(t, 3, c.Requests(appKey), "whatever the reply")
 	assert.Equal(t, 1, c.Requests("dingunknown"))
 	assert.Equal(t, 0, c.Requests("dingother"))
 	assert.Equal(t, 6, c.Requests(simulator.AnyApp))
@@ -326,7 +326,7 @@ func TestSimulator_gives_one_token_to_concurrent_requests(t *testing.T) {
 	}
 	wg.Wait()
 	for _, body := range tokens {
-		assert.Regexp(t, goodAnswer, body)
+		assert.Regexp(t, goodReply, body)
 		assert.Equal(t, tokens[0], body)
 	}
 	assert.Equal(t, clients, c.Requests(appKey))
@@ -338,7 +338,7 @@ func TestSimulator_logs_a_line_for_each_token_request_and_no_secret(t *testing.T
 	c := start(t, simulator.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 
 	token, _ := c.token(t)
-	rejectedAnswer := c.post(t, credentials(appKey, "wrong-secret"))
+	rejectedReply := c.post(t, credentials(appKey, "wrong-secret"))
 	c.post(t, credentials(appSecret, appKey)) // the two mixed up
 	c.SetFault(appKey, simulator.Fault{Kind: simulator.FaultEchoSecret})
 	c.ask(t)
@@ -353,9 +353,9 @@ func TestSimulator_logs_a_line_for_each_token_request_and_no_secret(t *testing.T
 	assert.Regexp(t, `app=dingtestapp status=400 request_id=`+requestID+` fault=none$`, lines[1])
 	assert.Contains(
 		t,
-		rejectedAnswer.body,
+		rejectedReply.body,
 		between(lines[1], "request_id=", " "),
-		"the log has the request id of the answer",
+		"the log has the request id of the reply",
 	)
 	assert.Contains(t, lines[2], "app=unknown status=400")
 	assert.Contains(t, lines[3], "status=400")

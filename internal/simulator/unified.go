@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// This file is what DingTalk's unified call has of its own: a path that names an organisation, the
+// This file is what DingTalk's unified call has of its own: a path that names an organization, the
 // names in its bodies, and its errors. The rest is the same as in token.go.
 //
 // What is known of it. Path, names, and the codes invalid.client, unsupported.grant.type,
@@ -18,13 +18,13 @@ import (
 // names also in its SDK. The response to a corpId that does not exist was seen.
 //
 // What is assumed. That a repeat returns the same token and extends it, that the errors have the
-// envelope of the older call, the order of the checks, and that an app which an organisation has
-// not authorised is an unauthorized.client.
+// envelope of the older call, the order of the checks, and that an app which an organization has
+// not authorized is an unauthorized.client.
 
-// DefaultCorpID is the organisation in which an app runs that was given none.
+// DefaultCorpID is the organization in which an app runs that was given none.
 const DefaultCorpID = "dingcorp0123456789abcdef"
 
-// UnifiedPath is the path of the unified call, which issues an app's token in one organisation.
+// UnifiedPath is the path of the unified call, which issues an app's token in one organization.
 func UnifiedPath(corpID string) string { return unifiedPrefix + corpID + unifiedSuffix }
 
 const (
@@ -34,7 +34,7 @@ const (
 	onlyGrantType = "client_credentials"
 )
 
-// corpIDOf is the organisation in the path of the unified call; empty for another path.
+// corpIDOf is the organization in the path of the unified call; empty for another path.
 func corpIDOf(path string) string {
 	corpID, ok := strings.CutPrefix(path, unifiedPrefix)
 	if !ok {
@@ -48,7 +48,7 @@ func corpIDOf(path string) string {
 
 var corpIDForm = regexp.MustCompile(`^[0-9A-Za-z]{1,64}$`)
 
-// CheckCorpIDs reports what is wrong with the organisations of an app, if anything.
+// CheckCorpIDs reports what is wrong with the organizations of an app, if anything.
 func CheckCorpIDs(corpIDs []string) error {
 	if slices.ContainsFunc(corpIDs, func(corpID string) bool { return !corpIDForm.MatchString(corpID) }) {
 		return errors.New("a corpId is 1 to 64 letters and digits")
@@ -67,7 +67,7 @@ var (
 	unifiedCall = &tokenCall{[]string{"client_id", "client_secret", "grant_type"}, "access_token", "expires_in"}
 )
 
-// callFor is the call that names this organisation, or none.
+// callFor is the call that names this organization, or none.
 func callFor(corpID string) *tokenCall {
 	if corpID == "" {
 		return olderCall
@@ -85,8 +85,8 @@ func (c *tokenCall) envelopeFor(kind string) (e errorEnvelope, ok bool) {
 	return e, ok
 }
 
-func unsupportedGrantType(requestID string) answer {
-	return jsonAnswer(http.StatusBadRequest, envelope{
+func unsupportedGrantType(requestID string) reply {
+	return jsonReply(http.StatusBadRequest, envelope{
 		RequestID: requestID,
 		Code:      "unsupported.grant.type",
 		Message:   "不支持的grant_type",

@@ -25,7 +25,7 @@ const (
 	defaultPath = "/v1.0/oauth2/dingcorp0123456789abcdef/token"
 	unifiedBody = `{"client_id":"dingtestapp","client_secret":"GT-lsu-made-up-secret","grant_type":"client_credentials"}`
 
-	// corpA and corpB are the organisations of a third-party app.
+	// corpA and corpB are the organizations of a third-party app.
 	corpA, corpB = "dingA", "dingB"
 )
 
@@ -62,11 +62,11 @@ func TestUnified_refuses_to_the_letter(t *testing.T) {
 	}{
 		"wrong secret": {simulator.DefaultCorpID, unifiedCredentials(appKey, "wrong"), 400, invalid},
 		"unknown id":   {simulator.DefaultCorpID, unifiedCredentials("dingunknown", appSecret), 400, invalid},
-		"wrong secret, an organisation of others": {corpA, unifiedCredentials(appKey, "wrong"), 400, invalid},
-		"an organisation of others": {
+		"wrong secret, an organization of others": {corpA, unifiedCredentials(appKey, "wrong"), 400, invalid},
+		"an organization of others": {
 			corpA, unifiedBody, 401, `"code":"unauthorized.client","message":"应用未被授权"`,
 		},
-		"no such organisation": {"dingnone", unifiedBody, 500, `"code":"unknownError","message":"未知错误"`},
+		"no such organization": {"dingnone", unifiedBody, 500, `"code":"unknownError","message":"未知错误"`},
 		"wrong grant type": {
 			simulator.DefaultCorpID, strings.Replace(unifiedBody, "client_credentials", "authorization_code", 1),
 			400, `"code":"unsupported.grant.type","message":"不支持的grant_type"`,
@@ -113,7 +113,7 @@ func TestUnified_path_has_one_corpId(t *testing.T) {
 	assert.Zero(t, c.Requests(simulator.AnyApp), "they are no token requests")
 }
 
-func TestUnified_token_is_one_for_each_app_and_organisation(t *testing.T) {
+func TestUnified_token_is_one_for_each_app_and_organization(t *testing.T) {
 	t.Parallel()
 	c := startIn(t)
 	c.SetApp("dingother", "other-secret", corpA)
@@ -130,16 +130,16 @@ func TestUnified_token_is_one_for_each_app_and_organisation(t *testing.T) {
 		assert.Equal(t, token, again)
 		assert.Equal(t, token, c.LastTokenIn(appKey, corpID))
 		assert.Equal(t, token, c.LastToken(appKey), "of whatever call")
-		assert.Equal(t, corpID, c.Organisation(token))
+		assert.Equal(t, corpID, c.Organization(token))
 		owner, live := c.Owner(token)
 		assert.Equal(t, appKey, owner)
 		assert.True(t, live)
 	}
 	assert.Empty(t, c.LastTokenIn(appKey, "dingnone"))
-	assert.Empty(t, c.Organisation("never issued"))
+	assert.Empty(t, c.Organization("never issued"))
 }
 
-func TestUnified_repeat_extends_the_token_of_its_organisation_alone(t *testing.T) {
+func TestUnified_repeat_extends_the_token_of_its_organization_alone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startVirtual(t, simulator.Options{})
 		c.SetApp(appKey, appSecret, corpA, corpB)
@@ -180,7 +180,7 @@ func TestUnified_rotation_and_expiry_are_for_all_of_an_apps_tokens(t *testing.T)
 	assert.NotContains(t, []string{first, second}, third)
 }
 
-func TestUnified_token_opens_the_API_which_tells_the_organisation(t *testing.T) {
+func TestUnified_token_opens_the_API_which_tells_the_organization(t *testing.T) {
 	t.Parallel()
 	c := startIn(t)
 	token, _ := c.in(corpA).token(t)
@@ -194,7 +194,7 @@ func TestUnified_token_opens_the_API_which_tells_the_organisation(t *testing.T) 
 	c.requireRefuses(t, token)
 }
 
-func TestUnified_requests_are_counted_by_app_and_organisation(t *testing.T) {
+func TestUnified_requests_are_counted_by_app_and_organization(t *testing.T) {
 	t.Parallel()
 	c := startIn(t)
 	c.in(corpA).ask(t)
@@ -235,7 +235,7 @@ func TestUnified_fault_of_an_app_hits_both_calls(t *testing.T) {
 	assert.Equal(t, 403, c.in(corpB).ask(t).status)
 }
 
-func TestUnified_faults_repeat_the_request_and_the_token_of_its_organisation(t *testing.T) {
+func TestUnified_faults_repeat_the_request_and_the_token_of_its_organization(t *testing.T) {
 	t.Parallel()
 	c := startIn(t)
 	token, _ := c.in(corpA).token(t)
@@ -268,21 +268,21 @@ func TestUnified_endless_body_is_a_token_without_end(t *testing.T) {
 	assert.Contains(t, string(head), want)
 }
 
-func TestUnified_app_keeps_its_organisations_until_it_is_given_others(t *testing.T) {
+func TestUnified_app_keeps_its_organizations_until_it_is_given_others(t *testing.T) {
 	t.Parallel()
 	c := startIn(t)
 	c.SetApp(appKey, appSecret)
 	assert.Equal(t, 200, c.in(corpA).ask(t).status)
 	assert.Equal(t, 401, c.in(simulator.DefaultCorpID).ask(t).status)
 	c.RemoveApp(appKey)
-	assert.Contains(t, c.in(corpA).ask(t).body, "invalid.client", "the organisation is still there")
+	assert.Contains(t, c.in(corpA).ask(t).body, "invalid.client", "the organization is still there")
 
 	c.SetApp(appKey, appSecret, corpB)
 	assert.Equal(t, 200, c.in(corpB).ask(t).status)
 	assert.Equal(t, 500, c.in(corpA).ask(t).status, "nobody runs there any more")
 }
 
-func TestUnified_organisations_can_be_given_to_New(t *testing.T) {
+func TestUnified_organizations_can_be_given_to_New(t *testing.T) {
 	t.Parallel()
 	c := start(t, simulator.Options{CorpIDs: map[string][]string{appKey: {corpA}}})
 	assert.Equal(t, 200, c.in(corpA).ask(t).status)
@@ -299,7 +299,7 @@ func TestUnified_corpId_is_letters_and_digits(t *testing.T) {
 	require.NoError(t, simulator.CheckCorpIDs([]string{"0", simulator.DefaultCorpID, strings.Repeat("Z", 64)}))
 }
 
-func TestUnified_control_sets_and_tells_organisations(t *testing.T) {
+func TestUnified_control_sets_and_tells_organizations(t *testing.T) {
 	t.Parallel()
 	c := start(t, simulator.Options{})
 	app := "/simulator/apps/" + appKey
@@ -334,7 +334,7 @@ func TestUnified_control_sets_and_tells_organisations(t *testing.T) {
 	assert.Equal(t, 200, c.in(corpA).ask(t).status, "nothing has changed")
 }
 
-func TestUnified_log_names_the_organisation_if_there_is_one(t *testing.T) {
+func TestUnified_log_names_the_organization_if_there_is_one(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
 	c := start(t, simulator.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})

@@ -47,9 +47,9 @@ func TestArchitecture_names_what_is_there(t *testing.T) {
 
 // declaredIn are the identifiers that a package declares: functions, types, values, and as
 // type.name its methods and fields. A name alone also stands for a field.
-func declaredIn(t *testing.T, folder string) map[string]bool {
+func declaredIn(t *testing.T, dir string) map[string]bool {
 	t.Helper()
-	paths, err := filepath.Glob(folder + "*.go")
+	paths, err := filepath.Glob(dir + "*.go")
 	require.NoError(t, err)
 	require.NotEmpty(t, paths)
 	declared := map[string]bool{}

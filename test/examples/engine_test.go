@@ -91,7 +91,7 @@ func (e *engine) do(req *logical.Request) *logical.Response {
 	return resp
 }
 
-// configure stores the app, with the simulator's credentials and whatever fields are given besides.
+// configure stores the app, with the simulator's credentials and the given fields.
 func (e *engine) configure(fields map[string]any) {
 	e.t.Helper()
 	data := map[string]any{"app_key": theKey, "app_secret": theSecret, "base_url": e.url}
@@ -99,15 +99,15 @@ func (e *engine) configure(fields map[string]any) {
 	e.do(&logical.Request{Operation: logical.UpdateOperation, Path: "config/" + theApp, Data: data})
 }
 
-// read reads the app's token, and returns the answer as a client of Vault's gets it: through JSON.
+// read reads the app's token, and returns the response as a client of Vault's gets it: through JSON.
 func (e *engine) read() *api.Secret {
 	e.t.Helper()
 	resp := e.do(&logical.Request{Operation: logical.ReadOperation, Path: "creds/" + theApp})
 	body, err := json.Marshal(map[string]any{"data": resp.Data, "warnings": resp.Warnings})
 	require.NoError(e.t, err)
-	answer, err := api.ParseSecret(bytes.NewReader(body))
+	response, err := api.ParseSecret(bytes.NewReader(body))
 	require.NoError(e.t, err)
-	return answer
+	return response
 }
 
 // lease is a lease as Vault keeps it.
@@ -128,7 +128,7 @@ func (e *engine) issue() *lease {
 	return l
 }
 
-// sum is what Vault makes of the engine's answer: the function is Vault's own.
+// sum is what Vault makes of the engine's response: the function is Vault's own.
 func (l *lease) sum(answered *logical.Secret, increment time.Duration, issued time.Time) time.Duration {
 	l.e.t.Helper()
 	ttl, _, err := framework.CalculateTTL(l.e.system, increment, answered.TTL, 0, answered.MaxTTL, 0, issued)

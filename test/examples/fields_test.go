@@ -139,17 +139,17 @@ func parseObjects(file string, content []byte) ([]object, error) {
 	}
 }
 
-// readObjects returns the objects of every YAML file in a folder of the examples.
-func readObjects(t *testing.T, folder string) []object {
+// readObjects returns the objects of every YAML file in a directory of the examples.
+func readObjects(t *testing.T, dir string) []object {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(examplesDir, folder, "*.yaml"))
+	files, err := filepath.Glob(filepath.Join(examplesDir, dir, "*.yaml"))
 	require.NoError(t, err)
-	require.NotEmpty(t, files, folder)
+	require.NotEmpty(t, files, dir)
 	var all []object
 	for _, file := range files {
 		content, err := os.ReadFile(file)
 		require.NoError(t, err)
-		objects, err := parseObjects(filepath.Join(folder, filepath.Base(file)), content)
+		objects, err := parseObjects(filepath.Join(dir, filepath.Base(file)), content)
 		require.NoError(t, err)
 		require.NotEmpty(t, objects, file)
 		all = append(all, objects...)
@@ -267,18 +267,18 @@ func split(path string) (parent, name string) {
 	return "", path
 }
 
-var kubernetesFolders = []string{"vault-secrets-operator", "external-secrets-operator", "agent-injector"}
+var kubernetesDirs = []string{"vault-secrets-operator", "external-secrets-operator", "agent-injector"}
 
 func TestKubernetes_every_field_of_the_examples_exists(t *testing.T) {
 	k := readKnown(t)
-	for _, folder := range kubernetesFolders {
-		for _, o := range readObjects(t, folder) {
+	for _, dir := range kubernetesDirs {
+		for _, o := range readObjects(t, dir) {
 			assert.Empty(t, k.check(o), o)
 		}
 	}
 }
 
-// misspell spoils one field's name after the other, calls do, and mends it. Names that are the
+// misspell spoils one field's name after the other, calls do, and restores it. Names that are the
 // user's own are left out: of labels, of a Secret's keys.
 func (k *known) misspell(n *yaml.Node, ownNames bool, do func(key *yaml.Node)) {
 	if n.Kind == yaml.SequenceNode {
@@ -311,16 +311,16 @@ func (k *known) misspell(n *yaml.Node, ownNames bool, do func(key *yaml.Node)) {
 
 func TestKubernetes_a_misspelt_field_fails_whichever_it_is(t *testing.T) {
 	k := readKnown(t)
-	for _, folder := range kubernetesFolders {
+	for _, dir := range kubernetesDirs {
 		spoiled := 0
-		for _, o := range readObjects(t, folder) {
+		for _, o := range readObjects(t, dir) {
 			k.misspell(o.node, false, func(key *yaml.Node) {
 				spoiled++
 				assert.NotEmpty(t, k.check(o), "%s:%d: %s", o.file, key.Line, key.Value)
 			})
 			assert.Empty(t, k.check(o), "it is whole again")
 		}
-		assert.Greater(t, spoiled, 20, folder)
+		assert.Greater(t, spoiled, 20, dir)
 	}
 }
 

@@ -40,8 +40,8 @@ func enginePath(t *testing.T, path any) string {
 }
 
 func TestKubernetes_all_objects_are_in_one_namespace(t *testing.T) {
-	for _, folder := range kubernetesFolders {
-		for _, o := range readObjects(t, folder) {
+	for _, dir := range kubernetesDirs {
+		for _, o := range readObjects(t, dir) {
 			assert.Equal(t, "billing", o.at("metadata.namespace"), o)
 		}
 	}
@@ -137,7 +137,7 @@ func TestExternalSecrets_the_token_outlives_the_time_to_the_next_read(t *testing
 	require.NoError(t, err)
 	assert.Greater(t, time.Until(expires), least)
 	assert.Empty(t, resp.Warnings)
-	assert.Equal(t, 2, e.upstream.Requests(theKey), "what had less life left was refreshed")
+	assert.Equal(t, 2, e.upstream.Requests(theKey), "what had a shorter remaining TTL was refreshed")
 
 	for range 10 {
 		e.do(&logical.Request{Operation: logical.ReadOperation, Path: path, Data: query})
@@ -155,7 +155,7 @@ func TestExternalSecrets_the_Secret_has_the_token_and_nothing_else(t *testing.T)
 	e.configure(map[string]any{"leased": false})
 	values := map[string]string{}
 	for field, value := range e.read().Data {
-		// Of what the engine could answer, the operator takes strings and numbers, and fails at types of
+		// Of what the engine could return, the operator takes strings and numbers, and fails at types of
 		// Go's own.
 		switch value := value.(type) {
 		case string:

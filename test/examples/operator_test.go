@@ -20,12 +20,12 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// This file is what Vault Secrets Operator makes of the engine's answers. How it reads them is
+// This file is what Vault Secrets Operator makes of the engine's responses. How it reads them is
 // written down here as it is in its version 1.4.1 (controllers/vaultdynamicsecret_controller.go,
-// controllers/common.go, helpers/secrets.go, helpers/template.go); the answers are the engine's
+// controllers/common.go, helpers/secrets.go, helpers/template.go); the responses are the engine's
 // own.
 
-// rotation is what the operator takes from an answer without a lease, where allowStaticCreds is
+// rotation is what the operator takes from a response without a lease, where allowStaticCreds is
 // set.
 type rotation struct {
 	last   int64 // last_vault_rotation, in seconds since 1970
@@ -57,7 +57,7 @@ func readRotation(data map[string]any) (r rotation, err error) {
 	return r, nil
 }
 
-// isStatic reports whether the operator takes the answer for one that it has to come back for. If
+// isStatic reports whether the operator takes the response for one that it has to come back for. If
 // not, it does not come back.
 func (r rotation) isStatic() bool { return r.last > 0 && r.period >= 1 }
 
@@ -87,17 +87,17 @@ func matchesAny(patterns []string, field string) bool {
 }
 
 // secretData is what the operator writes into the Secret.
-func (tr transformation) secretData(t *testing.T, answer *api.Secret) map[string]string {
+func (tr transformation) secretData(t *testing.T, response *api.Secret) map[string]string {
 	t.Helper()
 	data := map[string]string{}
-	for field, value := range answer.Data {
+	for field, value := range response.Data {
 		if matchesAny(tr.Excludes, field) || len(tr.Includes) > 0 && !matchesAny(tr.Includes, field) {
 			continue
 		}
 		data[field] = fmt.Sprint(value)
 	}
 	if !tr.ExcludeRaw {
-		raw, err := json.Marshal(answer.Data)
+		raw, err := json.Marshal(response.Data)
 		require.NoError(t, err)
 		data["_raw"] = string(raw)
 	}
@@ -133,14 +133,14 @@ func dynamicSecret(t *testing.T, file string) (object, transformation) {
 	return object{}, transformation{}
 }
 
-func mustReadRotation(t *testing.T, answer *api.Secret) rotation {
+func mustReadRotation(t *testing.T, response *api.Secret) rotation {
 	t.Helper()
-	r, err := readRotation(answer.Data)
+	r, err := readRotation(response.Data)
 	require.NoError(t, err)
 	return r
 }
 
-func TestVaultSecretsOperator_reads_the_unleased_answer_and_comes_back_in_time(t *testing.T) {
+func TestVaultSecretsOperator_reads_the_unleased_response_and_comes_back_in_time(t *testing.T) {
 	for name, c := range map[string]struct {
 		config   map[string]any
 		lifetime time.Duration
@@ -168,13 +168,13 @@ func TestVaultSecretsOperator_reads_the_unleased_answer_and_comes_back_in_time(t
 			if c.age > 0 {
 				e.age(c.age)
 			}
-			answer := e.read()
-			r := mustReadRotation(t, answer)
+			response := e.read()
+			r := mustReadRotation(t, response)
 
 			assert.True(t, r.isStatic())
 			assert.Equal(t, c.period, r.period)
 			assert.InDelta(t, float64(c.ttl)-0.5, float64(r.ttl), 0.5)
-			expires, err := time.Parse(time.RFC3339, answer.Data["expires_at"].(string))
+			expires, err := time.Parse(time.RFC3339, response.Data["expires_at"].(string))
 			require.NoError(t, err)
 			assert.Less(t, r.nextRead(), time.Until(expires), "the Secret never holds a dead token")
 			assert.InDelta(t, lifetime.Seconds(), float64(expires.Unix()-r.last), 1)
@@ -254,8 +254,8 @@ func TestVaultSecretsOperator_a_renewal_gives_a_lease_its_whole_time_again(t *te
 	for _, p := range []int{percent, percent + 10} { // it adds up to ten percent of the lease at random
 		e := newEngine(t)
 		e.configure(nil)
-		answer := e.read()
-		assert.Equal(t, map[string]string{"access_token": e.upstream.LastToken(theKey)}, tr.secretData(t, answer))
+		response := e.read()
+		assert.Equal(t, map[string]string{"access_token": e.upstream.LastToken(theKey)}, tr.secretData(t, response))
 		l := e.issue()
 		l.age(l.duration * time.Duration(p) / 100)
 		assert.Equal(t, l.duration, l.renew(l.duration), "at %d percent", p)
@@ -292,10 +292,10 @@ func TestVaultSecretsOperator_the_mode_of_the_resource_has_to_be_that_of_the_app
 	assert.False(
 		t,
 		leased.isStatic(),
-		"with allowStaticCreds, the operator does not come back for an answer with a lease",
+		"with allowStaticCreds, the operator does not come back for a response with a lease",
 	)
 
 	o, _ := dynamicSecret(t, "leased.yaml")
 	assert.Nil(t, o.at("spec.allowStaticCreds"))
-	assert.Nil(t, o.at("spec.refreshAfter"), "nor without it for an answer without a lease")
+	assert.Nil(t, o.at("spec.refreshAfter"), "nor without it for a response without a lease")
 }

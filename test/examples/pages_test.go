@@ -16,16 +16,16 @@ import (
 // This file is about the page of each example: it names every file, what it links to exists, and
 // what it quotes is in the files.
 
-var folders = append([]string{terraformFolder}, kubernetesFolders...)
+var dirs = append([]string{terraformDir}, kubernetesDirs...)
 
-// example is a folder's page and its other files.
-func example(t *testing.T, folder string) (page string, files map[string]string) {
+// example is a directory's page and its other files.
+func example(t *testing.T, dir string) (page string, files map[string]string) {
 	t.Helper()
-	entries, err := os.ReadDir(filepath.Join(examplesDir, folder))
+	entries, err := os.ReadDir(filepath.Join(examplesDir, dir))
 	require.NoError(t, err)
 	files = map[string]string{}
 	for _, entry := range entries {
-		content, err := os.ReadFile(filepath.Join(examplesDir, folder, entry.Name()))
+		content, err := os.ReadFile(filepath.Join(examplesDir, dir, entry.Name()))
 		require.NoError(t, err)
 		if entry.Name() == "README.md" {
 			page = string(content)
@@ -33,14 +33,14 @@ func example(t *testing.T, folder string) (page string, files map[string]string)
 			files[entry.Name()] = string(content)
 		}
 	}
-	require.NotEmpty(t, page, folder)
-	require.NotEmpty(t, files, folder)
+	require.NotEmpty(t, page, dir)
+	require.NotEmpty(t, files, dir)
 	return page, files
 }
 
 func TestPages_name_every_file_and_link_to_files_that_are_there(t *testing.T) {
-	for _, folder := range folders {
-		page, files := example(t, folder)
+	for _, dir := range dirs {
+		page, files := example(t, dir)
 		linked := map[string]bool{}
 		for _, link := range regexp.MustCompile(`\]\(([^)]+)\)`).FindAllStringSubmatch(page, -1) {
 			if strings.HasPrefix(link[1], "https://") {
@@ -48,13 +48,13 @@ func TestPages_name_every_file_and_link_to_files_that_are_there(t *testing.T) {
 			}
 			file, _, _ := strings.Cut(link[1], "#")
 			linked[file] = true
-			info, err := os.Stat(filepath.Join(examplesDir, folder, file))
-			if assert.NoError(t, err, folder) {
-				assert.True(t, info.Mode().IsRegular(), "%s links to the file %s", folder, file)
+			info, err := os.Stat(filepath.Join(examplesDir, dir, file))
+			if assert.NoError(t, err, dir) {
+				assert.True(t, info.Mode().IsRegular(), "%s links to the file %s", dir, file)
 			}
 		}
 		for name := range files {
-			assert.True(t, linked[name], "%s links to %s", folder, name)
+			assert.True(t, linked[name], "%s links to %s", dir, name)
 		}
 	}
 }
@@ -62,50 +62,50 @@ func TestPages_name_every_file_and_link_to_files_that_are_there(t *testing.T) {
 // A block of code in a page would be run by nothing.
 func TestPages_quote_only_what_is_in_the_files(t *testing.T) {
 	block := regexp.MustCompile("(?s)```([a-z]*)\n(.*?)```")
-	for _, folder := range folders {
-		page, files := example(t, folder)
+	for _, dir := range dirs {
+		page, files := example(t, dir)
 		for _, b := range block.FindAllStringSubmatch(page, -1) {
-			assert.Contains(t, []string{"yaml", "hcl"}, b[1], folder)
+			assert.Contains(t, []string{"yaml", "hcl"}, b[1], dir)
 			found := false
 			for _, content := range files {
 				found = found || strings.Contains(content, b[2])
 			}
-			assert.True(t, found, "%s quotes what is in none of its files:\n%s", folder, b[2])
+			assert.True(t, found, "%s quotes what is in none of its files:\n%s", dir, b[2])
 		}
 	}
 }
 
 // The version that a page speaks of is the one whose fields the tests know.
 func TestPages_speak_of_the_version_that_is_checked(t *testing.T) {
-	for folder, list := range map[string]string{
+	for dir, list := range map[string]string{
 		"vault-secrets-operator":    "vault-secrets-operator.yaml",
 		"external-secrets-operator": "external-secrets.yaml",
 		"agent-injector":            "vault-k8s.yaml",
 	} {
-		page, _ := example(t, folder)
-		assert.Contains(t, page, "version "+strings.TrimPrefix(readFieldList(t, list).Version, "v"), folder)
+		page, _ := example(t, dir)
+		assert.Contains(t, page, "version "+strings.TrimPrefix(readFieldList(t, list).Version, "v"), dir)
 	}
-	page, _ := example(t, terraformFolder)
+	page, _ := example(t, terraformDir)
 	assert.Contains(t, page, "version "+strings.TrimPrefix(readTerraformLists(t).provider.Version, "v"))
 }
 
 func TestPages_and_files_hold_no_secret(t *testing.T) {
-	for _, folder := range folders {
-		page, files := example(t, folder)
+	for _, dir := range dirs {
+		page, files := example(t, dir)
 		files["README.md"] = page
 		for name, content := range files {
 			for _, given := range regexp.MustCompile(`app_secret\s*=\s*(\S+)`).FindAllStringSubmatch(content, -1) {
-				assert.Contains(t, []string{"-\""}, given[1], "%s/%s", folder, name)
+				assert.Contains(t, []string{"-\""}, given[1], "%s/%s", dir, name)
 			}
 		}
 	}
 }
 
 func TestFiles_begin_with_the_licence(t *testing.T) {
-	for _, folder := range folders {
-		_, files := example(t, folder)
+	for _, dir := range dirs {
+		_, files := example(t, dir)
 		for name, content := range files {
-			assert.True(t, strings.HasPrefix(content, "# SPDX-License-Identifier: MPL-2.0\n"), "%s/%s", folder, name)
+			assert.True(t, strings.HasPrefix(content, "# SPDX-License-Identifier: MPL-2.0\n"), "%s/%s", dir, name)
 		}
 	}
 }

@@ -29,8 +29,8 @@ import (
 // expressions, runs the commands that they would run, and makes their requests to the real engine.
 
 const (
-	terraformFolder = "terraform"
-	pluginName      = "vault-plugin-secrets-dingtalk"
+	terraformDir = "terraform"
+	pluginName   = "vault-plugin-secrets-dingtalk"
 )
 
 // language is what Terraform itself knows: by block, the arguments, and with {} the blocks; and the
@@ -66,7 +66,7 @@ func readTerraformLists(t *testing.T) *terraform {
 	return &tf
 }
 
-// module is a folder of Terraform files, as one.
+// module is a directory of Terraform files, as one.
 type module struct {
 	files  map[string][]byte
 	blocks hclsyntax.Blocks
@@ -90,7 +90,7 @@ func parseModule(files map[string][]byte) (module, error) {
 
 func readModule(t *testing.T) module {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(examplesDir, terraformFolder, "*.tf"))
+	paths, err := filepath.Glob(filepath.Join(examplesDir, terraformDir, "*.tf"))
 	require.NoError(t, err)
 	require.NotEmpty(t, paths)
 	files := map[string][]byte{}
@@ -125,7 +125,7 @@ func (c *tfChecker) report(at hcl.Range, format string, args ...any) {
 	c.problems = append(c.problems, fmt.Sprintf("%s:%d: %s", at.Filename, at.Start.Line, fmt.Sprintf(format, args...)))
 }
 
-// own returns what a provider's block of that type may have besides what Terraform itself knows;
+// own returns what a provider's block of that type may have in addition to what Terraform itself knows;
 // nil where there is no such thing.
 func (tf *terraform) own(b *hclsyntax.Block) map[string]string {
 	switch {
@@ -477,20 +477,20 @@ func terraformCommand(t *testing.T, name string, inputs map[string]cty.Value) co
 // down what it is asked for.
 func (c command) run(t *testing.T) (args []string, stdin string) {
 	t.Helper()
-	folder := t.TempDir()
+	dir := t.TempDir()
 	const stub = "#!/bin/sh\nprintf '%s\\0' \"$@\" >\"$ASKED/args\"\ncat >\"$ASKED/stdin\"\n"
-	require.NoError(t, os.WriteFile(filepath.Join(folder, "vault"), []byte(stub), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "vault"), []byte(stub), 0o700))
 	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", c.text)
-	cmd.Env = []string{"PATH=" + folder + ":" + os.Getenv("PATH"), "ASKED=" + folder}
+	cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "ASKED=" + dir}
 	for key, value := range c.environment {
 		cmd.Env = append(cmd.Env, key+"="+value)
 	}
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	assert.Empty(t, string(out))
-	given, err := os.ReadFile(filepath.Join(folder, "args"))
+	given, err := os.ReadFile(filepath.Join(dir, "args"))
 	require.NoError(t, err)
-	piped, err := os.ReadFile(filepath.Join(folder, "stdin"))
+	piped, err := os.ReadFile(filepath.Join(dir, "stdin"))
 	require.NoError(t, err)
 	return strings.Split(strings.TrimSuffix(string(given), "\x00"), "\x00"), string(piped)
 }
@@ -639,7 +639,7 @@ func TestTerraform_the_policy_allows_what_the_files_ask_for(t *testing.T) {
 	require.Empty(t, problems)
 	mount := found["vault_mount"]["dingtalk"]["path"].AsString()
 	all := []string{"create", "read", "update", "delete"}
-	content, err := os.ReadFile(filepath.Join(examplesDir, terraformFolder, "policy.hcl"))
+	content, err := os.ReadFile(filepath.Join(examplesDir, terraformDir, "policy.hcl"))
 	require.NoError(t, err)
 	assert.Equal(t, map[string][]string{
 		"auth/token/create":                                                      {"update"}, // the provider's own token

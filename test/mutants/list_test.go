@@ -54,7 +54,7 @@ var mutants = []mutant{
 	},
 	{
 		rule: "A reader of a due token does not wait for another's fetch", file: "app.go",
-		from:     "case a.flight != nil && w.settles(t, now):",
+		from:     "case a.flight != nil && w.accepts(t, now):",
 		to:       "case false:",
 		caughtBy: "FuzzOperations",
 	},
@@ -186,14 +186,14 @@ var mutants = []mutant{
 	},
 	{
 		rule: "A leased app's token is refreshed ahead at half of its life", file: "app.go",
-		from:     "left = t.lifetime / 2",
-		to:       "left = t.lifetime / 4",
+		from:     "threshold = t.lifetime / 2",
+		to:       "threshold = t.lifetime / 4",
 		caughtBy: "FuzzOperations",
 	},
 	{
 		rule: "An unleased app's token is refreshed ahead at three quarters", file: "app.go",
-		from:     "left := t.lifetime / 4",
-		to:       "left := t.lifetime / 8",
+		from:     "threshold := t.lifetime / 4",
+		to:       "threshold := t.lifetime / 8",
 		caughtBy: "FuzzOperations",
 	},
 	{
@@ -306,7 +306,7 @@ var mutants = []mutant{
 	},
 	{
 		rule: "A put that fails drops the app from memory", file: "registry.go",
-		from:     "\t\tr.forget(name) // the write may have taken effect: storage has the word\n\t\treturn \"\", err",
+		from:     "\t\tr.forget(name) // the write may have taken effect: storage decides\n\t\treturn \"\", err",
 		to:       "\t\treturn \"\", err",
 		caughtBy: "TestStorage_that_fails_or_is_slow_at_any_call_leaves_nothing_that_serves_wrongly",
 	},
@@ -456,7 +456,7 @@ var mutants = []mutant{
 	},
 	{
 		rule: "The end of a mount is no warning", file: "background.go",
-		from:     "if r.life.ctx.Err() == nil { // the end of a mount is no failure",
+		from:     "if r.life.ctx.Err() == nil { // the end of a mount is not a failure",
 		to:       "if true {",
 		caughtBy: "TestUnloading_takes_a_moment_at_most_and_is_no_warning",
 	},
@@ -468,7 +468,7 @@ var mutants = []mutant{
 	},
 	{
 		rule: "Revoking always succeeds", file: "path_creds.go",
-		from:     "\treturn nil, nil //nolint:nilnil // to Vault this is success",
+		from:     "\treturn nil, nil //nolint:nilnil // success",
 		to:       "\treturn nil, errExpired",
 		caughtBy: "TestBackend_every_callback_in_every_replication_state",
 	},

@@ -169,15 +169,15 @@ func TestDocs_of_the_examples_show_what_is_in_the_files(t *testing.T) {
 		if !strings.HasPrefix(page, "examples/") {
 			continue
 		}
-		folder := filepath.Join(root, filepath.Dir(page))
-		entries, err := os.ReadDir(folder)
+		dir := filepath.Join(root, filepath.Dir(page))
+		entries, err := os.ReadDir(dir)
 		require.NoError(t, err)
 		for _, b := range pageBlocks(t, page) {
 			if b.language == "shell" || b.language == "text" {
 				continue
 			}
 			found := slices.ContainsFunc(entries, func(entry fs.DirEntry) bool {
-				content, err := os.ReadFile(filepath.Join(folder, entry.Name()))
+				content, err := os.ReadFile(filepath.Join(dir, entry.Name()))
 				return err == nil && filepath.Ext(entry.Name()) != ".md" && strings.Contains(string(content), b.body)
 			})
 			assert.True(t, found, "%s: %v is in no file beside it", page, b)

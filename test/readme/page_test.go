@@ -77,7 +77,7 @@ func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 	t.Helper()
 	n := newNewcomer(t)
 	if strings.HasPrefix(page, "examples/") {
-		n.folder = filepath.Join(n.checkout, filepath.Dir(page))
+		n.dir = filepath.Join(n.checkout, filepath.Dir(page))
 		address, err := n.dingtalk.Start("127.0.0.1:0")
 		require.NoError(t, err)
 		n.here[n.upstream] = address
@@ -110,7 +110,7 @@ func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 	return n
 }
 
-// startRaft starts a Vault with storage of its own, initialised and unsealed.
+// startRaft starts a Vault with storage of its own, initialized and unsealed.
 func (n *newcomer) startRaft(t *testing.T, blocks []block) {
 	t.Helper()
 	config := fmt.Sprintf(`
@@ -183,9 +183,9 @@ func (n *newcomer) storeApp(t *testing.T) {
 // arrange brings about what a block takes for granted.
 func (n *newcomer) arrange(t *testing.T, b block, given string) {
 	t.Helper()
-	if answer, ok := strings.CutPrefix(given, "DingTalk answers "); ok {
+	if kind, ok := strings.CutPrefix(given, "DingTalk answers "); ok {
 		var fault simulator.Fault
-		require.NoError(t, json.Unmarshal([]byte(answer), &fault), "%v", b)
+		require.NoError(t, json.Unmarshal([]byte(kind), &fault), "%v", b)
 		require.NoError(t, fault.Validate(), "%v", b)
 		n.dingtalk.SetFault(simulator.AnyApp, fault)
 		return
@@ -258,10 +258,10 @@ func (n *newcomer) download(t *testing.T, version string) {
 	name := pluginName + "_" + version + "_linux_amd64"
 	content, err := os.ReadFile(buildPlugin(t, "v"+version))
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(n.folder, name), content, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(n.dir, name), content, 0o600))
 	digest := sha256.Sum256(content)
 	checksums := hex.EncodeToString(digest[:]) + "  " + name + "\n" + strings.Repeat("0", 64) + "  another-file\n"
-	file := filepath.Join(n.folder, pluginName+"_"+version+"_checksums.txt")
+	file := filepath.Join(n.dir, pluginName+"_"+version+"_checksums.txt")
 	require.NoError(t, os.WriteFile(file, []byte(checksums), 0o600))
 }
 

@@ -67,7 +67,7 @@ func TestReadme_works_as_written(t *testing.T) {
 // newcomer is somebody who has just checked the project out, and does what a page says.
 type newcomer struct {
 	checkout string
-	folder   string // where the commands are run
+	dir      string // where the commands are run
 	env      []string
 	secret   string
 	here     map[string]string // what the page says, and what it is here
@@ -94,7 +94,7 @@ func newNewcomer(t *testing.T) *newcomer {
 		used:     map[string]bool{},
 		dingtalk: simulator.New(simulator.Options{}),
 	}
-	n.folder, n.hidden = n.checkout, []string{n.secret}
+	n.dir, n.hidden = n.checkout, []string{n.secret}
 	n.dingtalk.SetApp(appKey, n.secret)
 	n.upstream = "https://" + dingtalkHost
 	n.network = startCompany(t, n.dingtalk)
@@ -268,7 +268,7 @@ func (n *newcomer) command(t *testing.T, program string, args ...string) *exec.C
 	ctx, cancel := context.WithTimeout(t.Context(), reading)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Dir, cmd.Env = n.folder, n.env
+	cmd.Dir, cmd.Env = n.dir, n.env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
@@ -325,7 +325,7 @@ func (n *newcomer) write(t *testing.T, b block, body string) string {
 	t.Helper()
 	name, err := b.fileName()
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(n.folder, name), []byte(body), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(n.dir, name), []byte(body), 0o600))
 	return name
 }
 
@@ -336,16 +336,16 @@ func (n *newcomer) goProgram(t *testing.T, b block, body, text string) string {
 	require.NoError(t, err, "%v", b)
 	require.Equal(t, string(formatted), body, "%v is not formatted", b)
 
-	// A folder of its own is a package of its own, with the project's version of the client library.
+	// A directory of its own is a package of its own, with the project's version of the client library.
 	name, err := b.fileName()
 	require.NoError(t, err)
-	folder := filepath.Join(n.checkout, "program")
-	require.NoError(t, os.Mkdir(folder, 0o700))
-	require.NoError(t, os.WriteFile(filepath.Join(folder, name), []byte(body), 0o600))
+	dir := filepath.Join(n.checkout, "program")
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600))
 	built, err := n.command(t, "go", "build", "-buildvcs=false", "-o", "program/", "./program").CombinedOutput()
 	require.NoError(t, err, "build %v: %s", b, built)
 
-	cmd := n.command(t, filepath.Join(folder, "program"))
+	cmd := n.command(t, filepath.Join(dir, "program"))
 	var printed output
 	cmd.Stdout, cmd.Stderr = &printed, &printed
 	require.NoError(t, cmd.Start())
@@ -444,9 +444,9 @@ func TestReference_names_every_path_and_field(t *testing.T) {
 	)
 	require.NoError(t, err)
 	t.Cleanup(func() { engine.Cleanup(context.Background()) })
-	answer, err := engine.HandleRequest(t.Context(), &logical.Request{Operation: logical.HelpOperation})
+	help, err := engine.HandleRequest(t.Context(), &logical.Request{Operation: logical.HelpOperation})
 	require.NoError(t, err)
-	document, ok := answer.Data["openapi"].(*framework.OASDocument)
+	document, ok := help.Data["openapi"].(*framework.OASDocument)
 	require.True(t, ok)
 
 	named := func(name string, pages ...string) {

@@ -20,11 +20,11 @@ import (
 	dingtalk "vault-plugin-secrets-dingtalk"
 )
 
-// copySources copies what a build needs into a folder.
+// copySources copies what a build needs into a directory.
 func copySources(t *testing.T, to string) {
 	t.Helper()
-	for _, folder := range []string{"cmd/" + plugin, "internal", "scripts"} {
-		require.NoError(t, os.CopyFS(filepath.Join(to, folder), os.DirFS(filepath.Join(root, folder))))
+	for _, dir := range []string{"cmd/" + plugin, "internal", "scripts"} {
+		require.NoError(t, os.CopyFS(filepath.Join(to, dir), os.DirFS(filepath.Join(root, dir))))
 	}
 	for _, pattern := range []string{"*.go", "go.mod", "go.sum", "Makefile"} {
 		files, err := filepath.Glob(filepath.Join(root, pattern))
@@ -38,9 +38,9 @@ func copySources(t *testing.T, to string) {
 	}
 }
 
-// makeBuild runs `make build` in a folder, and returns the program. The environment is this one
+// makeBuild runs `make build` in a directory, and returns the program. The environment is this one
 // with what is given; neither a make above this one nor flags of Go's play a part.
-func makeBuild(t *testing.T, folder string, env ...string) []byte {
+func makeBuild(t *testing.T, dir string, env ...string) []byte {
 	t.Helper()
 	var clean []string
 	for _, pair := range os.Environ() {
@@ -51,19 +51,19 @@ func makeBuild(t *testing.T, folder string, env ...string) []byte {
 			clean = append(clean, pair)
 		}
 	}
-	printed := run(t, folder, append(clean, env...), "make", "build")
-	program, err := os.ReadFile(filepath.Join(folder, "bin", plugin))
+	printed := run(t, dir, append(clean, env...), "make", "build")
+	program, err := os.ReadFile(filepath.Join(dir, "bin", plugin))
 	require.NoError(t, err)
 	require.Contains(t, printed, "SHA-256 of bin/"+plugin+" "+dingtalk.Version+": "+digest(program)+"\n")
 	return program
 }
 
-func run(t *testing.T, folder string, env []string, program string, args ...string) string {
+func run(t *testing.T, dir string, env []string, program string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Dir, cmd.Env = folder, env
+	cmd.Dir, cmd.Env = dir, env
 	printed, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s %s:\n%s", program, strings.Join(args, " "), printed)
 	return string(printed)

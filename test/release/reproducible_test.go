@@ -16,10 +16,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Two builds of the same sources that differ in all that should not matter: the folder and its
-// depth, the folder of the modules, the time zone, what the clock says, the files' times, and
+// Two builds of the same sources that differ in all that should not matter: the directory and its
+// depth, the directory of the modules, the time zone, what the clock says, the files' times, and
 // whether git knows them and Go is to tell. Both take the standard library and the dependencies
-// from Go's cache, else this would take minutes. What the cache could hide, a path in a package
+// from Go's cache, as this would take minutes otherwise. What the cache could hide, a path in a package
 // that one build compiled and the other found there, is searched for.
 func TestBuild_is_the_same_bytes_wherever_and_whenever_it_is_made(t *testing.T) {
 	t.Parallel()
@@ -32,7 +32,7 @@ func TestBuild_is_the_same_bytes_wherever_and_whenever_it_is_made(t *testing.T) 
 	copySources(t, here)
 	one := makeBuild(t, here, "TZ=UTC")
 
-	there := filepath.Join(t.TempDir(), "another folder", "deeper down", "with a longer name")
+	there := filepath.Join(t.TempDir(), "another directory", "deeper down", "with a longer name")
 	copySources(t, there)
 	age(t, there)
 	commit(t, there)
@@ -65,10 +65,10 @@ func TestBuild_is_the_same_bytes_wherever_and_whenever_it_is_made(t *testing.T) 
 }
 
 // age sets the files' times to a day of last year.
-func age(t *testing.T, folder string) {
+func age(t *testing.T, dir string) {
 	t.Helper()
 	lastYear := time.Now().AddDate(-1, 0, -3)
-	require.NoError(t, filepath.WalkDir(folder, func(path string, _ fs.DirEntry, err error) error {
+	require.NoError(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -76,9 +76,9 @@ func age(t *testing.T, folder string) {
 	}))
 }
 
-// commit makes the folder a git checkout, whose commit Go writes into the program unless it is told
+// commit makes the directory a git checkout, whose commit Go writes into the program unless it is told
 // otherwise.
-func commit(t *testing.T, folder string) {
+func commit(t *testing.T, dir string) {
 	t.Helper()
 	var env []string
 	for _, pair := range os.Environ() {
@@ -87,11 +87,11 @@ func commit(t *testing.T, folder string) {
 		}
 	}
 	env = append(env, "GIT_CONFIG_GLOBAL="+os.DevNull, "GIT_CONFIG_SYSTEM="+os.DevNull)
-	run(t, folder, env, "git", "init", "--quiet")
-	run(t, folder, env, "git", "add", "--all")
+	run(t, dir, env, "git", "init", "--quiet")
+	run(t, dir, env, "git", "add", "--all")
 	run(
 		t,
-		folder,
+		dir,
 		env,
 		"git",
 		"-c",

@@ -159,10 +159,10 @@ func TestSnapshot_links_of_the_archived_pages_lead_to_archived_files(t *testing.
 
 // Not in parallel: each build takes all the cores.
 func TestSnapshot_programs_are_what_make_build_makes(t *testing.T) {
-	folder := filepath.Join(t.TempDir(), "copy")
-	copySources(t, folder)
+	dir := filepath.Join(t.TempDir(), "copy")
+	copySources(t, dir)
 	for _, s := range systems {
-		built := makeBuild(t, folder, "GOOS="+s.os, "GOARCH="+s.arch)
+		built := makeBuild(t, dir, "GOOS="+s.os, "GOARCH="+s.arch)
 		require.Equal(t, digest(built), checksums(t)[s.name()+s.exe()], "%s", s.name())
 	}
 }
@@ -176,12 +176,12 @@ func TestSnapshot_program_tells_its_version(t *testing.T) {
 	require.Equal(t, dingtalk.Version+"\n", run(t, root, os.Environ(), program, "-version"))
 }
 
-func TestSnapshot_bills_of_materials_name_every_module_in_the_program(t *testing.T) {
+func TestSnapshot_SBOMs_name_every_module_in_the_program(t *testing.T) {
 	t.Parallel()
 	for _, s := range systems {
 		t.Run(s.name(), func(t *testing.T) {
 			t.Parallel()
-			var bill struct {
+			var sbom struct {
 				SPDXVersion  string `json:"spdxVersion"`
 				CreationInfo struct {
 					Created time.Time `json:"created"`
@@ -192,16 +192,16 @@ func TestSnapshot_bills_of_materials_name_every_module_in_the_program(t *testing
 					Version string `json:"versionInfo"`
 				} `json:"packages"`
 			}
-			require.NoError(t, json.Unmarshal([]byte(read(t, "dist/"+s.archive()+".spdx.json")), &bill))
-			require.Equal(t, "SPDX-2.3", bill.SPDXVersion)
-			require.True(t, bill.CreationInfo.Created.Equal(commitTime(t)))
+			require.NoError(t, json.Unmarshal([]byte(read(t, "dist/"+s.archive()+".spdx.json")), &sbom))
+			require.Equal(t, "SPDX-2.3", sbom.SPDXVersion)
+			require.True(t, sbom.CreationInfo.Created.Equal(commitTime(t)))
 			require.True(
 				t,
-				strings.HasSuffix(bill.Namespace, "-"+digest([]byte(read(t, "dist/"+s.archive())))),
-				bill.Namespace,
+				strings.HasSuffix(sbom.Namespace, "-"+digest([]byte(read(t, "dist/"+s.archive())))),
+				sbom.Namespace,
 			)
 			named := map[string]string{}
-			for _, p := range bill.Packages {
+			for _, p := range sbom.Packages {
 				require.NotContains(
 					t,
 					named,
@@ -238,14 +238,14 @@ func checksums(t *testing.T) map[string]string {
 	return sums
 }
 
-// unpack returns what the system's archive holds in its one folder.
+// unpack returns what the system's archive holds in its one directory.
 func (s system) unpack(t *testing.T) map[string]packed {
 	t.Helper()
 	content := []byte(read(t, "dist/"+s.archive()))
 	all := map[string]packed{}
 	add := func(name string, file packed) {
 		name, ok := strings.CutPrefix(name, s.name()+"/")
-		require.True(t, ok, "%s is outside the archive's folder", name)
+		require.True(t, ok, "%s is outside the archive's directory", name)
 		require.NotContains(t, all, name)
 		all[name] = file
 	}
