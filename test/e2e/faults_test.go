@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 const (
@@ -205,78 +206,78 @@ func faultCases() []faultCase {
 		}, tooLong),
 		broken("no HTTP, without end",
 			simulator.Fault{Kind: simulator.FaultRaw, Raw: "SSH-2.0-OpenSSH_9.6\r\n", Repeat: "x"}, notHTTP),
-		{name: "more than a response", fault: simulator.Fault{Kind: simulator.FaultSurplus}, life: fullLifetime},
+		{name: "more than a response", fault: simulator.Fault{Kind: simulator.FaultSurplus}, life: harness.FullLifetime},
 	}
 }
 
 // leadTo points a redirect to a host where nothing may ever arrive.
-func (c *faultCase) leadTo(elsewhere *dingtalk) {
+func (c *faultCase) leadTo(elsewhere *harness.DingTalk) {
 	if c.fault.Kind == simulator.FaultRedirect {
-		c.fault.Location = elsewhere.url + simulator.TokenPath
+		c.fault.Location = elsewhere.URL + simulator.TokenPath
 	}
 }
 
 //nolint:tparallel // the subtests measure the memory of one process in turn
 func TestFault_without_a_token_is_a_clear_error_and_then_a_token(t *testing.T) {
 	t.Parallel()
-	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
-	m := v.enable(t)
-	elsewhere := startDingTalk(t, fullLifetime)
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem, Audit: true})
+	m := v.Enable(t)
+	elsewhere := harness.StartDingTalk(t, harness.FullLifetime)
 
 	for _, c := range faultCases() {
 		c.leadTo(elsewhere)
 		t.Run(c.name, func(t *testing.T) {
-			dt := startDingTalk(t, fullLifetime)
-			a := m.newApp(t, dt, fields{"request_timeout": faultTimeout.String()})
-			dt.SetFault(a.key, c.fault)
-			require.Equal(t, "absent", a.status(t)["state"])
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
+			a := m.NewApp(t, dt, harness.Fields{"request_timeout": faultTimeout.String()})
+			dt.SetFault(a.Key, c.fault)
+			require.Equal(t, "absent", a.Status(t)["state"])
 
-			plugin := v.pluginPID(t)
+			plugin := v.PluginPID(t)
 			memory := newMemoryMeter(t, plugin)
 			began := time.Now()
-			secret, err := a.tryRead()
+			secret, err := a.TryRead()
 			took := time.Since(began)
 			require.Less(t, took, faultBound)
 			require.Less(t, memory.rise(t), int64(extraMemory), "bytes of extra memory")
-			noteSecret(dt.LastToken(a.key), "an access token")
+			harness.NoteSecret(dt.LastToken(a.Key), "an access token")
 
 			if c.status == 0 {
 				require.NoError(t, err)
-				requireSameToken(t, tokenIn(secret), dt.LastToken(a.key))
+				harness.RequireSameToken(t, harness.TokenIn(secret), dt.LastToken(a.Key))
 				require.InDelta(t, c.life.Seconds(), secret.LeaseDuration, 2, "a life beyond a day counts as a day")
 				return
 			}
-			text := refused(t, err, c.status)
-			require.Contains(t, text, a.name)
+			text := harness.Refused(t, err, c.status)
+			require.Contains(t, text, a.Name)
 			for _, words := range c.says {
 				require.Regexp(t, words, text)
 			}
 			require.NotContains(t, text, "<html", "a body is never shown")
-			calls := a.calls()
+			calls := a.Calls()
 			require.Positive(t, calls)
 			require.LessOrEqual(t, calls, 3, "attempts within one fetch")
 
 			// The next reader meets the remembered error at once.
 			began = time.Now()
-			_, err = a.tryRead()
-			refused(t, err, c.status)
+			_, err = a.TryRead()
+			harness.Refused(t, err, c.status)
 			require.Less(t, time.Since(began), faultBound)
-			require.Equal(t, calls, a.calls(), "no fetch for it")
-			status := a.status(t)
+			require.Equal(t, calls, a.Calls(), "no fetch for it")
+			status := a.Status(t)
 			require.Equal(t, "absent", status["state"])
 			require.NotEmpty(t, status["last_error"])
-			assertNoSecret(t, "the status", status["last_error"].(string))
-			require.Equal(t, plugin, v.pluginPID(t), "the plugin's process lives")
+			harness.AssertNoSecret(t, "the status", status["last_error"].(string))
+			require.Equal(t, plugin, v.PluginPID(t), "the plugin's process lives")
 
 			dt.ClearFaults()
 			recoverFrom(t, c, a)
-			requireSameToken(t, a.token(t), dt.LastToken(a.key)) // the fault gone, there is a token
-			require.Equal(t, calls+1, a.calls())
-			require.Equal(t, "fresh", a.status(t)["state"])
+			harness.RequireSameToken(t, a.Token(t), dt.LastToken(a.Key)) // the fault gone, there is a token
+			require.Equal(t, calls+1, a.Calls())
+			require.Equal(t, "fresh", a.Status(t)["state"])
 		})
 	}
 	require.Zero(t, elsewhere.Requests("*"), "a redirect is never followed")
-	require.NoError(t, v.findLeaks())
+	require.NoError(t, v.FindLeaks())
 	requireOneWarningEach(t, v)
 }
 
@@ -290,22 +291,22 @@ func TestFault_without_end_takes_little_memory(t *testing.T) {
 		appsAtOnce = 8
 		most       = 64 << 20
 	)
-	v := startVault(t, vaultOptions{storage: storageInmem})
-	m := v.enable(t)
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
+	m := v.Enable(t)
 	for _, kind := range []string{
 		simulator.FaultHuge, simulator.FaultGzipBomb, simulator.FaultInformationalFlood,
 		simulator.FaultEndlessHeaders, simulator.FaultEndlessBody, simulator.FaultEndlessDrip,
 		simulator.FaultEndlessGzip, simulator.FaultEndlessGzipEmpty,
 	} {
 		t.Run(kind, func(t *testing.T) {
-			dt := startDingTalk(t, fullLifetime)
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
 			dt.SetFault(simulator.AnyApp, simulator.Fault{Kind: kind})
-			memory := newMemoryMeter(t, v.pluginPID(t))
+			memory := newMemoryMeter(t, v.PluginPID(t))
 			var reading sync.WaitGroup
 			for range appsAtOnce {
-				a, client := m.newApp(t, dt, fields{"request_timeout": faultTimeout.String()}), v.client(t)
+				a, client := m.NewApp(t, dt, harness.Fields{"request_timeout": faultTimeout.String()}), v.Client(t)
 				reading.Go(func() {
-					_, err := client.Logical().Read(a.credsPath())
+					_, err := client.Logical().Read(a.CredsPath())
 					var response *api.ResponseError
 					if assert.ErrorAs(t, err, &response) {
 						assert.Equal(t, http.StatusBadGateway, response.StatusCode, "%s", err)
@@ -314,31 +315,31 @@ func TestFault_without_end_takes_little_memory(t *testing.T) {
 			}
 			reading.Wait()
 			require.Less(t, memory.rise(t), int64(most), "bytes of extra memory")
-			requireNoConnection(t, v.pluginPID(t), dt.url)
+			requireNoConnection(t, v.PluginPID(t), dt.URL)
 		})
 	}
 }
 
 // recoverFrom ends the wait for the next attempt as an operator would.
-func recoverFrom(t *testing.T, c faultCase, a *app) {
+func recoverFrom(t *testing.T, c faultCase, a *harness.App) {
 	t.Helper()
-	calls := a.calls()
-	next := utcTime(t, a.status(t)["next_attempt_at"])
+	calls := a.Calls()
+	next := utcTime(t, a.Status(t)["next_attempt_at"])
 	switch {
 	case c.banned:
 		require.InDelta(t, 300, time.Until(next).Seconds(), 10, "a ban lasts five minutes")
-		other := a.m.newApp(t, a.dt, nil)
-		_, err := other.tryRead()
-		require.Regexp(t, "(?i)ban", refused(t, err, http.StatusBadGateway), "it hits every app on that host")
-		tooSoon := a.refreshNow(t)
+		other := a.Mount.NewApp(t, a.DingTalk, nil)
+		_, err := other.TryRead()
+		require.Regexp(t, "(?i)ban", harness.Refused(t, err, http.StatusBadGateway), "it hits every app on that host")
+		tooSoon := a.RefreshNow(t)
 		require.Regexp(t, "(?i)ban", strings.Join(tooSoon.Warnings, "\n"), "and refresh/ does not go past it")
-		require.Equal(t, calls, a.dt.Requests("*"))
-		a.m.reload(t)
+		require.Equal(t, calls, a.DingTalk.Requests("*"))
+		a.Mount.Reload(t)
 	case c.fault.RetryAfter != "":
-		require.NotEmpty(t, a.refreshNow(t).Warnings)
-		require.Equal(t, calls, a.calls(), "refresh/ does not go past what DingTalk asked for")
-		waitFor(t, 5*time.Second, "the time that DingTalk asked for is over", func() bool {
-			return len(a.refreshNow(t).Warnings) == 0
+		require.NotEmpty(t, a.RefreshNow(t).Warnings)
+		require.Equal(t, calls, a.Calls(), "refresh/ does not go past what DingTalk asked for")
+		harness.WaitFor(t, 5*time.Second, "the time that DingTalk asked for is over", func() bool {
+			return len(a.RefreshNow(t).Warnings) == 0
 		})
 	default:
 		if c.status == http.StatusBadRequest {
@@ -346,15 +347,15 @@ func recoverFrom(t *testing.T, c faultCase, a *app) {
 		} else {
 			require.InDelta(t, 5, time.Until(next).Seconds(), 5, "the first wait is about five seconds")
 		}
-		require.Equal(t, "fresh", a.refreshNow(t).Data["state"], "refresh/ goes past the back-off")
+		require.Equal(t, "fresh", a.RefreshNow(t).Data["state"], "refresh/ goes past the back-off")
 	}
 }
 
 // requireOneWarningEach checks that the log tells the person on call once that an app's fetches
 // fail.
-func requireOneWarningEach(t *testing.T, v *vaultServer) {
+func requireOneWarningEach(t *testing.T, v *harness.VaultServer) {
 	t.Helper()
-	data, err := os.ReadFile(v.logPath())
+	data, err := os.ReadFile(v.LogPath())
 	require.NoError(t, err)
 	warnings := map[string]int{}
 	for line := range strings.Lines(string(data)) {
@@ -377,12 +378,12 @@ func TestFault_with_a_due_token_serves_the_token_in_hand(t *testing.T) {
 	t.Parallel()
 	const lifetime = 20 * time.Second
 	const window = lifetime / 4
-	m := newMount(t)
-	elsewhere := startDingTalk(t, fullLifetime)
+	m := harness.NewMount(t)
+	elsewhere := harness.StartDingTalk(t, harness.FullLifetime)
 
 	type warm struct {
 		faultCase
-		*app
+		*harness.App
 		token string
 
 		first, again       *api.Secret // what two reads in a row were answered
@@ -394,52 +395,54 @@ func TestFault_with_a_due_token_serves_the_token_in_hand(t *testing.T) {
 	for _, c := range faultCases() {
 		c.leadTo(elsewhere)
 		// Without leases, as nothing refreshes a token then before it is due.
-		a := m.newApp(t, startDingTalk(t, lifetime), fields{"request_timeout": faultTimeout.String(), "leased": false})
-		apps = append(apps, &warm{faultCase: c, app: a})
+		a := m.NewApp(t, harness.StartDingTalk(t, lifetime), harness.Fields{
+			"request_timeout": faultTimeout.String(), "leased": false,
+		})
+		apps = append(apps, &warm{faultCase: c, App: a})
 	}
 	var readers sync.WaitGroup
 	for _, w := range apps { // all at once, so that they end together
 		readers.Go(func() {
-			if secret, err := w.tryRead(); assert.NoError(t, err) {
-				w.token = tokenIn(secret)
+			if secret, err := w.TryRead(); assert.NoError(t, err) {
+				w.token = harness.TokenIn(secret)
 			}
 		})
 	}
 	readers.Wait()
 	for _, w := range apps {
-		w.dt.waitForAge(t, w.token, window+900*time.Millisecond) // just due
+		w.DingTalk.WaitForAge(t, w.token, window+900*time.Millisecond) // just due
 	}
 
 	for _, w := range apps {
-		w.dt.SetFault(w.key, w.fault)
+		w.DingTalk.SetFault(w.Key, w.fault)
 		readers.Go(func() {
 			began := time.Now()
-			w.first, w.firstErr = w.tryRead()
-			w.took, w.left, w.tried = time.Since(began), w.dt.left(w.token), w.calls()
-			w.again, w.againErr = w.tryRead()
+			w.first, w.firstErr = w.TryRead()
+			w.took, w.left, w.tried = time.Since(began), w.DingTalk.Remaining(w.token), w.Calls()
+			w.again, w.againErr = w.TryRead()
 		})
 	}
 	readers.Wait()
 
 	for _, w := range apps {
-		t.Run(w.faultCase.name, func(t *testing.T) {
+		t.Run(w.name, func(t *testing.T) {
 			require.NoError(t, w.firstErr)
 			require.Less(t, w.took, faultBound)
-			requireSameToken(t, tokenIn(w.first), w.token)
+			harness.RequireSameToken(t, harness.TokenIn(w.first), w.token)
 			require.Positive(t, w.left, "the token lives")
 			require.Greater(t, w.tried, 1, "a refresh was tried")
-			if w.faultCase.status == 0 {
+			if w.status == 0 {
 				require.Empty(t, w.first.Warnings)
 				return
 			}
 			require.NotEmpty(t, w.first.Warnings, "the reader is warned")
-			assertNoSecret(t, "a warning", strings.Join(w.first.Warnings, "\n"))
-			require.LessOrEqual(t, seconds(t, w.first.Data["ttl"]), window)
+			harness.AssertNoSecret(t, "a warning", strings.Join(w.first.Warnings, "\n"))
+			require.LessOrEqual(t, harness.Seconds(t, w.first.Data["ttl"]), window)
 
 			require.NoError(t, w.againErr)
-			requireSameToken(t, tokenIn(w.again), w.token)
+			harness.RequireSameToken(t, harness.TokenIn(w.again), w.token)
 			require.NotEmpty(t, w.again.Warnings)
-			require.Equal(t, w.tried, w.calls(), "the back-off holds")
+			require.Equal(t, w.tried, w.Calls(), "the back-off holds")
 		})
 	}
 	require.Zero(t, elsewhere.Requests("*"), "a redirect is never followed")

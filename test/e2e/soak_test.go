@@ -29,6 +29,8 @@ import (
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 const (
@@ -96,19 +98,19 @@ func TestSoak_holds_its_promises_under_load_and_takes_no_more_over_time(t *testi
 	duration, seed := soakSettings(t)
 	t.Logf("%s of %d clients over %d apps, seed %d", duration, soakClients, soakApps, seed)
 
-	v := startVault(t, vaultOptions{storage: storageInmem})
-	m, process := v.enableMeasured(t)
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
+	m, process := enableMeasured(t, v)
 	dt := startUnreliableDingTalk(t, soakLifetime, soakFailures, seed)
 	s := &soak{v: v, dt: dt, started: time.Now(), errors: map[string]int{}, wrong: map[string]int{}}
 	for i := range soakApps {
-		a := m.newApp(t, dt.dingtalk, fields{"leased": i%2 == 0, "request_timeout": "3s"})
-		dt.RotateTokens(a.key, i%5 == 0) // DingTalk is not said to do that, but a lease has to end if it does
+		a := m.NewApp(t, dt.DingTalk, harness.Fields{"leased": i%2 == 0, "request_timeout": "3s"})
+		dt.RotateTokens(a.Key, i%5 == 0) // DingTalk is not said to do that, but a lease has to end if it does
 		s.apps = append(s.apps, a)
 	}
 	idle := process.usage(t)
 
 	clients := make([]*soakClient, soakClients)
-	for i, client := range v.patientClients(t, soakClients) {
+	for i, client := range patientClients(t, v, soakClients) {
 		clients[i] = &soakClient{soak: s, client: client, random: rand.New(rand.NewPCG(seed, uint64(i)+1))}
 	}
 	s.started = time.Now()
@@ -125,7 +127,7 @@ func TestSoak_holds_its_promises_under_load_and_takes_no_more_over_time(t *testi
 	// two goroutines.
 	kept := int64(runtime.NumCPU() + 1)
 	var after usage
-	waitFor(t, time.Minute, "the load over, its goroutines and files go", func() bool {
+	harness.WaitFor(t, time.Minute, "the load over, its goroutines and files go", func() bool {
 		after = process.usage(t)
 		return after.goroutines <= idle.goroutines+2*kept+1 && after.files <= idle.files+kept+1
 	})
@@ -152,9 +154,9 @@ func soakSettings(t *testing.T) (duration time.Duration, seed uint64) {
 
 // soak is the load and what came of it.
 type soak struct {
-	v       *vaultServer
+	v       *harness.VaultServer
 	dt      *unreliable
-	apps    []*app // every other one leased
+	apps    []*harness.App // every other one leased
 	started time.Time
 	held    time.Duration // how long the load was held
 
@@ -180,7 +182,7 @@ type soakClient struct {
 }
 
 type heldLease struct {
-	*app
+	*harness.App
 	id, token string
 	ends      time.Time // no earlier than so
 }
@@ -197,16 +199,16 @@ func (c *soakClient) turn(turn int) {
 	c.read(c.apps[i], i%2 == 0)
 }
 
-func (c *soakClient) read(a *app, leased bool) {
-	usable, began := c.dt.usableUntil(a.key), time.Now()
-	secret, err := c.client.Logical().Read(a.credsPath())
+func (c *soakClient) read(a *harness.App, leased bool) {
+	usable, began := c.dt.usableUntil(a.Key), time.Now()
+	secret, err := c.client.Logical().Read(a.CredsPath())
 	now := time.Now()
 	if err != nil || secret == nil {
 		c.refused(a, err, usable, began)
 		return
 	}
-	token := tokenIn(secret)
-	left := c.dt.left(token)
+	token := harness.TokenIn(secret)
+	left := c.dt.Remaining(token)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.reads++
@@ -215,7 +217,7 @@ func (c *soakClient) read(a *app, leased bool) {
 	if c.shortest == 0 || left < c.shortest {
 		c.shortest = left
 	}
-	if c.dt.owner(token) != a.key {
+	if c.dt.owner(token) != a.Key {
 		c.wrong["a token that is not the app's"]++
 	}
 	if left <= 0 {
@@ -225,7 +227,7 @@ func (c *soakClient) read(a *app, leased bool) {
 		if outlives(secret, left, now.Sub(began)) {
 			c.wrong["a lease that outlives its token"]++
 		}
-		c.lease = &heldLease{app: a, id: secret.LeaseID, token: token, ends: began.Add(leaseTTL(secret))}
+		c.lease = &heldLease{App: a, id: secret.LeaseID, token: token, ends: began.Add(harness.LeaseTTL(secret))}
 		return
 	}
 	said, err := time.Parse(time.RFC3339, fmt.Sprint(secret.Data["expires_at"]))
@@ -238,30 +240,30 @@ func (c *soakClient) read(a *app, leased bool) {
 }
 
 func (c *soakClient) renew(held *heldLease) {
-	usable, began := c.dt.usableUntil(held.key), time.Now()
+	usable, began := c.dt.usableUntil(held.Key), time.Now()
 	renewal, err := c.client.Sys().Renew(held.id, 0)
 	now := time.Now()
 	c.lease = nil
 	if err != nil && (leaseOver.MatchString(err.Error()) && !now.Before(held.ends.Add(-time.Second)) ||
-		pastEnd.MatchString(err.Error()) && c.dt.left(held.token) < 2*time.Second) {
+		pastEnd.MatchString(err.Error()) && c.dt.Remaining(held.token) < 2*time.Second) {
 		return
 	}
 	if err != nil || renewal == nil {
-		c.refused(held.app, err, usable, began)
+		c.refused(held.App, err, usable, began)
 		return
 	}
-	left := c.dt.left(held.token)
+	left := c.dt.Remaining(held.token)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.renewals++
 	c.slowest = max(c.slowest, now.Sub(began))
 	switch {
-	case leaseTTL(renewal) == time.Second && len(renewal.Warnings) > 0:
+	case harness.LeaseTTL(renewal) == time.Second && len(renewal.Warnings) > 0:
 		c.ended++
 	case outlives(renewal, left, now.Sub(began)):
 		c.wrong["a renewed lease that outlives its token"]++
 	default:
-		held.ends = began.Add(leaseTTL(renewal))
+		held.ends = began.Add(harness.LeaseTTL(renewal))
 		c.lease = held
 	}
 }
@@ -269,7 +271,7 @@ func (c *soakClient) renew(held *heldLease) {
 // outlives reports whether a lease certainly ends after its token: counted from when it was asked
 // for, though it began later.
 func outlives(lease *api.Secret, left, took time.Duration) bool {
-	return leaseTTL(lease) > left+took+time.Second
+	return harness.LeaseTTL(lease) > left+took+time.Second
 }
 
 var (
@@ -280,7 +282,7 @@ var (
 )
 
 // refused books an error: there may only be one where the engine had no token to serve.
-func (c *soakClient) refused(a *app, err error, usable, began time.Time) {
+func (c *soakClient) refused(a *harness.App, err error, usable, began time.Time) {
 	now := time.Now()
 	kind, text := "an empty answer", ""
 	known := false
@@ -293,7 +295,7 @@ func (c *soakClient) refused(a *app, err error, usable, began time.Time) {
 			asRead := response.StatusCode == e.status
 			asRenewal := response.StatusCode == http.StatusBadRequest &&
 				strings.HasPrefix(text, "failed to renew entry: ") // Vault's doing
-			named := strings.Contains(text, a.name) || e.status == http.StatusServiceUnavailable
+			named := strings.Contains(text, a.Name) || e.status == http.StatusServiceUnavailable
 			if (asRead || asRenewal) && named && e.text.MatchString(text) {
 				kind, known = e.kind, true
 			}
@@ -304,13 +306,13 @@ func (c *soakClient) refused(a *app, err error, usable, began time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.slowest = max(c.slowest, now.Sub(began))
-	if strings.Contains(text, a.secret) ||
-		text != "" && c.dt.LastToken(a.key) != "" && strings.Contains(text, c.dt.LastToken(a.key)) {
+	if strings.Contains(text, a.Secret) ||
+		text != "" && c.dt.LastToken(a.Key) != "" && strings.Contains(text, c.dt.LastToken(a.Key)) {
 		c.wrong["a secret in an error"]++
 	}
 	switch {
 	case !known:
-		c.wrong["an error of another kind: "+mask(kind)]++
+		c.wrong["an error of another kind: "+harness.Mask(kind)]++
 	case now.Before(usable):
 		c.wrong["an error although a token was there: "+kind]++
 	default:
@@ -341,7 +343,7 @@ func (s *soak) observe(t *testing.T, process measured, duration time.Duration) [
 			<-looks.C
 			least = least.least(process.usage(t))
 		}
-		row := soakRow{at: end, leases: s.v.leaseCount(t), usage: least}
+		row := soakRow{at: end, leases: leaseCount(t, s.v), usage: least}
 		row.calls, row.faults = s.dt.counts()
 		s.mu.Lock()
 		row.reads, row.renewals, row.errors = s.reads, s.renewals, s.failed
@@ -416,13 +418,13 @@ func (s *soak) requireTruth(t *testing.T) {
 		t.Errorf("%6d × %s", count, kind)
 	}
 	for _, a := range s.apps {
-		early, failed := s.dt.earlyCalls(a.key)
+		early, failed := s.dt.earlyCalls(a.Key)
 		if len(early) == 0 {
 			continue
 		}
 		// On a machine that stands still a good answer can come too late for the engine, which counts a
 		// failure then.
-		counted, err := a.status(t)["upstream_failures"].(json.Number).Int64()
+		counted, err := a.Status(t)["upstream_failures"].(json.Number).Int64()
 		require.NoError(t, err)
 		assert.LessOrEqual(
 			t,
@@ -508,17 +510,17 @@ func trend(figures []float64) (mean, rise float64) {
 }
 
 // leaseCount is how many leases Vault holds, by its own metrics.
-func (v *vaultServer) leaseCount(t *testing.T) int {
+func leaseCount(t *testing.T, v *harness.VaultServer) int {
 	t.Helper()
-	reply := v.http(t, http.MethodGet, "sys/metrics", "", "")
-	require.Equal(t, http.StatusOK, reply.status)
+	reply := v.HTTP(t, http.MethodGet, "sys/metrics", "", "")
+	require.Equal(t, http.StatusOK, reply.Status)
 	var metrics struct {
 		Gauges []struct {
 			Name  string
 			Value float64
 		}
 	}
-	require.NoError(t, json.Unmarshal([]byte(reply.body), &metrics))
+	require.NoError(t, json.Unmarshal([]byte(reply.Body), &metrics))
 	for _, gauge := range metrics.Gauges {
 		if strings.HasSuffix(gauge.Name, "expire.num_leases") {
 			return int(gauge.Value)

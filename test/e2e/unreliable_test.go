@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 // serveLess is how long before its end a token is no longer served, and the time that a call may
@@ -27,7 +28,7 @@ import (
 const serveLess = 2*time.Second + time.Second
 
 type unreliable struct {
-	*dingtalk
+	*harness.DingTalk
 	lifetime time.Duration
 	oneIn    int
 	kinds    []string // of faults, which take turns
@@ -70,7 +71,7 @@ func startUnreliableDingTalk(t *testing.T, lifetime time.Duration, oneIn int, se
 		}),
 	}
 	server := httptest.NewServer(u)
-	u.dingtalk = &dingtalk{Server: simulator.New(simulator.Options{TokenLifetime: lifetime}), url: server.URL}
+	u.DingTalk = &harness.DingTalk{Server: simulator.New(simulator.Options{TokenLifetime: lifetime}), URL: server.URL}
 	t.Cleanup(func() {
 		_ = u.Close() // first, so that no request is left without an answer
 		server.Close()
@@ -137,7 +138,7 @@ func (u *unreliable) end(key string) {
 // given notes that a good answer was sent.
 func (u *unreliable) given(key string, arrived time.Time) {
 	token := u.LastToken(key)
-	noteSecret(token, "an access token")
+	harness.NoteSecret(token, "an access token")
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.owners[token] = key

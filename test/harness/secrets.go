@@ -2,7 +2,7 @@
 
 //go:build e2e
 
-package e2e
+package harness
 
 // What must never be seen: every app secret and token that the tests make or meet is noted here.
 // Each Vault's log and audit file is searched for them at its end, and whatever a failing test
@@ -26,11 +26,12 @@ var (
 	secretsMu sync.Mutex
 	secrets   = map[string]string{} // value to what it is
 
-	vaultTokenPattern = regexp.MustCompile(`\bhv[sbr]\.[A-Za-z0-9_-]{20,}`)
+	// VaultTokenPattern matches any token of Vault's.
+	VaultTokenPattern = regexp.MustCompile(`\bhv[sbr]\.[A-Za-z0-9_-]{20,}`)
 )
 
-// noteSecret adds a value that must not appear in any log.
-func noteSecret(value, what string) {
+// NoteSecret adds a value that must not appear in any log.
+func NoteSecret(value, what string) {
 	if value == "" {
 		return
 	}
@@ -50,49 +51,51 @@ func secretReplacer() *strings.Replacer {
 	return strings.NewReplacer(pairs...)
 }
 
-// newSecret makes an app secret that nothing else in the run contains.
-func newSecret() string {
-	value := "e2eSecret-" + randomHex(12)
-	noteSecret(value, "an app secret")
+// NewSecret makes an app secret that nothing else in the run contains.
+func NewSecret() string {
+	value := "e2eSecret-" + RandomHex(12)
+	NoteSecret(value, "an app secret")
 	return value
 }
 
-func randomHex(n int) string {
+// RandomHex returns n random bytes in hex.
+func RandomHex(n int) string {
 	raw := make([]byte, n)
 	_, _ = rand.Read(raw)
 	return hex.EncodeToString(raw)
 }
 
-// mask makes text safe to print.
-func mask(text string) string {
-	return vaultTokenPattern.ReplaceAllString(secretReplacer().Replace(text), "<a Vault token>")
+// Mask makes text safe to print.
+func Mask(text string) string {
+	return VaultTokenPattern.ReplaceAllString(secretReplacer().Replace(text), "<a Vault token>")
 }
 
-// assertNoSecret checks a text that a user or a log gets to see.
-func assertNoSecret(t *testing.T, where, text string) {
+// AssertNoSecret checks a text that a user or a log gets to see.
+func AssertNoSecret(t *testing.T, where, text string) {
 	t.Helper()
 	if secretReplacer().Replace(text) != text {
-		t.Errorf("%s holds a secret:\n%s", where, mask(text))
+		t.Errorf("%s holds a secret:\n%s", where, Mask(text))
 	}
 }
 
-// requireSameToken compares tokens without printing any.
-func requireSameToken(t *testing.T, got, want string) {
+// RequireSameToken compares tokens without printing any.
+func RequireSameToken(t *testing.T, got, want string) {
 	t.Helper()
 	if got != want {
 		t.Fatal("not the token that was expected")
 	}
 }
 
-func requireOtherToken(t *testing.T, got, unwanted string) {
+// RequireOtherToken requires two tokens to differ, without printing any.
+func RequireOtherToken(t *testing.T, got, unwanted string) {
 	t.Helper()
 	if got == unwanted {
 		t.Fatal("the same token as before")
 	}
 }
 
-// searchFile looks for known secrets in a log and names the first lines that hold one.
-func searchFile(path string) error {
+// SearchFile looks for known secrets in a log and names the first lines that hold one.
+func SearchFile(path string) error {
 	file, err := os.Open(path)
 	if err != nil {
 		return err
@@ -105,7 +108,7 @@ func searchFile(path string) error {
 	for number := 1; len(leaks) < 10; number++ {
 		line, err := lines.ReadString('\n')
 		if replacer.Replace(line) != line {
-			leaks = append(leaks, fmt.Errorf("%s, line %d: %s", path, number, mask(line)))
+			leaks = append(leaks, fmt.Errorf("%s, line %d: %s", path, number, Mask(line)))
 		}
 		if errors.Is(err, io.EOF) {
 			break

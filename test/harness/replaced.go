@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package harness
+
+// An app whose token DingTalk replaces, and what a holder of that token has to do.
+
+import (
+	"testing"
+	"time"
+)
+
+const (
+	// replacedLifetime is a token's in the tests of what is replaced, and tunedTo the mount's
+	// default_lease_ttl: a twelfth.
+	replacedLifetime = time.Minute
+	tunedTo          = replacedLifetime / 12
+)
+
+// NewTunedApp is a mount whose default_lease_ttl is tuned, with an app of which DingTalk replaces
+// the token at each fetch.
+func NewTunedApp(t *testing.T) *App {
+	t.Helper()
+	m := NewMount(t)
+	m.Vault.MustCLI(t, "secrets", "tune", "-default-lease-ttl="+tunedTo.String(), m.Path+"/")
+	dt := StartDingTalk(t, replacedLifetime)
+	a := m.NewApp(t, dt, nil)
+	dt.RotateTokens(a.Key, true)
+	return a
+}
+
+// RequireHolderFollows replaces the app's token again and again. Within twice the mount's
+// default_lease_ttl the holder has the new one.
+func (a *App) RequireHolderFollows(t *testing.T, holds func() bool) {
+	t.Helper()
+	WaitFor(t, 30*time.Second, "the holder has a token", holds)
+	for range 3 {
+		calls := a.Calls()
+		WaitFor(t, 15*time.Second, "the token is replaced", func() bool { // at most once in ten seconds
+			a.RefreshNow(t)
+			return a.Calls() > calls
+		})
+		NoteSecret(a.DingTalk.LastToken(a.Key), "an access token")
+		replaced := time.Now()
+		WaitFor(t, 2*tunedTo, "the holder has the new token", holds)
+		t.Logf("the new token after %s", time.Since(replaced).Round(time.Millisecond))
+	}
+}
