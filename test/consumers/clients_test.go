@@ -4,10 +4,10 @@
 
 package consumers
 
-// The programs in examples/clients, in seven languages, as they are: each reads a real Vault with a
-// token that has the policy beside them, and calls the simulator's APIs with what it got, on the
-// host that gives tokens or on DingTalk's old one. The simulator refuses a token as DingTalk does,
-// and counts.
+// The clients in examples/clients, in seven languages, as they are. Each reads a real Vault with a
+// token that has the policy beside them. It calls the simulator's APIs with the access token, on
+// the host that issues tokens or on DingTalk's old one. The simulator refuses a token as DingTalk
+// does, and counts the calls.
 
 import (
 	"bytes"
@@ -130,7 +130,7 @@ func (l language) program(t *testing.T) []string {
 	return l.command(program)
 }
 
-// environment is all that the client is given.
+// environment is the whole environment of the client.
 func (l language) environment(t *testing.T, a *harness.App) []string {
 	t.Helper()
 	home := t.TempDir()
@@ -151,10 +151,10 @@ func (l language) environment(t *testing.T, a *harness.App) []string {
 // nodeModules is where what examples/clients/package.json names is installed.
 func nodeModules(t *testing.T) string {
 	t.Helper()
-	folder := os.Getenv("NODE_MODULES")
-	require.NotEmpty(t, folder, "run `make test-e2e`, or set NODE_MODULES to what scripts/node-modules prints")
-	require.DirExists(t, folder)
-	return folder
+	dir := os.Getenv("NODE_MODULES")
+	require.NotEmpty(t, dir, "run `make test-e2e`, or set NODE_MODULES to what scripts/node-modules prints")
+	require.DirExists(t, dir)
+	return dir
 }
 
 // runningClient is a client that calls an API again and again.
@@ -217,7 +217,7 @@ func (r *runningClient) refused() int {
 	return refused
 }
 
-// noteTokens has the token noted that the client may now print.
+// noteTokens notes the token that the client now has as a secret.
 func (r *runningClient) noteTokens() {
 	harness.NoteSecret(r.a.DingTalk.LastToken(r.a.Key), "an access token")
 }
@@ -352,7 +352,7 @@ func TestClient_recovers_once_from_each_token_that_ended_before_its_time(t *test
 				first[r] = dt.LastToken(r.a.Key)
 			}
 
-			// Replaced: the engine has been given another token, by somebody else perhaps, while the client
+			// Replaced: the engine has another token, refreshed by somebody else perhaps, while the client
 			// holds the old one.
 			for _, r := range all {
 				dt.ExpireTokens(r.a.Key)

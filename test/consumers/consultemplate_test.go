@@ -100,7 +100,7 @@ func TestConsulTemplate_file_holds_a_live_token_at_two_calls_a_lifetime(t *testi
 			pass(lifetime + lifetime/2)
 			require.Len(t, r.Contents, 1, "contents of the file while the token is extended")
 
-			// DingTalk gives another token each time, the old ones live on to their end: the file follows.
+			// DingTalk returns another token each time, the old ones live on to their end: the file follows.
 			dt.RotateTokens(a.Key, true)
 			pass(2 * lifetime)
 			dt.RotateTokens(a.Key, false)
@@ -108,8 +108,8 @@ func TestConsulTemplate_file_holds_a_live_token_at_two_calls_a_lifetime(t *testi
 			harness.WatchFiles(t, lifetime, "the file holds the last token", files, func() bool { return r.Holds(a) })
 			calls.RequireAtMostTwoPer(t, lifetime)
 
-			// DingTalk ends the token before its time, which nobody is told of. The next renewal or read finds
-			// out.
+			// DingTalk ends the token before its time, which nobody is told of. The next renewal or read
+			// finds out.
 			dt.ExpireTokens(a.Key)
 			r.MayBeDead = lifetime
 			harness.WatchFiles(t, lifetime, "the file holds the new token", files, func() bool { return r.Holds(a) })

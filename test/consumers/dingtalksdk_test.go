@@ -4,8 +4,8 @@
 
 package consumers
 
-// DingTalk's own SDK against the simulator: the SDK says whether that answers as DingTalk does. And
-// the SDK with a token that a real Vault gave.
+// DingTalk's own SDK against the simulator, which shows whether the simulator responds as DingTalk
+// does. And the SDK with a token from a real Vault.
 
 import (
 	"bytes"
@@ -21,7 +21,7 @@ import (
 	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// sdkResult is what came of one call: what the SDK returned, or the error that it threw.
+// sdkResult is the result of one call: what the SDK returned, or the error that it threw.
 type sdkResult struct {
 	Status int
 	Body   struct {

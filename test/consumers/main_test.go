@@ -2,9 +2,9 @@
 
 //go:build e2e
 
-// Package consumers tests against programs of other people, as their users run them: DingTalk's own
-// SDK, Prometheus, consul-template, and the clients in examples/clients, in seven languages. Vault
-// and the plugin are the real ones.
+// Package consumers tests the plugin with other people's programs, as their users run them:
+// DingTalk's own SDK, Prometheus, consul-template, and the clients in examples/clients. Vault and
+// the plugin are real, and the simulator takes DingTalk's place.
 package consumers
 
 import (

@@ -155,7 +155,7 @@ func (w *watched) keepReading(t *testing.T, one *harness.App) {
 	t.Cleanup(func() { close(stop); readers.Wait() })
 }
 
-// refreshUntilItWorks goes past the back-off, as somebody does who has fixed the cause.
+// refreshUntilItWorks ignores the back-off, as an operator does who has fixed the cause.
 func refreshUntilItWorks(t *testing.T, a *harness.App) {
 	t.Helper()
 	harness.WaitFor(t, time.Minute, "the token of "+a.Name+" is refreshed", func() bool {
@@ -289,7 +289,7 @@ func (w *watched) requireEachMountIsScraped(t *testing.T) {
 }
 
 // requireNoSecretIsScraped looks at what is scraped, with Prometheus' own token, and at what
-// Prometheus makes of it. Without a token, there is nothing to be had.
+// Prometheus makes of it. Without a token, Vault returns nothing.
 func (w *watched) requireNoSecretIsScraped(t *testing.T) {
 	t.Helper()
 	as := *w.v

@@ -21,7 +21,7 @@ import (
 	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// agentModes are the two ways in which the engine answers an Agent.
+// agentModes are the two ways in which the engine responds to an Agent.
 var agentModes = map[string]bool{"leased": true, "unleased": false}
 
 // agent is a running Vault Agent and the one file that it renders.
@@ -30,9 +30,9 @@ type agent struct {
 	*harness.Rendered
 }
 
-// prepareAgent makes the folder for an Agent: with the credentials of a role that may read these
-// paths and, unless it is empty, a script in the place of the program that command.hcl runs, to
-// which $FILE is the rendered file.
+// prepareAgent makes the directory of an Agent. It holds the credentials of a role that may read
+// these paths. A script, unless it is empty, replaces the program that command.hcl runs; $FILE is
+// its name for the rendered file.
 func prepareAgent(t *testing.T, v *harness.VaultServer, credsPaths []string, script string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -117,8 +117,8 @@ func TestAgent_file_holds_a_live_token_for_two_minutes_at_two_calls_a_lifetime(t
 			require.Len(t, g.Contents, 1, "contents of the file while the token is extended")
 			g.requireCommandRanForEach(t)
 
-			// DingTalk gives another token each time, the old ones live on to their end: the file and the
-			// command follow.
+			// DingTalk returns another token each time, and the old ones live on to their end: the file and
+			// the command follow.
 			dt.RotateTokens(a.Key, true)
 			pass(half)
 			dt.RotateTokens(a.Key, false)
@@ -193,7 +193,7 @@ func TestAgent_goes_on_across_restarts_of_Vault_and_of_the_plugin(t *testing.T) 
 		{"Vault is killed", func() { v.Crash(t) }},
 	} {
 		// Neither Agent is about to come back, so that there is time for Vault to start.
-		harness.WatchFiles(t, 2*lifetime, "both tokens have more than half of their life left", files, each(func(i int) bool {
+		harness.WatchFiles(t, 2*lifetime, "more than half of both TTLs remains", files, each(func(i int) bool {
 			return dt.Remaining(apps[i].DingTalk.LastToken(apps[i].Key)) > lifetime/2
 		}))
 		before := []int{apps[0].Calls(), apps[1].Calls()}
@@ -214,7 +214,7 @@ func TestAgent_goes_on_across_restarts_of_Vault_and_of_the_plugin(t *testing.T) 
 func TestAgent_renders_once_Vault_is_there_at_the_start_and_after_an_outage(t *testing.T) {
 	t.Parallel()
 	const lifetime = 16 * time.Second
-	// The example has the Agent wait for 30 s at most, and Vault's client makes three attempts at a
+	// The example makes the Agent wait for 30 s at most, and Vault's client makes three attempts at a
 	// read.
 	const comesBack = 40 * time.Second
 	for mode, leased := range agentModes {

@@ -134,7 +134,7 @@ func TestAhead_hanging_DingTalk_holds_a_reader_for_two_seconds_and_the_others_no
 	require.Equal(t, calls+1, a.Calls(), "one call for all of them")
 }
 
-// Who asks for more life than the token has waits for as long as the refresh takes.
+// A reader that asks for a longer TTL than the token has waits until the refresh ends.
 func TestAhead_those_who_ask_for_more_life_wait_for_a_slow_DingTalk(t *testing.T) {
 	t.Parallel()
 	const lifetime = 24 * time.Second

@@ -26,7 +26,7 @@ func TestCLI_the_life_of_an_app(t *testing.T) {
 	v := m.Vault
 	a := m.UnstoredApp(dt)
 
-	// The secret comes by standard input, with the line break that echo adds.
+	// The secret is read from standard input, with the line break that echo adds.
 	out := v.CLIWithInput(t, a.Secret+"\n", "write", a.ConfigPath(),
 		"app_key="+a.Key, "app_secret=-", "base_url="+dt.URL).Succeeded(t)
 	require.Contains(t, out, "Success! Data written to: "+a.ConfigPath())
@@ -185,7 +185,7 @@ func TestPlugin_version_is_the_one_that_Vault_shows(t *testing.T) {
 	require.Equal(t, v.PluginVersion, mounted.RunningVersion)
 	require.Equal(t, v.PluginSHA256, mounted.RunningSha256)
 
-	// A registration by hand, with the version that the program itself prints, and with another one.
+	// A registration by hand, with the version that the binary itself prints, and with another one.
 	register := func(version string) harness.CLIResult {
 		return v.CLI(t, "plugin", "register", "-sha256="+v.PluginSHA256, "-version="+version, "secret", harness.PluginName)
 	}

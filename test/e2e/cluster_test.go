@@ -30,8 +30,8 @@ import (
 	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// clientPatience is how long a reader waits for an answer: longer than any election, so that a wait
-// without end is seen.
+// clientPatience is how long a reader waits for a response: longer than any election, so that a
+// wait without end is seen.
 const clientPatience = 20 * time.Second
 
 type cluster struct {
@@ -117,7 +117,7 @@ func (c *cluster) revive(t *testing.T, v *harness.VaultServer) {
 	require.NoError(t, v.Start(), "start %s again", v.Opts.Name)
 	_, err := v.Root.Sys().Unseal(v.UnsealKey)
 	require.NoError(t, err, "unseal %s again", v.Opts.Name)
-	// Without this port Vault goes on, and never serves.
+	// Without this port Vault keeps running, and never serves.
 	harness.WaitFor(
 		t,
 		30*time.Second,
@@ -136,13 +136,13 @@ func (c *cluster) revive(t *testing.T, v *harness.VaultServer) {
 	c.downs[len(c.downs)-1].to = time.Now()
 }
 
-// waitUntilServing waits until a node answers requests, by itself or by the leader.
+// waitUntilServing waits until a node serves requests, by itself or through the leader.
 func (c *cluster) waitUntilServing(t *testing.T, v *harness.VaultServer) {
 	t.Helper()
 	var last error
 	defer func() {
 		if t.Failed() {
-			t.Logf("%s answered: %v", v.Opts.Name, last)
+			t.Logf("%s responded: %v", v.Opts.Name, last)
 		}
 	}()
 	harness.WaitFor(t, time.Minute, v.Opts.Name+" serves", func() bool {
@@ -198,8 +198,8 @@ func wording(response *api.ResponseError) string {
 // account is what many readers got.
 type account struct {
 	allowed []knownError
-	// disturbed reports whether there was a fault between two moments: without one only what may come at
-	// any time is allowed.
+	// disturbed reports whether there was a fault between two moments: without one only what may come
+	// at any time is allowed.
 	disturbed func(from, to time.Time) bool
 	// unreachable reports whether the fault explains that a host could not be talked to; nil means it
 	// never does.
@@ -208,7 +208,7 @@ type account struct {
 	mu      sync.Mutex
 	right   map[string]int // right tokens, by the address that was asked
 	errors  map[string]int // the allowed ones, by kind
-	wrong   map[string]int // whatever else came
+	wrong   map[string]int // everything else
 	slowest time.Duration
 }
 
@@ -222,8 +222,8 @@ func newAccount(allowed []knownError, disturbed func(from, to time.Time) bool) *
 	}
 }
 
-// read reads an app through the client and books the answer, which is to be the token or an allowed
-// error. It reports whether it was the token.
+// read reads an app through the client and counts the response, which must be the token or an
+// allowed error. It reports whether it was the token.
 func (k *account) read(client *api.Client, a *harness.App, token string) bool {
 	began := time.Now()
 	secret, err := client.Logical().Read(a.CredsPath())
@@ -237,7 +237,7 @@ func (k *account) read(client *api.Client, a *harness.App, token string) bool {
 			kind, explained = kind+", with nothing amiss", false
 		}
 	case secret == nil:
-		kind = "an empty answer"
+		kind = "an empty response"
 	case harness.TokenIn(secret) != token:
 		kind = "not the token of the app"
 	case len(secret.Warnings) > 0:
@@ -275,7 +275,7 @@ func (k *account) explain(err error, from, to time.Time) (kind string, explained
 		return err.Error(), false, false
 	}
 	if failed.Timeout() {
-		return "no answer in time: " + err.Error(), false, false
+		return "no response in time: " + err.Error(), false, false
 	}
 	where, parseErr := url.Parse(failed.URL)
 	if parseErr != nil || k.unreachable == nil || !k.unreachable(where.Host, from, to) {
@@ -305,7 +305,7 @@ func (k *account) waitForCalm(t *testing.T, more int) {
 	harness.WaitFor(t, 30*time.Second, "readers get tokens", func() bool { return k.rightSoFar() >= enough })
 }
 
-// requireClean checks that nothing came but right tokens and allowed errors, and says how many of
+// requireClean requires that there were only right tokens and allowed errors, and logs how many of
 // each.
 func (k *account) requireClean(t *testing.T) {
 	t.Helper()
@@ -314,7 +314,7 @@ func (k *account) requireClean(t *testing.T) {
 	for _, address := range slices.Sorted(maps.Keys(k.right)) {
 		t.Logf("%6d × the right token from %s", k.right[address], address)
 	}
-	t.Logf("the slowest answer came after %s", k.slowest.Round(time.Millisecond))
+	t.Logf("the slowest response took %s", k.slowest.Round(time.Millisecond))
 	for _, kind := range slices.Sorted(maps.Keys(k.errors)) {
 		t.Logf("%6d × %s", k.errors[kind], kind)
 	}
@@ -323,7 +323,7 @@ func (k *account) requireClean(t *testing.T) {
 	}
 }
 
-// load has every client read the apps in turn, without end until it is stopped.
+// load makes every client read the apps in turn until it is stopped.
 func (k *account) load(
 	t *testing.T, clients []*api.Client, pause time.Duration, tokens map[*harness.App]string,
 ) *readers {
@@ -335,7 +335,7 @@ func (k *account) load(
 	})
 }
 
-// readers read without end until they are stopped.
+// readers read until they are stopped.
 type readers struct {
 	stop chan struct{}
 	all  sync.WaitGroup
@@ -362,7 +362,7 @@ func startReaders(t *testing.T, count int, pause time.Duration, read func(i, tur
 	return r
 }
 
-// end stops the readers and waits for them; again does nothing.
+// end stops the readers and waits for them. A second call does nothing.
 func (r *readers) end() {
 	select {
 	case <-r.stop:

@@ -184,11 +184,11 @@ func TestConfig_operator_is_not_led_to_send_the_next_secret_to_another_host(t *t
 	policy := "writer-of-" + m.Path
 	require.NoError(t, m.Vault.Root.Sys().PutPolicy(policy,
 		fmt.Sprintf("path \"%s/config/*\" {\n  capabilities = [\"update\", \"patch\"]\n}\n", m.Path)))
-	login, err := m.Vault.Root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}})
+	created, err := m.Vault.Root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}})
 	require.NoError(t, err)
-	harness.NoteSecret(login.Auth.ClientToken, "a Vault token")
+	harness.NoteSecret(created.Auth.ClientToken, "a Vault token")
 	writer := m.Vault.Client(t)
-	writer.SetToken(login.Auth.ClientToken)
+	writer.SetToken(created.Auth.ClientToken)
 	junk := harness.NewSecret()
 	theirs.SetApp(a.Key, junk)
 	for _, verify := range []bool{false, true} { // their host even says that the junk is right
@@ -197,7 +197,7 @@ func TestConfig_operator_is_not_led_to_send_the_next_secret_to_another_host(t *t
 		})
 		require.NoError(t, err)
 	}
-	_, err = a.TryRead() // goes there, with the junk
+	_, err = a.TryRead() // is sent there, with the junk
 	require.NoError(t, err)
 
 	next := harness.NewSecret()
@@ -228,7 +228,7 @@ func TestConfig_operator_is_not_led_to_send_the_next_secret_to_another_host(t *t
 	require.Positive(t, count)
 }
 
-// One host has one spelling, so that a ban or a wait of its is that of all its apps.
+// One host has one spelling, so that its bans and waits hold for all its apps.
 func TestConfig_base_url_is_stored_in_its_canonical_form(t *testing.T) {
 	t.Parallel()
 	m := harness.NewMount(t)
@@ -272,7 +272,7 @@ func TestConfig_unknown_field_gets_a_warning_from_Vault(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(reply.Body), &body))
 	require.NotEmpty(t, body.Warnings)
 	require.Contains(t, strings.Join(body.Warnings, "\n"), "app_secrets")
-	harness.AssertNoSecret(t, "the answer", reply.Body)
+	harness.AssertNoSecret(t, "the response", reply.Body)
 	require.Equal(t, before, m.ReadData(t, a.ConfigPath()))
 }
 
@@ -306,7 +306,7 @@ func TestConfig_names_have_a_longest_length_and_no_slash(t *testing.T) {
 				reply.Body,
 			)
 			assert.Contains(t, reply.Body, `"errors"`, "%s/%s", path, name)
-			harness.AssertNoSecret(t, "the answer", reply.Body)
+			harness.AssertNoSecret(t, "the response", reply.Body)
 		}
 	}
 	require.Empty(t, m.List(t, m.Path+"/config/"))
@@ -319,7 +319,7 @@ func TestConfig_names_have_a_longest_length_and_no_slash(t *testing.T) {
 }
 
 // badField is a value of one field that must be refused: as JSON, and words that the refusal has to
-// hold besides the field's name.
+// hold, in addition to the field's name.
 type badField struct {
 	field, value string
 	says         []string

@@ -24,8 +24,8 @@ import (
 // otherCorpID is a second organization of the apps here.
 const otherCorpID = "ding99otherCorp"
 
-// newAppsIn makes apps with one app_key in different organizations, all of which it runs in. An empty
-// corpId is none.
+// newAppsIn makes apps with one app_key in different organizations, all of which it runs in. An
+// empty corpId is none.
 func newAppsIn(t *testing.T, m *harness.Mount, dt *harness.DingTalk, corpIDs ...string) []*harness.App {
 	t.Helper()
 	first := m.UnstoredApp(dt)
@@ -85,7 +85,7 @@ func TestCorpID_Retry_After_is_for_the_app_key_in_one_organization(t *testing.T)
 	key := apps[0].Key
 	dt.SetFault(key, simulator.Fault{Kind: simulator.FaultThrottledQPS, RetryAfter: "300", Times: 1})
 
-	for _, a := range apps[:2] { // the second one has another name alone
+	for _, a := range apps[:2] { // the second one only has another name
 		_, err := a.TryRead()
 		require.Contains(t, harness.Refused(t, err, http.StatusBadGateway), "throttles")
 		require.Equal(t, 1, dt.RequestsIn(key, otherCorpID))
@@ -156,7 +156,7 @@ func TestCorpID_another_one_ends_the_back_off(t *testing.T) {
 	require.Equal(t, json.Number("0"), a.Status(t)["upstream_failures"], "a new generation's")
 }
 
-// DingTalk answers a corpId that does not exist with a server error, which says nothing of it.
+// DingTalk responds to a corpId that does not exist with a server error that does not mention it.
 func TestCorpID_unknown_one_is_among_what_the_error_says_to_check(t *testing.T) {
 	t.Parallel()
 	dt := harness.StartDingTalk(t, harness.FullLifetime)

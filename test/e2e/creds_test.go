@@ -4,7 +4,7 @@
 
 package e2e
 
-// Reading creds/<app>: what an answer holds, and how many calls it costs upstream.
+// Reading creds/<app>: what a response holds, and how many calls it costs upstream.
 
 import (
 	"context"
@@ -25,13 +25,13 @@ func TestCreds_a_thousand_cold_reads_by_50_clients_make_one_upstream_call(t *tes
 	t.Parallel()
 	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	a := harness.NewMount(t).NewApp(t, dt, nil)
-	// A slow first answer has the clients meet in the one flight.
+	// A slow first response makes the clients share one fetch.
 	dt.SetFault(a.Key, simulator.Fault{Delay: time.Second, Times: 1})
 
 	const clients, readsEach = 50, 20
 	type result struct {
 		*api.Secret
-		took, left time.Duration // of the read, and of the token when the answer came
+		took, left time.Duration // of the read, and of the token when the response arrived
 	}
 	results := make(chan result, clients*readsEach)
 	start := make(chan struct{})
@@ -45,7 +45,7 @@ func TestCreds_a_thousand_cold_reads_by_50_clients_make_one_upstream_call(t *tes
 				secret, err := client.Logical().Read(a.CredsPath())
 				took := time.Since(began)
 				if err != nil || secret == nil {
-					t.Errorf("no answer: %v", err)
+					t.Errorf("no response: %v", err)
 					return
 				}
 				results <- result{secret, took, dt.Remaining(harness.TokenIn(secret))}
@@ -260,7 +260,7 @@ func TestCreds_status_and_refresh_of_an_unknown_app_name_the_path_to_write(t *te
 	assert.Contains(t, text, "config/nobody", "refresh")
 
 	secret, err := logical.Read(m.Path + "/config/nobody")
-	require.NoError(t, err, "the client library turns a 404 without words into no answer")
+	require.NoError(t, err, "the client library turns a 404 without a text into no response")
 	require.Nil(t, secret)
 	require.Equal(t, 404, m.Vault.HTTP(t, "GET", m.Path+"/config/nobody", "", "").Status)
 
@@ -328,7 +328,7 @@ func TestRefresh_fetches_at_most_once_in_ten_seconds_and_answers_like_status(t *
 	require.Equal(t, 1, a.Calls(), "the fetched token serves the next read")
 }
 
-// utcTime reads a time of an answer, which must be RFC 3339 in UTC.
+// utcTime reads a time in a response, which must be RFC 3339 in UTC.
 func utcTime(t *testing.T, value any) time.Time {
 	t.Helper()
 	text, ok := value.(string)

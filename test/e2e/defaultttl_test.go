@@ -4,9 +4,9 @@
 
 package e2e
 
-// The mount's default_lease_ttl is how soon holders of a lease come back, and so learn that DingTalk
-// has replaced their token. And the programs that hold one: which of them has a live token at all
-// times, and how long they go on with one that was replaced.
+// The mount's default_lease_ttl sets how soon holders of a lease renew it, and so learn that
+// DingTalk has replaced their token. The tests show which clients always have a live token, and how
+// long the others keep one that was replaced.
 
 import (
 	"context"
@@ -114,8 +114,8 @@ func TestDefaultLeaseTTL_Agent_without_a_cache_holds_a_replaced_token_for_twice_
 	})
 }
 
-// An Agent's cache answers the renewals of the Agent's own templates, so that these do not learn of a
-// replaced token. Without leases there is nothing to renew.
+// An Agent's cache serves the renewals of the Agent's own templates, so that these do not learn of
+// a replaced token. Without leases there is nothing to renew.
 func TestAgent_with_a_cache_block_and_without_leases_never_holds_a_dead_token(t *testing.T) {
 	t.Parallel()
 	const lifetime = 20 * time.Second

@@ -4,7 +4,7 @@
 
 package e2e
 
-// Every way in which DingTalk, or what stands between, can answer badly: to a reader who finds no
+// Every way in which DingTalk, or a host in between, can respond badly: to a reader who finds no
 // token, and to one who finds a token that is due.
 
 import (
@@ -31,7 +31,7 @@ const (
 	faultTimeout = time.Second
 	faultBound   = faultTimeout + 3*time.Second
 
-	// extraMemory is what the plugin may need on top for the worst of the answers.
+	// extraMemory is how much more memory the plugin may need for the worst of the responses.
 	extraMemory = 16 << 20
 
 	nextAttempt = `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`
@@ -44,7 +44,7 @@ type faultCase struct {
 	fault  simulator.Fault
 	status int           // of the error; 0 is no error, since the response is good after all
 	life   time.Duration // of the token of a good response
-	says   []string      // regular expressions that the error has to match
+	says   []string      // regular expressions that the error must match
 	banned bool          // the pause is the host's: only its end, or the end of the process, allows the next attempt
 }
 
@@ -185,8 +185,8 @@ func faultCases() []faultCase {
 		broken("gzip bomb", simulator.Fault{Kind: simulator.FaultGzipBomb}, tooLong),
 		broken("redirect", simulator.Fault{Kind: simulator.FaultRedirect}, "(?i)redirect"),
 		broken("permanent redirect", simulator.Fault{Kind: simulator.FaultRedirect, Status: 308}, "(?i)redirect"),
-		broken("no answer", simulator.Fault{Kind: simulator.FaultHang}, tooSlow),
-		broken("an answer that comes too late", simulator.Fault{Delay: 2 * faultBound}, tooSlow),
+		broken("no response", simulator.Fault{Kind: simulator.FaultHang}, tooSlow),
+		broken("a response that is too late", simulator.Fault{Delay: 2 * faultBound}, tooSlow),
 		broken("one byte a second", simulator.Fault{Kind: simulator.FaultTrickle}, tooSlow),
 		broken("a reset connection", simulator.Fault{Kind: simulator.FaultReset}, "connection reset by peer"+tried),
 
@@ -281,8 +281,8 @@ func TestFault_without_a_token_is_a_clear_error_and_then_a_token(t *testing.T) {
 	requireOneWarningEach(t, v)
 }
 
-// Several apps meet what has no end, or nearly none, at once. What is read of it is bounded, so
-// they take little memory together.
+// Several apps meet responses without an end, or nearly so, at once. What is read of it is bounded,
+// so they take little memory together.
 //
 //nolint:tparallel // the subtests measure the memory of one process in turn
 func TestFault_without_end_takes_little_memory(t *testing.T) {
@@ -343,7 +343,7 @@ func recoverFrom(t *testing.T, c faultCase, a *harness.App) {
 		})
 	default:
 		if c.status == http.StatusBadRequest {
-			require.InDelta(t, 60, time.Until(next).Seconds(), 15, "what only a person can mend waits a minute")
+			require.InDelta(t, 60, time.Until(next).Seconds(), 15, "what only a person can fix waits a minute")
 		} else {
 			require.InDelta(t, 5, time.Until(next).Seconds(), 5, "the first wait is about five seconds")
 		}
@@ -351,7 +351,7 @@ func recoverFrom(t *testing.T, c faultCase, a *harness.App) {
 	}
 }
 
-// requireOneWarningEach checks that the log tells the person on call once that an app's fetches
+// requireOneWarningEach checks that the log reports once that an app's fetches
 // fail.
 func requireOneWarningEach(t *testing.T, v *harness.VaultServer) {
 	t.Helper()
@@ -386,7 +386,7 @@ func TestFault_with_a_due_token_serves_the_token_in_hand(t *testing.T) {
 		*harness.App
 		token string
 
-		first, again       *api.Secret // what two reads in a row were answered
+		first, again       *api.Secret // the responses to two reads in a row
 		firstErr, againErr error
 		took, left         time.Duration // of the first read, and of the token after it
 		tried              int           // calls upstream by then

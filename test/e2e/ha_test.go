@@ -22,8 +22,8 @@ import (
 	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// leaderless are the errors with which Vault itself answers while its cluster has no leader, or the
-// node that was asked does not know it yet. Besides them there is what a client sees of a node that
+// leaderless are the errors that Vault itself returns while its cluster has no leader, or the
+// node that was asked does not know it yet. In addition there is what a client sees of a node that
 // is dead: a connection refused, reset or ended. A busy machine can hold a leader up until the
 // others elect another one, though nobody has killed it.
 var leaderless = []knownError{

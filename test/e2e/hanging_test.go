@@ -4,9 +4,9 @@
 
 package e2e
 
-// Vault stays responsive while DingTalk answers nobody, or a host keeps a connection open and says
-// nothing that would end it: Vault waits for the requests in flight, and these never wait longer
-// than request_timeout.
+// Vault stays responsive while DingTalk responds to nobody, or a host keeps a connection open and
+// says nothing that would end it: Vault waits for the requests in flight, and these never wait
+// longer than request_timeout.
 
 import (
 	"net/http"
@@ -64,7 +64,7 @@ func requireResponsive(t *testing.T, fault simulator.Fault) {
 			began := time.Now()
 			_, err := client.Logical().Write(newcomer.ConfigPath(), body)
 			if took := time.Since(began); err == nil || took > bound {
-				t.Errorf("a write that cannot be verified was answered after %s with %v", took, err)
+				t.Errorf("a write that cannot be verified ended after %s with %v", took, err)
 			}
 		})
 		for range readers {
@@ -73,7 +73,7 @@ func requireResponsive(t *testing.T, fault simulator.Fault) {
 				began := time.Now()
 				_, err := client.Logical().Read(a.CredsPath())
 				if took := time.Since(began); err == nil || took > bound {
-					t.Errorf("a reader without a token to be had was answered after %s with %v", took, err)
+					t.Errorf("a reader that can get no token got a response after %s: %v", took, err)
 				}
 			})
 		}

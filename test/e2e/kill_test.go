@@ -5,7 +5,7 @@
 package e2e
 
 // The plugin's process dies under load, again and again, as the kernel kills one that takes too
-// much memory. Vault starts another, which has to carry on from storage as if nothing had happened.
+// much memory. Vault starts another, which must continue from storage as if nothing had happened.
 
 import (
 	"math/rand/v2"
@@ -24,7 +24,7 @@ import (
 	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// pluginDead are the errors with which Vault itself answers requests that were under way in the
+// pluginDead are the errors that Vault itself returns for requests that were under way in the
 // plugin's process when that died, or that come before Vault knows of its end. A request after that
 // waits until Vault has started another process.
 var pluginDead = []knownError{
@@ -131,7 +131,7 @@ func TestPlugin_killed_fifty_times_serves_the_stored_tokens_at_no_call(t *testin
 	require.Empty(t, processesRunning(t, v.PluginPath), "none once Vault has ended")
 }
 
-// processesRunning lists every process that runs the given program, whoever its parent is.
+// processesRunning lists every process that runs the given binary, whoever its parent is.
 func processesRunning(t *testing.T, program string) []int {
 	t.Helper()
 	links, err := filepath.Glob("/proc/[0-9]*/exe")

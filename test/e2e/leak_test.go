@@ -6,7 +6,7 @@ package e2e
 
 // One run of everything that can be asked, done wrong and broken, in a Vault that logs and audits
 // all it can. Then every place that anybody may look at is searched for the app secrets and the
-// tokens, in whatever way they could be written: they are in the answers of creds/ alone.
+// tokens, in whatever way they could be written: they are in the responses of creds/ alone.
 
 import (
 	"bytes"
@@ -150,7 +150,7 @@ func inUTF16(text string) []byte {
 // keyLength is how many bytes of a needle lead to it. No needle is shorter.
 const keyLength = 8
 
-// leakSearch knows what must not be found. There are thousands of needles, and storage alone has
+// leakSearch holds what must not be found. There are thousands of needles, and storage alone has
 // tens of megabytes, so a text is gone through once.
 type leakSearch struct {
 	mu      sync.Mutex
@@ -222,7 +222,7 @@ func (s *leakSearch) token(value string) {
 	}
 }
 
-// in tells what is found in a text, without showing it.
+// in reports what is found in a text, without showing it.
 func (s *leakSearch) in(where string, text []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -244,7 +244,7 @@ func (s *leakSearch) in(where string, text []byte) error {
 	return errors.Join(found...)
 }
 
-// search fails the test where something is found, and goes on.
+// search fails the test where something is found, and continues.
 func (s *leakSearch) search(t *testing.T, where string, text []byte) (clean bool) {
 	t.Helper()
 	err := s.in(where, text)
@@ -452,21 +452,21 @@ func meetEcho(t *testing.T, a *harness.App, fault simulator.Fault, corpID string
 	return s
 }
 
-// leakRun is the run: it asks Vault and keeps every answer but the tokens that creds/ gave.
+// leakRun is the run: it asks Vault and keeps every response but the tokens in creds/.
 type leakRun struct {
 	*leakSearch
 	v *harness.VaultServer
 	m *harness.Mount
 
 	answersMu sync.Mutex
-	answers   []keptAnswer
+	responses []keptResponse
 	credsRead int
 }
 
-type keptAnswer struct{ to, text string }
+type keptResponse struct{ to, text string }
 
-// ask sends a request as it is and keeps the answer, headers included. Where the answer is that of
-// creds/, the token is taken out first: it is what the answer is for.
+// ask sends a request as it is and keeps the response, headers included. Where the response is that
+// of creds/, the token is taken out first: it is what the response is for.
 func (r *leakRun) ask(t *testing.T, method, path, contentType, body string, headers ...string) harness.Response {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, r.v.Addr+"/v1/"+path, strings.NewReader(body))
@@ -496,7 +496,7 @@ func (r *leakRun) ask(t *testing.T, method, path, contentType, body string, head
 		harness.DecodeJSON(t, text, &secret)
 		if token := secret.Data.Token; token != "" {
 			r.token(token)
-			require.Equal(t, 1, strings.Count(text, token), "the token is in the answer once")
+			require.Equal(t, 1, strings.Count(text, token), "the token is in the response once")
 			text = strings.Replace(text, token, "", 1)
 			r.answersMu.Lock()
 			r.credsRead++
@@ -510,7 +510,7 @@ func (r *leakRun) ask(t *testing.T, method, path, contentType, body string, head
 func (r *leakRun) keep(to, text string) {
 	r.answersMu.Lock()
 	defer r.answersMu.Unlock()
-	r.answers = append(r.answers, keptAnswer{to, text})
+	r.responses = append(r.responses, keptResponse{to, text})
 }
 
 // newApp makes an app at a DingTalk of its own, with a secret that is easily mangled.
@@ -535,7 +535,7 @@ func (r *leakRun) store(t *testing.T, a *harness.App, tune harness.Fields) harne
 	return r.ask(t, "POST", a.ConfigPath(), "", jsonOf(t, body))
 }
 
-// learn has the search know every token that the app ever got, also one that nobody was told.
+// learn adds every token that the app ever got to the search, also one that nobody received.
 func (r *leakRun) learn(a *harness.App) { r.token(a.DingTalk.LastToken(a.Key)) }
 
 //nolint:tparallel // the steps follow one another
@@ -581,7 +581,7 @@ func TestLeak_secrets_and_tokens_are_in_the_answers_of_creds_alone(t *testing.T)
 	}
 
 	t.Run("processes", func(t *testing.T) { watch.search(t, r.leakSearch) })
-	t.Run("answers", r.searchAnswers)
+	t.Run("responses", r.searchResponses)
 	t.Run("logs", r.searchLogs)
 	t.Run("HMAC", func(t *testing.T) { r.requireHashed(t, leased, unleased) })
 	t.Run("files", r.searchFiles)
@@ -609,8 +609,8 @@ func leakFaults() []simulator.Fault {
 	return faults
 }
 
-// liveThroughFault has an app meet a fault without a token, with one in hand, on a write, a refresh
-// and a renewal.
+// liveThroughFault makes an app meet a fault without a token, with a cached one, on a write, a
+// refresh and a renewal.
 func (r *leakRun) liveThroughFault(t *testing.T, fault simulator.Fault) {
 	t.Helper()
 	dt := harness.StartDingTalk(t, harness.FullLifetime)
@@ -643,7 +643,7 @@ func (r *leakRun) liveThroughFault(t *testing.T, fault simulator.Fault) {
 	}
 	harness.DecodeJSON(t, reply.Body, &lease)
 
-	// The fault's own answers now hold a token that is in use.
+	// The fault's own responses now hold a token that is in use.
 	dt.SetFault(a.Key, fault)
 	r.ask(t, "POST", a.RefreshPath(), "", "")
 	r.ask(t, "POST", a.RefreshPath(), "", jsonOf(t, harness.Fields{"rejected_token": dt.LastToken(a.Key)}))
@@ -663,7 +663,7 @@ func (r *leakRun) liveThroughFault(t *testing.T, fault simulator.Fault) {
 	r.learn(a)
 }
 
-// ageUnderFault lets a token go through all of its life while DingTalk answers with the token and
+// ageUnderFault lets a token go through all of its life while DingTalk responds with the token and
 // the secret in its errors: warnings of reads and renewals, the status, and in the end the error.
 func (r *leakRun) ageUnderFault(t *testing.T, fault simulator.Fault) {
 	t.Helper()
@@ -824,7 +824,7 @@ func (r *leakRun) queries(t *testing.T, a *harness.App) {
 	}
 }
 
-// useCLI does with the vault program what a person would; no secret is on its command line.
+// useCLI does with the vault binary what a person would; no secret is on its command line.
 func (r *leakRun) useCLI(t *testing.T) {
 	t.Helper()
 	dt := harness.StartDingTalk(t, harness.FullLifetime)
@@ -856,7 +856,7 @@ func (r *leakRun) useCLI(t *testing.T) {
 	run("", "plugin", "list", "-detailed", "secret").Succeeded(t)
 	run("", "secrets", "list", "-detailed").Succeeded(t)
 
-	// The answers of creds/ hold the token, once.
+	// The responses of creds/ hold the token, once.
 	for _, args := range [][]string{
 		{"read", "-format=json", a.CredsPath()}, {"read", a.CredsPath()}, {"read", "-field=access_token", a.CredsPath()},
 	} {
@@ -868,7 +868,7 @@ func (r *leakRun) useCLI(t *testing.T) {
 	}
 }
 
-// breakThePlugin ends the plugin's process under load: by SIGKILL, and by a signal that has it
+// breakThePlugin ends the plugin's process under load: by SIGKILL, and by a signal that makes it
 // print what it was doing.
 func (r *leakRun) breakThePlugin(t *testing.T) {
 	t.Helper()
@@ -1007,7 +1007,7 @@ func (w *processWatch) look(server int) {
 		files = append(files, fmt.Sprintf("/proc/%d/environ", pid))
 	}
 	for _, file := range files {
-		if text, err := os.ReadFile(file); err == nil { // else it has ended meanwhile
+		if text, err := os.ReadFile(file); err == nil { // otherwise it has ended meanwhile
 			w.seen[string(text)] = file
 		}
 	}
@@ -1031,17 +1031,17 @@ func (w *processWatch) search(t *testing.T, s *leakSearch) {
 	t.Logf("%d command lines and environments searched, collected in %d rounds", len(w.seen), w.rounds)
 }
 
-func (r *leakRun) searchAnswers(t *testing.T) {
+func (r *leakRun) searchResponses(t *testing.T) {
 	t.Helper()
-	require.Greater(t, r.credsRead, 50, "answers of creds/ with a token")
-	require.Greater(t, len(r.answers), 500)
+	require.Greater(t, r.credsRead, 50, "responses of creds/ with a token")
+	require.Greater(t, len(r.responses), 500)
 	leaks := 0
-	for _, a := range r.answers {
-		if leaks < 10 && !r.search(t, "the answer to "+a.to, []byte(a.text)) {
+	for _, a := range r.responses {
+		if leaks < 10 && !r.search(t, "the response to "+a.to, []byte(a.text)) {
 			leaks++
 		}
 	}
-	t.Logf("%d answers searched for %d forms of %d secrets and tokens", len(r.answers), r.count, len(r.known))
+	t.Logf("%d responses searched for %d forms of %d secrets and tokens", len(r.responses), r.count, len(r.known))
 }
 
 // searchLogs searches Vault's log, which has the plugin's in it, and the audit log, and checks that
@@ -1061,7 +1061,7 @@ func (r *leakRun) searchLogs(t *testing.T) {
 
 	audit, err := os.ReadFile(r.v.AuditPath())
 	require.NoError(t, err)
-	require.Greater(t, bytes.Count(audit, []byte("\n")), len(r.answers))
+	require.Greater(t, bytes.Count(audit, []byte("\n")), len(r.responses))
 	r.search(t, "the audit log", withoutQueries(t, audit))
 	t.Logf(
 		"%d lines of log and %d audit entries searched",
@@ -1121,9 +1121,9 @@ func (r *leakRun) requireHashed(t *testing.T, apps ...*harness.App) {
 				shown++
 			}
 		}
-		require.GreaterOrEqual(t, given, 3, "answers of %s with the token's HMAC", a.CredsPath())
-		require.GreaterOrEqual(t, taken, 2, "the request that stored the app, and its answer, with the secret's HMAC")
-		require.GreaterOrEqual(t, rejected, 2, "the request that rejects the token, and its answer, with its HMAC")
+		require.GreaterOrEqual(t, given, 3, "responses of %s with the token's HMAC", a.CredsPath())
+		require.GreaterOrEqual(t, taken, 2, "the request that stored the app, and its response, with the secret's HMAC")
+		require.GreaterOrEqual(t, rejected, 2, "the request that rejects the token, and its response, with its HMAC")
 		require.Zero(t, shown, "the HMACs stand nowhere else")
 	}
 }

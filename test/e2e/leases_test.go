@@ -22,7 +22,7 @@ import (
 
 const day = 24 * time.Hour
 
-// renewLease renews a lease as `vault lease renew` does, and answers what Vault answered.
+// renewLease renews a lease as `vault lease renew` does, and returns Vault's response.
 func renewLease(t *testing.T, a *harness.App, lease string, increment time.Duration) *api.Secret {
 	t.Helper()
 	secret, _ := timedRenew(t, a, lease, increment)
@@ -55,8 +55,8 @@ func leaseEnd(t *testing.T, a *harness.App, lease string) time.Time {
 }
 
 // requireWithinTokenLife checks that a lease ends no later than its token does. Vault counts the
-// TTL from when it gets the plugin's answer, which is later than the plugin does by a part of what
-// the renewal took.
+// TTL from when it gets the plugin's response, which is later than the plugin does by a part of
+// what the renewal took.
 func requireWithinTokenLife(t *testing.T, a *harness.App, lease, token string, took time.Duration) {
 	t.Helper()
 	end := leaseEnd(t, a, lease)
@@ -73,8 +73,8 @@ func requireWithinTokenLife(t *testing.T, a *harness.App, lease, token string, t
 	)
 }
 
-// requireLeaseEnds checks that a renewed lease is on its way out: a TTL of a second, a warning, and soon
-// no lease.
+// requireLeaseEnds checks that a renewed lease is on its way out: a TTL of a second, a warning, and
+// soon no lease.
 func requireLeaseEnds(t *testing.T, a *harness.App, renewal *api.Secret) {
 	t.Helper()
 	require.Equal(t, time.Second, harness.LeaseTTL(renewal), "TTL of a lease whose token is no more")
@@ -86,7 +86,7 @@ func requireLeaseEnds(t *testing.T, a *harness.App, renewal *api.Secret) {
 }
 
 // requireTTL checks that a lease's TTL is what is left of the token's life, of which some passed
-// while the answer was on its way.
+// while the response was on its way.
 func requireTTL(t *testing.T, lease *api.Secret, left, took time.Duration) {
 	t.Helper()
 	require.InDelta(
@@ -98,9 +98,9 @@ func requireTTL(t *testing.T, lease *api.Secret, left, took time.Duration) {
 	)
 }
 
-// requireNoWarning checks that a plain renewal warned of nothing. Vault reckons in whole seconds: if
-// one ended between the plugin's response and Vault's sum, on a machine that is busy, it says that it
-// cut the TTL by one, which nobody can prevent.
+// requireNoWarning checks that a plain renewal warned of nothing. Vault reckons in whole seconds:
+// if one ended between the plugin's response and Vault's sum, on a machine that is busy, it says
+// that it cut the TTL by one, which nobody can prevent.
 func requireNoWarning(t *testing.T, renewal *api.Secret, ended time.Time, took time.Duration) {
 	t.Helper()
 	if ended.Unix() == ended.Add(-took).Unix() {
@@ -142,7 +142,7 @@ func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
 	type renewed struct {
 		*api.Secret
 		ended      time.Time
-		took, left time.Duration // of the renewal, and of the token when it came
+		took, left time.Duration // of the renewal, and of the token when it arrived
 	}
 	renewals := make([]renewed, holders)
 	start := make(chan struct{})
@@ -326,14 +326,14 @@ func TestWrap_lives_no_longer_than_the_token(t *testing.T) {
 				client.SetWrappingLookupFunc(nil)
 				secret, err := client.Logical().Unwrap(wrapped.WrapInfo.Token)
 				require.NoError(t, err)
-				harness.RequireSameToken(t, harness.TokenIn(secret), token) // the wrapped answer holds the token
+				harness.RequireSameToken(t, harness.TokenIn(secret), token) // the wrapped response holds the token
 				require.Equal(t, name == "leased", secret.LeaseID != "")
 			}
 		})
 	}
 }
 
-// outstanding makes apps with leases: one is as it was, one's DingTalk does not answer any more,
+// outstanding makes apps with leases: one is as it was, one's DingTalk does not respond any more,
 // one was deleted.
 func outstanding(t *testing.T, m *harness.Mount) {
 	t.Helper()

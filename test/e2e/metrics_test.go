@@ -24,7 +24,8 @@ import (
 	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// scrape reads the mount's metrics. They hold no secret, and promtool finds nothing wrong with them.
+// scrape reads the mount's metrics. They hold no secret, and promtool finds nothing wrong with
+// them.
 func scrape(t *testing.T, m *harness.Mount) map[string]*dto.MetricFamily {
 	t.Helper()
 	reply := m.Vault.HTTP(t, http.MethodGet, m.Path+"/metrics", "", "")

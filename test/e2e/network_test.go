@@ -96,7 +96,7 @@ func (ca *authority) issue(t *testing.T, until time.Time, names ...string) tls.C
 	return tls.Certificate{Certificate: [][]byte{raw}, PrivateKey: key}
 }
 
-// upstreamServer is a server on loopback that counts who comes, and what was sent to it.
+// upstreamServer is a server on loopback that counts connections and requests.
 type upstreamServer struct {
 	addr        string // host:port
 	connections atomic.Int64
@@ -145,7 +145,7 @@ func serveUpstream(t *testing.T, host string, config *tls.Config, handler http.H
 	return u
 }
 
-// present has the server use another certificate from the next connection on.
+// present makes the server use another certificate from the next connection on.
 func (u *upstreamServer) present(certificate tls.Certificate) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -307,7 +307,7 @@ func TestTLS_only_a_trusted_certificate_of_the_right_name_and_time_gets_the_secr
 				t,
 				2,
 				upstream.connections.Load(),
-				"what another attempt cannot mend is tried once: for the write, and for the read",
+				"what another attempt cannot fix is tried once: for the write, and for the read",
 			)
 		})
 	}
@@ -337,7 +337,7 @@ func TestRedirect_is_never_followed(t *testing.T) {
 	t.Parallel()
 	m, config := newTLSMount(t)
 	dt := harness.StartDingTalk(t, harness.FullLifetime)
-	// Where redirects lead: each would answer with a token.
+	// Where redirects lead: each would respond with a token.
 	elsewhere := serveUpstream(t, "127.0.0.1", config, dt)
 	inClear := serveUpstream(t, "127.0.0.1", nil, dt)
 

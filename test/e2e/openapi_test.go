@@ -4,8 +4,8 @@
 
 package e2e
 
-// What Vault tells about the mount: the OpenAPI document, held against what the engine really
-// answers, and the texts of `vault path-help`.
+// What Vault says about the mount: the OpenAPI document, compared with the engine's real responses,
+// and the texts of `vault path-help`.
 
 import (
 	"fmt"
@@ -122,7 +122,7 @@ func documentOf(t *testing.T, v *harness.VaultServer) *apiDocument {
 	t.Helper()
 	var reply harness.Response
 	// Vault asks every mount, and gives up when another test disables one of them meanwhile.
-	harness.WaitFor(t, 20*time.Second, "Vault answers with the document", func() bool {
+	harness.WaitFor(t, 20*time.Second, "Vault returns the document", func() bool {
 		reply = v.HTTP(t, "GET", "sys/internal/specs/openapi", "", "")
 		return reply.Status == http.StatusOK
 	})
@@ -136,7 +136,7 @@ func documentOf(t *testing.T, v *harness.VaultServer) *apiDocument {
 func genericDocumentOf(t *testing.T, v *harness.VaultServer) *apiDocument {
 	t.Helper()
 	var reply harness.CLIResult
-	harness.WaitFor(t, 20*time.Second, "Vault answers with the document", func() bool {
+	harness.WaitFor(t, 20*time.Second, "Vault returns the document", func() bool {
 		reply = v.CLI(t, "read", "-format=json", "sys/internal/specs/openapi", "generic_mount_paths=true")
 		return reply.Status == 0
 	})
@@ -160,7 +160,7 @@ func (d *apiDocument) under(prefix string) *apiDocument {
 type describedOperation struct {
 	parameters map[string]string
 	request    map[string]string
-	answer     map[string]string
+	response   map[string]string
 	statuses   string
 }
 
@@ -178,7 +178,7 @@ var (
 		"verify_connection": "boolean",
 	}
 
-	statusAnswer = map[string]string{
+	statusResponse = map[string]string{
 		"state":                 "string, one of [absent fresh due expired]",
 		"expires_at":            "string, date-time",
 		"fetched_at":            "string, date-time",
@@ -200,7 +200,7 @@ var (
 	wantOperations = map[string]describedOperation{
 		"GET config/ dingtalk-list-apps": {
 			parameters: map[string]string{"list": "query, required: string, one of [true]"},
-			answer:     map[string]string{"keys": "array of string"},
+			response:   map[string]string{"keys": "array of string"},
 			statuses:   "200 400 404",
 		},
 		"POST config/{app} dingtalk-configure-app": {
@@ -211,7 +211,7 @@ var (
 		},
 		"GET config/{app} dingtalk-read-app-configuration": {
 			parameters: appParameter,
-			answer: map[string]string{
+			response: map[string]string{
 				"app_key":           "string",
 				"app_secret_set_at": "string, date-time",
 				"corp_id":           "string",
@@ -227,7 +227,7 @@ var (
 		},
 		"GET creds/{app} dingtalk-read-credentials": {
 			parameters: map[string]string{"app": "path, required: string", "min_ttl": "query: string, default 0s"},
-			answer: map[string]string{
+			response: map[string]string{
 				"access_token":        "string, sensitive",
 				"expires_at":          "string, date-time",
 				"ttl":                 "integer, int64",
@@ -237,11 +237,11 @@ var (
 			statuses: "200 400 502 503",
 		},
 		"GET status/{app} dingtalk-read-status": {
-			parameters: appParameter, answer: statusAnswer, statuses: "200 400",
+			parameters: appParameter, response: statusResponse, statuses: "200 400",
 		},
 		"POST refresh/{app} dingtalk-refresh-token": {
 			parameters: appParameter, request: map[string]string{"rejected_token": "string, sensitive"},
-			answer: statusAnswer, statuses: "200 400 502 503",
+			response: statusResponse, statuses: "200 400 502 503",
 		},
 		"GET metrics dingtalk-read-metrics": {parameters: map[string]string{}, statuses: "200"},
 	}
@@ -283,7 +283,7 @@ func requireOperations(t *testing.T, d *apiDocument) {
 				assert.NotEmpty(t, response.Description, "%s: %s", name, status)
 				if fields := d.fields(response.Content); len(fields) > 0 {
 					assert.Equal(t, "200", status, "%s: what has fields", name)
-					found.answer = texts(fields)
+					found.response = texts(fields)
 				}
 			}
 			found.statuses = strings.Join(slices.Sorted(maps.Keys(op.Responses)), " ")
@@ -375,7 +375,7 @@ func TestOpenAPI_defaults_are_what_the_engine_uses(t *testing.T) {
 	require.Equal(t, 1, a.Calls())
 }
 
-// describedMount sends requests to a mount and holds each answer against the mount's part of the
+// describedMount sends requests to a mount and compares each response with the mount's part of the
 // document.
 type describedMount struct {
 	*harness.Mount
@@ -384,8 +384,8 @@ type describedMount struct {
 
 var aDateTime = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$`)
 
-// ask sends a request over HTTP. The answer has that status, and of the described fields those that
-// are named.
+// ask sends a request over HTTP. The response has that status, and of the described fields those
+// that are named.
 func (m describedMount) ask(t *testing.T, method, path, body string, status int, names ...string) map[string]any {
 	t.Helper()
 	what := fmt.Sprintf("%s %s with %s", method, path, harness.Mask(body))

@@ -44,7 +44,7 @@ func TestOutage_the_token_in_hand_serves_until_it_expires_and_never_after(t *tes
 				if err != nil {
 					// The engine counts whole seconds from before its request was sent, so it may end a little
 					// early.
-					require.Less(t, after, 3*time.Second, "a token with life left is served")
+					require.Less(t, after, 3*time.Second, "a live token is served")
 					harness.Refused(t, err, http.StatusBadGateway)
 					break
 				}

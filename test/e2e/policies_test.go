@@ -79,7 +79,7 @@ func (w *policyWorld) withToken(token string) holder {
 	return holder{&as}
 }
 
-// holderOf makes a token with one policy besides Vault's default one.
+// holderOf makes a token with one policy and Vault's default one.
 func (w *policyWorld) holderOf(t *testing.T, policy string) holder {
 	t.Helper()
 	secret, err := w.v.Root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}})
@@ -257,7 +257,7 @@ func (w *policyWorld) requireReachesNothingElse(t *testing.T, h holder) {
 		harness.AssertNoSecret(t, path, reply.Body)
 	}
 
-	// The app is the one of the path, whatever the request says besides.
+	// The app is the one of the path, whatever else the request says.
 	reply := h.HTTP(t, "GET", "dingtalk/creds/myapp?app=other", "", "")
 	require.Equal(t, http.StatusOK, reply.Status)
 	require.NotContains(t, reply.Body, w.dt.LastToken(w.apps["other"].Key))

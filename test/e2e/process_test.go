@@ -4,7 +4,7 @@
 
 package e2e
 
-// What the plugin's process takes and has open, and the plugin run by hand.
+// The memory and the connections of the plugin's process, and the plugin run by hand.
 
 import (
 	"fmt"
@@ -21,7 +21,8 @@ import (
 	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// memoryMeter tells how far a process's memory rose above where it stood when the meter was made.
+// memoryMeter measures how far a process's memory rose above where it stood when the meter was
+// made.
 type memoryMeter struct {
 	pid      int
 	field    string
@@ -31,7 +32,7 @@ type memoryMeter struct {
 func newMemoryMeter(t *testing.T, pid int) memoryMeter {
 	t.Helper()
 	// Resetting the high-water mark gives the true peak; where that is not permitted, the difference
-	// in resident size has to do.
+	// in resident size must do.
 	field := "VmHWM"
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil {
 		t.Logf("measuring resident memory instead of its peak: %v", err)
@@ -100,7 +101,7 @@ func countConnections(t *testing.T, pid int, port string) (count int) {
 	return count
 }
 
-// runPlugin runs the plugin's program by hand and returns what it prints.
+// runPlugin runs the plugin's binary by hand and returns what it prints.
 func runPlugin(t *testing.T, args ...string) string {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), harness.PluginBin, args...).Output()

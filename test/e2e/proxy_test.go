@@ -35,8 +35,8 @@ type connectProxy struct {
 
 	mu      sync.Mutex
 	routes  map[string]string // from the host and port asked for to the server meant
-	refusal string            // a whole answer in place of the tunnel
-	hang    bool              // no answer at all
+	refusal string            // a whole response in place of the tunnel
+	hang    bool              // no response at all
 	asked   []string          // the request lines
 	logins  []string          // the Proxy-Authorization of each request
 	relayed bytes.Buffer      // all that went through the tunnels, in either direction
@@ -72,7 +72,8 @@ func startProxy(t *testing.T) *connectProxy {
 	return p
 }
 
-// keep has a connection closed at the end; it reports whether the end has not come yet.
+// keep makes sure that a connection is closed at the end. It reports whether the end is yet to
+// come.
 func (p *connectProxy) keep(conn net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -108,7 +109,7 @@ func (p *connectProxy) serve(client net.Conn) {
 
 	switch {
 	case hang:
-		_, _ = io.Copy(io.Discard, client) // until the client goes, or the test ends
+		_, _ = io.Copy(io.Discard, client) // until the client or the test ends
 		return
 	case refusal != "":
 		_, _ = io.WriteString(client, refusal)
@@ -194,11 +195,11 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 		custom := appAt(m, dt, "https://"+host+":8443")
 		requireWorks(t, custom)
 		require.Contains(t, proxy.seen(), "CONNECT "+host+":8443")
-		login := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+		credentials := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
 		proxy.mu.Lock()
 		defer proxy.mu.Unlock()
 		for _, given := range proxy.logins {
-			harness.RequireSameToken(t, given, login) // the proxy is given the login of its URL
+			harness.RequireSameToken(t, given, credentials) // those of the proxy's URL
 		}
 	})
 	t.Run("the proxy sees neither a secret nor a token", func(t *testing.T) {
@@ -255,12 +256,12 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 		a := appAt(m, dt, "https://nobody.dingtalk.test")
 		requireFails(t, a, "(?i)proxy.*404")
 	})
-	t.Run("a proxy that answers nonsense", func(t *testing.T) {
+	t.Run("a proxy that responds with nonsense", func(t *testing.T) {
 		proxy.behave(func() { proxy.refusal = "what do you want with " + password + "?\r\n\r\n" })
 		defer proxy.behave(func() { proxy.refusal = "" })
 		requireFails(t, appAt(m, dt, "https://nonsense."+host), "could not get a token for app")
 	})
-	t.Run("a proxy that does not answer", func(t *testing.T) {
+	t.Run("a proxy that does not respond", func(t *testing.T) {
 		proxy.behave(func() { proxy.hang = true })
 		defer proxy.behave(func() { proxy.hang = false })
 		a := appAt(m, dt, "https://hanging."+host)

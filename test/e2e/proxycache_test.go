@@ -4,7 +4,7 @@
 
 package e2e
 
-// A real Vault Proxy with the configuration in examples/proxy, which answers reads from its cache.
+// A real Vault Proxy with the configuration in examples/proxy, which serves reads from its cache.
 // What a reader gets must be a token that DingTalk accepts at that moment, while Vault sees few
 // leases and DingTalk few calls, whatever happens behind the Proxy.
 
@@ -33,8 +33,9 @@ const (
 	// spreading. The rest is for a busy machine.
 	renewedWithin = proxiedLifetime*11/15 + 6*time.Second
 
-	// leastLeft is what a cached answer's token has left: Proxy gives up a lease in the last tenth.
-	leastLeft = proxiedLifetime / 10
+	// minRemaining is the lowest remaining TTL of a cached token: Proxy gives up a lease in the last
+	// tenth.
+	minRemaining = proxiedLifetime / 10
 )
 
 // cachingProxy is a running Vault Proxy in front of one app.
@@ -68,7 +69,7 @@ func startCachingProxy(t *testing.T, a *harness.App) *cachingProxy {
 	return p
 }
 
-// proxied is an answer as it came from the Proxy.
+// proxied is a response of the Proxy.
 type proxied struct {
 	token, lease string
 	ttl          time.Duration
@@ -112,14 +113,14 @@ func (p *cachingProxy) awaitRenewal(t *testing.T, lease string) {
 	})
 }
 
-// refresh is what a reader does whose token is refused: it has another one fetched.
+// refresh is what a reader does whose token is refused: it asks for another one.
 func (p *cachingProxy) refresh(t *testing.T) {
 	t.Helper()
 	_, err := p.client.Logical().Write(p.a.RefreshPath(), nil)
 	require.NoError(t, err, "refresh through the Proxy")
 }
 
-// revoke revokes a lease through the Proxy. Vault's answer comes after that, as it does by default,
+// revoke revokes a lease through the Proxy. Vault's response follows that, as it does by default,
 // or before.
 func (p *cachingProxy) revoke(t *testing.T, lease string, wait bool) {
 	t.Helper()
@@ -132,14 +133,14 @@ type proxyReaders struct {
 	*readers
 	p *cachingProxy
 
-	mu      sync.Mutex
-	answers int
-	cached  int
-	leases  map[string]bool
-	tokens  map[string]time.Time // when the last read began that was given it
-	dead    []time.Time          // when reads began that were given a token that DingTalk refuses
-	errors  []readError
-	least   time.Duration // the least life left of a token that was given
+	mu        sync.Mutex
+	responses int
+	cached    int
+	leases    map[string]bool
+	tokens    map[string]time.Time // when the last read began that was given it
+	dead      []time.Time          // when reads began that were given a token that DingTalk refuses
+	errors    []readError
+	least     time.Duration // the lowest remaining TTL of a token that was given
 }
 
 type readError struct {
@@ -165,7 +166,7 @@ func (r *proxyReaders) readOnce() {
 		r.errors = append(r.errors, readError{from, to, err.Error()})
 		return
 	}
-	r.answers++
+	r.responses++
 	if got.cached {
 		r.cached++
 	}
@@ -186,14 +187,14 @@ func (r *proxyReaders) gotSince(since time.Time, token string) bool {
 	return r.tokens[token].After(since)
 }
 
-// answersNow counts the answers up to now.
-func (r *proxyReaders) answersNow() int {
+// responsesNow counts the responses up to now.
+func (r *proxyReaders) responsesNow() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.answers
+	return r.responses
 }
 
-// requireNoneDead checks that every answer had a token that lived then.
+// requireNoneDead checks that every response had a token that lived then.
 func (r *proxyReaders) requireNoneDead(t *testing.T) {
 	t.Helper()
 	r.mu.Lock()
@@ -218,16 +219,16 @@ func (r *proxyReaders) requireFew(t *testing.T, calls int) {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	t.Logf("%d answers, %d of them cached, %d errors, %d leases, %d tokens, %d calls upstream, least life left %s",
-		r.answers, r.cached, len(r.errors), len(r.leases), len(r.tokens), calls, r.least.Round(100*time.Millisecond))
-	require.Greater(t, r.answers, 4000, "answers")
+	t.Logf("%d responses, %d of them cached, %d errors, %d leases, %d tokens, %d calls upstream, lowest remaining TTL %s",
+		r.responses, r.cached, len(r.errors), len(r.leases), len(r.tokens), calls, r.least.Round(100*time.Millisecond))
+	require.Greater(t, r.responses, 4000, "responses")
 	require.LessOrEqual(t, len(r.leases), 4, "leases")
 	require.LessOrEqual(t, calls, 10, "calls upstream")
-	require.GreaterOrEqual(t, r.cached, r.answers-4*len(r.leases), "all answers but the first of each lease are cached")
+	require.GreaterOrEqual(t, r.cached, r.responses-4*len(r.leases), "all but the first response of each lease are cached")
 }
 
-// awaitToken waits until the readers get the token that DingTalk gave last, if that is another than
-// before.
+// awaitToken waits until the readers get the token that DingTalk returned last, if that is another
+// than before.
 func (r *proxyReaders) awaitToken(t *testing.T, bound time.Duration, before string) string {
 	t.Helper()
 	dt, key := r.p.a.DingTalk, r.p.a.Key
@@ -251,7 +252,8 @@ func TestVaultProxy_takes_few_leases_and_calls_for_two_minutes_of_reads(t *testi
 	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 		got := p.mustRead(t)
 		if got.lease == first.lease {
-			// The answer is repeated to the letter: its lease_duration is that of the first, its age grows.
+			// The response is repeated to the letter: its lease_duration is that of the first, its age
+			// grows.
 			require.Equal(t, first.ttl, got.ttl)
 			require.True(t, got.cached)
 		}
@@ -261,14 +263,14 @@ func TestVaultProxy_takes_few_leases_and_calls_for_two_minutes_of_reads(t *testi
 
 	last := p.mustRead(t)
 	harness.RequireSameToken(t, last.token, first.token)
-	require.Greater(t, r.least, leastLeft, "the least life left of a token that was given")
+	require.Greater(t, r.least, minRemaining, "the lowest remaining TTL of a token that was given")
 	r.requireErrorsWithin(t, time.Time{}, time.Time{})
 	r.requireFew(t, a.Calls())
 	for _, lease := range a.Leases(t) {
 		require.Contains(t, r.leases, a.CredsPath()+"/"+lease, "a lease that no reader was given")
 	}
 	if last.lease == first.lease {
-		require.GreaterOrEqual(t, last.age, 2*time.Minute-2*time.Second, "the Age of the answer")
+		require.GreaterOrEqual(t, last.age, 2*time.Minute-2*time.Second, "the Age of the response")
 	}
 }
 
@@ -282,7 +284,7 @@ func TestVaultProxy_answers_live_across_a_replaced_token_a_restart_and_a_change_
 	token := p.mustRead(t).token
 	r := startProxyReaders(t, p)
 
-	// DingTalk gives another token at the next renewal. The old one lives on to its end.
+	// DingTalk returns another token at the next renewal. The old one lives on to its end.
 	dt.RotateTokens(a.Key, true)
 	token = r.awaitToken(t, renewedWithin, token)
 	dt.RotateTokens(a.Key, false)
@@ -291,16 +293,16 @@ func TestVaultProxy_answers_live_across_a_replaced_token_a_restart_and_a_change_
 	harness.WaitFor(
 		t,
 		proxiedLifetime,
-		"the token has more than half of its life left",
+		"the token has more than half of its TTL remaining",
 		func() bool { return dt.Remaining(token) > proxiedLifetime/2 },
 	)
-	down, answers := time.Now(), r.answersNow()
+	down, responses := time.Now(), r.responsesNow()
 	require.NoError(t, v.Stop())
 	harness.WaitFor(
 		t,
 		10*time.Second,
-		"readers get answers while Vault is down",
-		func() bool { return r.answersNow() > answers+20 },
+		"readers get responses while Vault is down",
+		func() bool { return r.responsesNow() > responses+20 },
 	)
 	v.StartAgain(t)
 	calls, up := a.Calls(), time.Now()
@@ -339,7 +341,7 @@ func TestVaultProxy_gives_no_dead_token_while_Vault_is_away(t *testing.T) {
 		func() bool { return strings.Contains(p.logged(t), "secret renewed") },
 	)
 
-	// The copy goes on being served, and is dropped before its token ends.
+	// The copy is still served, and is dropped before its token ends.
 	down := time.Now()
 	require.NoError(t, v.Stop())
 	lastGot := func() time.Time {
@@ -350,7 +352,7 @@ func TestVaultProxy_gives_no_dead_token_while_Vault_is_away(t *testing.T) {
 	harness.WaitFor(
 		t,
 		20*time.Second,
-		"readers get answers while Vault is down",
+		"readers get responses while Vault is down",
 		func() bool { return lastGot().Sub(down) > 5*time.Second },
 	)
 	harness.WaitFor(t, lifetime+5*time.Second, "the token ends", func() bool { return dt.Remaining(token) <= 0 })
@@ -372,7 +374,7 @@ func TestVaultProxy_a_token_that_DingTalk_ended_is_replaced_at_the_next_renewal(
 	a := harness.NewMount(t).NewApp(t, dt, nil)
 	p := startCachingProxy(t, a)
 	r := startProxyReaders(t, p)
-	harness.WaitFor(t, 10*time.Second, "readers get answers", func() bool { return r.answersNow() > 20 })
+	harness.WaitFor(t, 10*time.Second, "readers get responses", func() bool { return r.responsesNow() > 20 })
 	r.requireNoneDead(t)
 
 	// Nobody is told, and nobody does anything about it.
@@ -385,7 +387,7 @@ func TestVaultProxy_a_token_that_DingTalk_ended_is_replaced_at_the_next_renewal(
 		"the copy goes on being served",
 		func() bool { return r.gotSince(ended.Add(2*time.Second), dead) },
 	)
-	// The Proxy renews at two thirds of the lease. Where the background has had the token extended
+	// The Proxy renews at two thirds of the lease. Where the background has extended the token
 	// since, that is one renewal later, but never beyond nine tenths of the token's life as the engine
 	// knows it.
 	r.awaitToken(t, proxiedLifetime*9/10, dead)
@@ -414,7 +416,7 @@ func TestVaultProxy_reader_that_refreshes_and_revokes_gets_another_token_at_once
 		do func(proxied)
 	}{
 		{"revoking its lease", func(refused proxied) {
-			// Where Vault answers before it has revoked the lease, the Proxy takes no notice.
+			// Where Vault responds before it has revoked the lease, the Proxy takes no notice.
 			p.revoke(t, refused.lease, false)
 			asked := time.Now()
 			harness.WaitFor(t, 10*time.Second, "the copy goes on being served",
@@ -473,7 +475,7 @@ func TestVaultProxy_reader_that_revokes_before_it_refreshes_may_get_the_dead_tok
 	p.awaitRenewal(t, refused.lease)
 	dt.ExpireTokens(a.Key)
 	p.revoke(t, refused.lease, true)
-	// Another reader comes first, and what it gets is a copy again.
+	// Another reader is first, and gets a copy again.
 	harness.WaitFor(t, 10*time.Second, "another reader's lease", func() bool {
 		return p.mustRead(t).lease != refused.lease
 	})
@@ -492,7 +494,7 @@ func TestVaultProxy_caches_no_answer_without_a_lease_and_no_error(t *testing.T) 
 	p := startCachingProxy(t, a)
 	for range 3 {
 		got := p.mustRead(t)
-		require.False(t, got.cached, "an answer without a lease")
+		require.False(t, got.cached, "a response without a lease")
 		require.Empty(t, got.lease)
 	}
 	require.Equal(t, 1, a.Calls())
@@ -547,6 +549,6 @@ func TestVaultProxy_answers_only_requests_that_say_they_are_for_Vault(t *testing
 	status, body = ask(map[string]string{"X-Vault-Request": "true", "X-Vault-Token": "somebody-elses"})
 	require.Equal(t, http.StatusOK, status, harness.Mask(body))
 	if !strings.Contains(body, dt.LastToken(a.Key)) {
-		t.Fatalf("the answer has not the app's token: %s", harness.Mask(body))
+		t.Fatalf("the response does not have the app's token: %s", harness.Mask(body))
 	}
 }

@@ -5,7 +5,7 @@
 package e2e
 
 // Load held over time: many clients over many apps whose tokens live for half a minute, with a
-// DingTalk that fails one call in ten. Every single answer is checked against the truth, and what
+// DingTalk that fails one call in ten. Every single response is checked against the truth, and what
 // the plugin's process takes must not grow.
 
 import (
@@ -82,7 +82,7 @@ var upstreamErrors = []knownError{
 		text:   regexp.MustCompile(`answered the request for a token of app ".*" with a redirect`),
 	},
 	{
-		kind:   "malformed answer",
+		kind:   "malformed response",
 		status: http.StatusBadGateway,
 		text:   regexp.MustCompile(`answered the request for a token of app ".*" with something that is not a token`),
 	},
@@ -152,7 +152,7 @@ func soakSettings(t *testing.T) (duration time.Duration, seed uint64) {
 	return duration, seed
 }
 
-// soak is the load and what came of it.
+// soak is the load and its results.
 type soak struct {
 	v       *harness.VaultServer
 	dt      *unreliable
@@ -163,13 +163,13 @@ type soak struct {
 	mu       sync.Mutex
 	reads    int
 	renewals int
-	warned   int            // tokens that came with a warning, since they could not be refreshed
+	warned   int            // tokens that came with a warning, as they could not be refreshed
 	ended    int            // renewals that ended a lease, its token having been replaced
 	failed   int            // errors for want of a token
 	errors   map[string]int // the same by kind
 	wrong    map[string]int // whatever breaks a promise
 	slowest  time.Duration
-	shortest time.Duration // the least life left of a token on its arrival, below a full life
+	shortest time.Duration // the lowest remaining TTL of a token on its arrival, below a full one
 }
 
 // soakClient is one of the clients: mostly it reads an app, now and then it renews the lease that
@@ -189,7 +189,7 @@ type heldLease struct {
 
 func (c *soakClient) turn(turn int) {
 	if turn == 0 {
-		time.Sleep(time.Duration(c.random.Int64N(int64(soakPause)))) // else all clients ask in the same moment for ever
+		time.Sleep(time.Duration(c.random.Int64N(int64(soakPause)))) // otherwise all clients ask at the same moment forever
 	}
 	if c.lease != nil && c.random.IntN(10) == 0 {
 		c.renew(c.lease)
@@ -277,14 +277,14 @@ func outlives(lease *api.Secret, left, took time.Duration) bool {
 var (
 	// leaseOver is how Vault refuses to renew a lease that has ended.
 	leaseOver = regexp.MustCompile(`lease not found|lease expired|lease is not renewable`)
-	// pastEnd is how it refuses one whose token ran out between the plugin's answer and its own sum.
+	// pastEnd is how it refuses one whose token ran out between the plugin's response and its own sum.
 	pastEnd = regexp.MustCompile(`past the max TTL, cannot renew`)
 )
 
-// refused books an error: there may only be one where the engine had no token to serve.
+// refused counts an error: there may only be one where the engine had no token to serve.
 func (c *soakClient) refused(a *harness.App, err error, usable, began time.Time) {
 	now := time.Now()
-	kind, text := "an empty answer", ""
+	kind, text := "an empty response", ""
 	known := false
 	var response *api.ResponseError
 	switch {
@@ -330,7 +330,7 @@ type soakRow struct {
 	usage
 }
 
-// observe looks on for the whole time, and answers one row for each interval.
+// observe watches for the whole time, and returns one row for each interval.
 func (s *soak) observe(t *testing.T, process measured, duration time.Duration) []soakRow {
 	t.Helper()
 	interval := max(10*time.Second, duration/30)
@@ -390,7 +390,7 @@ func (s *soak) report(t *testing.T, rows []soakRow) {
 	calls, failed := s.dt.counts()
 	perApp := float64(s.held) / float64(soakLifetime-soakLifetime/4)
 	t.Logf(
-		"%d reads (%d with a warning), %d renewals (%d ended a lease); the slowest answer after %s, the least life left on arrival %s",
+		"%d reads (%d with a warning), %d renewals (%d ended a lease); the slowest response after %s, the lowest remaining TTL on arrival %s",
 		s.reads,
 		s.warned,
 		s.renewals,
@@ -408,8 +408,8 @@ func (s *soak) report(t *testing.T, rows []soakRow) {
 
 func mib(bytes int64) float64 { return float64(bytes) / (1 << 20) }
 
-// requireTruth checks that no answer was wrong, and that the run was one: enough of everything that
-// it is about.
+// requireTruth checks that no response was wrong, and that the run was one: enough of everything
+// that it is about.
 func (s *soak) requireTruth(t *testing.T) {
 	t.Helper()
 	s.mu.Lock()
@@ -422,15 +422,15 @@ func (s *soak) requireTruth(t *testing.T) {
 		if len(early) == 0 {
 			continue
 		}
-		// On a machine that stands still a good answer can come too late for the engine, which counts a
-		// failure then.
+		// On a machine that stands still a good response can arrive too late for the engine, which counts
+		// a failure then.
 		counted, err := a.Status(t)["upstream_failures"].(json.Number).Int64()
 		require.NoError(t, err)
 		assert.LessOrEqual(
 			t,
 			len(early),
 			int(counted)-failed,
-			"calls for a token with more than half of its life left: %s",
+			"calls for a token with more than half of its TTL remaining: %s",
 			early,
 		)
 	}

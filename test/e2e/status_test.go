@@ -4,7 +4,7 @@
 
 package e2e
 
-// What programs and the person on call learn: the status after failures, the log, and when a secret
+// What monitoring and operators learn: the status after failures, the log, and when a secret
 // was last set.
 
 import (
@@ -48,7 +48,7 @@ func TestStatus_says_for_programs_what_fetches_fail_with_until_one_works(t *test
 	})
 
 	dt.SetFault(a.Key, simulator.Fault{Kind: simulator.FaultReset})
-	_, err = a.Mount.Vault.Root.Logical().Write(a.RefreshPath(), nil) // goes past the back-off
+	_, err = a.Mount.Vault.Root.Logical().Write(a.RefreshPath(), nil) // ignores the back-off
 	harness.Refused(t, err, http.StatusBadGateway)
 	second := a.Status(t)
 	require.Equal(t, "unreachable", second["last_error_class"])
@@ -134,7 +134,7 @@ func failureLines(t *testing.T, a *harness.App) (lines []failureLine) {
 	return lines
 }
 
-// A status is for monitoring: of an app that nobody uses it tells what is stored.
+// A status is for monitoring: for an app that nobody uses it shows what is stored.
 func TestStatus_of_an_app_not_in_memory_sets_nothing_off_and_keeps_nothing(t *testing.T) {
 	t.Parallel()
 	const lifetime = 20 * time.Second

@@ -108,10 +108,10 @@ func newBareEngine(t *testing.T, baseURL string) *bareEngine {
 	return e
 }
 
-// does has the engine do something with the app, and returns all that it says: in the error, in
+// does makes the engine do something with the app, and returns all that it says: in the error, in
 // warnings and in its log.
 func (e *bareEngine) does(ctx context.Context, operation logical.Operation, path string, data map[string]any) string {
-	answer, err := e.HandleRequest(
+	response, err := e.HandleRequest(
 		ctx,
 		&logical.Request{Operation: operation, Path: path, Data: data, Storage: e.storage},
 	)
@@ -119,8 +119,8 @@ func (e *bareEngine) does(ctx context.Context, operation logical.Operation, path
 	if err != nil {
 		said = append(said, err.Error())
 	}
-	if answer != nil {
-		said = append(said, answer.Warnings...)
+	if response != nil {
+		said = append(said, response.Warnings...)
 	}
 	return strings.Join(append(said, e.logged()), "\n")
 }
@@ -172,7 +172,7 @@ func ofTheEngineAlone() map[string]provocation {
 			return nil
 		}
 	}
-	// while has the engine do something while a call to storage fails.
+	// while makes the engine do something while a call to storage fails.
 	while := func(call string, operation logical.Operation, path string, data map[string]any) provocation {
 		return func(t *testing.T) string {
 			e := newBareEngine(t, known(t).URL)
@@ -318,7 +318,7 @@ func (e *bareEngine) panicInFlight() {
 }
 
 // onceLoaded does something at every read of the app's configuration but the first, which loads the
-// app: by the flight that needs its secret.
+// app: by the fetch that needs its secret.
 func onceLoaded(do func() error) (before func(call string) error) {
 	var reads atomic.Int32
 	return func(call string) error {

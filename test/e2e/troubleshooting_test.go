@@ -6,7 +6,7 @@
 package e2e
 
 // docs/troubleshooting.md lists errors by their texts. Each text in a heading is held here against
-// what is really said: every one is provoked, with the simulator's faults and the real programs.
+// what is really said: every one is provoked, with the simulator's faults and the real binaries.
 // What needs a storage that fails, or an hour, comes from the engine alone
 // (troubleshooting_engine_test.go).
 
@@ -47,7 +47,7 @@ import (
 
 const troubleshooting = "../../docs/troubleshooting.md"
 
-// provocation has somebody say something, and returns all that was said.
+// provocation makes somebody say something, and returns all of it.
 type provocation func(t *testing.T) string
 
 func TestTroubleshooting_every_text_in_a_heading_is_what_is_really_said(t *testing.T) {
@@ -107,9 +107,9 @@ func words(t *testing.T, err error) string {
 	return strings.Join(response.Errors, "\n")
 }
 
-// ofDingTalk are the errors for what DingTalk answers.
+// ofDingTalk are the errors for DingTalk's responses.
 func ofDingTalk(m *harness.Mount) map[string]provocation {
-	answers := func(fault simulator.Fault) provocation {
+	afterFault := func(fault simulator.Fault) provocation {
 		return func(t *testing.T) string {
 			dt := harness.StartDingTalk(t, harness.FullLifetime)
 			a := m.NewApp(t, dt, harness.Fields{"request_timeout": "1s"})
@@ -120,57 +120,57 @@ func ofDingTalk(m *harness.Mount) map[string]provocation {
 		}
 	}
 	return map[string]provocation{
-		`DingTalk rejected the credentials of app "…"`: answers(
+		`DingTalk rejected the credentials of app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultRejectedCredentials},
 		),
-		`DingTalk does not allow Vault's IP address for app "…"`: answers(
+		`DingTalk does not allow Vault's IP address for app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultIPNotAllowed},
 		),
-		`DingTalk rejected the request for a token of app "…"`: answers(
+		`DingTalk rejected the request for a token of app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultPermissionDenied},
 		),
-		`DingTalk throttles the requests for a token of app "…"`: answers(
+		`DingTalk throttles the requests for a token of app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultThrottledQPS},
 		),
-		`DingTalk could not serve the request for a token of app "…"`: answers(
+		`DingTalk could not serve the request for a token of app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultUnavailableUnknown},
 		),
-		`DingTalk has banned Vault's egress IP, which app "…" shares with all other apps at …`: answers(
+		`DingTalk has banned Vault's egress IP, which app "…" shares with all other apps at …`: afterFault(
 			simulator.Fault{Kind: simulator.FaultBanned},
 		),
-		`… answered the request for a token of app "…" with a redirect, which is never followed`: answers(
+		`… answered the request for a token of app "…" with a redirect, which is never followed`: afterFault(
 			simulator.Fault{Kind: simulator.FaultRedirect},
 		),
-		`… answered the request for a token of app "…" with something that is not a token`: answers(
+		`… answered the request for a token of app "…" with something that is not a token`: afterFault(
 			simulator.Fault{Kind: simulator.FaultEmptyToken},
 		),
-		`the response is an HTML page, as a proxy or a ban of Vault's egress IP sends`: answers(
+		`the response is an HTML page, as a proxy or a ban of Vault's egress IP sends`: afterFault(
 			simulator.Fault{Kind: simulator.FaultHTML},
 		),
-		`the response has no accessToken`: answers(
+		`the response has no accessToken`: afterFault(
 			simulator.Fault{Kind: simulator.FaultErrcode},
 		),
-		`the response is not a JSON object`: answers(
+		`the response is not a JSON object`: afterFault(
 			simulator.Fault{Kind: simulator.FaultTruncated},
 		),
-		`the response is longer than 65536 bytes`: answers(
+		`the response is longer than 65536 bytes`: afterFault(
 			simulator.Fault{Kind: simulator.FaultHuge},
 		),
-		`expireIn is missing, not a number or not positive`: answers(
+		`expireIn is missing, not a number or not positive`: afterFault(
 			simulator.Fault{Kind: simulator.FaultExpireIn},
 		),
-		`the token had expired when it arrived (expireIn …)`: answers(
+		`the token had expired when it arrived (expireIn …)`: afterFault(
 			simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "1"},
 		),
-		`could not get a token for app "…" from …`: answers(
+		`could not get a token for app "…" from …`: afterFault(
 			simulator.Fault{Kind: simulator.FaultReset},
 		),
-		`connection reset`:           answers(simulator.Fault{Kind: simulator.FaultReset}),
-		`no whole response within …`: answers(simulator.Fault{Kind: simulator.FaultHang}),
-		`accessToken is not 1 to 2048 visible ASCII characters`: answers(simulator.Fault{
+		`connection reset`:           afterFault(simulator.Fault{Kind: simulator.FaultReset}),
+		`no whole response within …`: afterFault(simulator.Fault{Kind: simulator.FaultHang}),
+		`accessToken is not 1 to 2048 visible ASCII characters`: afterFault(simulator.Fault{
 			Kind: simulator.FaultToken, Token: "two words",
 		}),
-		`message withheld: it repeats the request`: answers(simulator.Fault{Kind: simulator.FaultEchoRequest}),
+		`message withheld: it repeats the request`: afterFault(simulator.Fault{Kind: simulator.FaultEchoRequest}),
 	}
 }
 
@@ -353,7 +353,7 @@ func ofRequests(m *harness.Mount) map[string]provocation {
 	}
 }
 
-// ofWarnings are what comes with an answer that is good all the same.
+// ofWarnings are the warnings of responses that are good all the same.
 func ofWarnings(m *harness.Mount) map[string]provocation {
 	warnings := func(t *testing.T, secret *api.Secret, err error) string {
 		t.Helper()
@@ -631,11 +631,11 @@ func ofVault(m *harness.Mount, own *harness.VaultServer) map[string]provocation 
 		`unsupported path`:         asked(m.Path + "/cred/myapp"),
 		`unsupported operation`:    asked(m.Path + "/refresh/myapp"),
 		`permission denied`: func(t *testing.T) string {
-			login, err := m.Vault.Root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{"default"}})
+			created, err := m.Vault.Root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{"default"}})
 			require.NoError(t, err)
-			harness.NoteSecret(login.Auth.ClientToken, "a Vault token")
+			harness.NoteSecret(created.Auth.ClientToken, "a Vault token")
 			client := m.Vault.Client(t)
-			client.SetToken(login.Auth.ClientToken)
+			client.SetToken(created.Auth.ClientToken)
 			_, err = client.Logical().Read(m.Path + "/creds/myapp")
 			return words(t, err)
 		},
@@ -748,7 +748,7 @@ func ofReaders(m *harness.Mount) map[string]provocation {
 	}
 }
 
-// apiSays calls an API of DingTalk's with a token, and returns the answer.
+// apiSays calls an API of DingTalk's with a token, and returns the response.
 func apiSays(t *testing.T, d *harness.DingTalk, accessToken string) string {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, d.URL+simulator.AppsPath, http.NoBody)

@@ -99,7 +99,7 @@ func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 	move(newer, older)
 	harness.RequireSameToken(t, added.Token(t), tokens[added])
 
-	// A restart comes up in the version that the mount is pinned to.
+	// A restart starts the version that the mount is pinned to.
 	load.end()
 	v.Restart(t)
 	check(older.version, older.version)
@@ -167,7 +167,7 @@ func TestUpgrade_back_to_the_first_release_and_forward_reads_what_each_wrote(t *
 	require.NotContains(t, m.ReadData(t, added.ConfigPath()), "app_secret_set_at", "it is not known")
 	harness.RequireSameToken(t, added.Token(t), dt.LastToken(added.Key))
 
-	// What the older release dropped is given again.
+	// What the older release dropped is set again.
 	ofCorp.Update(t, harness.Fields{"corp_id": otherCorpID})
 	harness.RequireSameToken(t, ofCorp.Token(t), dt.LastTokenIn(ofCorp.Key, otherCorpID))
 	plain.Update(t, plain.Rotation(plain.Secret))

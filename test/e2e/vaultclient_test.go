@@ -31,7 +31,7 @@ type vaultClient struct {
 	log  string
 }
 
-// everyRead is what a Proxy logs for each read that it answers from its cache.
+// everyRead is what a Proxy logs for each read that it serves from its cache.
 var everyRead = regexp.MustCompile(
 	`received request: method=GET|using auto auth token: method=GET|returning cached dynamic secret`,
 )
@@ -82,8 +82,8 @@ func (c *vaultClient) logged(t *testing.T) string {
 
 var approle sync.Map // *vaultServer to *sync.Once: the auth method is enabled once
 
-// newRole makes a role of the AppRole login method that has one policy besides the default one, and
-// puts its credentials into the files of a folder that the examples name.
+// newRole makes a role of the AppRole auth method with one policy and the default one. It puts the
+// role's credentials into a directory, in the files that the examples name.
 func newRole(t *testing.T, v *harness.VaultServer, dir, policy string) {
 	t.Helper()
 	once, _ := approle.LoadOrStore(v, &sync.Once{})

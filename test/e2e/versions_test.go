@@ -28,13 +28,13 @@ import (
 	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// The programs that are the plugin.
+// The plugin's packages: the released one, and the one that is open to measurement.
 const (
 	pluginPackage   = "./cmd/vault-plugin-secrets-dingtalk"
 	measuredPackage = "./test/e2e/measured"
 )
 
-// pluginBuild is a program in the plugin directory of one Vault.
+// pluginBuild is a plugin binary in the plugin directory of one Vault.
 type pluginBuild struct {
 	path    string
 	command string // as the catalog has it
@@ -42,7 +42,7 @@ type pluginBuild struct {
 	sha256  string
 }
 
-// buildPlugin builds a program that reports a version into the Vault's plugin directory.
+// buildPlugin builds a binary that reports a version into the Vault's plugin directory.
 func buildPlugin(t *testing.T, v *harness.VaultServer, program, version string) pluginBuild {
 	t.Helper()
 	return buildFrom(t, v, "../..", program, version)
@@ -83,7 +83,7 @@ func buildFrom(t *testing.T, v *harness.VaultServer, sources, program, version s
 	defer cancel()
 	b := pluginBuild{command: harness.PluginName + "-" + version, version: version}
 	b.path = filepath.Join(filepath.Dir(v.PluginPath), b.command)
-	// As `make build` does it, so that most comes from the build cache.
+	// As `make build` does it, so that most is in the build cache.
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", "e2e",
 		"-ldflags", "-s -w -X vault-plugin-secrets-dingtalk.Version="+version, "-o", b.path, program)
 	cmd.Dir = sources
@@ -123,7 +123,7 @@ type measured struct {
 	socket string
 }
 
-// enableMeasured enables the plugin in the build that tells what it takes.
+// enableMeasured enables the build of the plugin that reports what it takes.
 func enableMeasured(t *testing.T, v *harness.VaultServer) (*harness.Mount, measured) {
 	t.Helper()
 	b := buildPlugin(t, v, measuredPackage, "v0.0.0-measured")

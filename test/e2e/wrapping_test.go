@@ -5,7 +5,7 @@
 package e2e
 
 // Response wrapping of creds/<app>: whoever asks for it gets no token but a wrapping token, which
-// gives the answer once. That a wrapping lives no longer than the token in it is also tested in
+// returns the response once. That a wrapping lives no longer than the token in it is also tested in
 // leases_test.go.
 
 import (
@@ -24,11 +24,11 @@ import (
 	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// bothModes are an app whose answers have a lease and one whose answers have none.
+// bothModes are an app whose responses have a lease and one whose responses have none.
 var bothModes = map[string]harness.Fields{"leased": {"leased": true}, "unleased": {"leased": false}}
 
-// wrappedToken reads the app's credentials wrapped, and checks that the answer is a wrapping and nothing
-// else.
+// wrappedToken reads the app's credentials wrapped, and checks that the response is a wrapping and
+// nothing else.
 func wrappedToken(t *testing.T, a *harness.App, client *api.Client, ttl string) *api.SecretWrapInfo {
 	t.Helper()
 	secret, err := readWrapped(client, a.CredsPath(), ttl)
@@ -48,7 +48,7 @@ func readWrapped(client *api.Client, path, ttl string) (*api.Secret, error) {
 	return client.Logical().Read(path)
 }
 
-// requireCreds checks that an unwrapped answer is what a read without wrapping gives.
+// requireCreds checks that an unwrapped response is what a read without wrapping returns.
 func requireCreds(t *testing.T, a *harness.App, secret *api.Secret, tune harness.Fields) {
 	t.Helper()
 	token := a.DingTalk.LastToken(a.Key)
@@ -122,7 +122,7 @@ func TestWrapping_with_the_CLI_shows_the_token_only_to_who_unwraps(t *testing.T)
 			a := m.NewApp(t, dt, tune)
 			table := m.Vault.MustCLI(t, "read", "-wrap-ttl=5m", a.CredsPath())
 			harness.NoteSecret(dt.LastToken(a.Key), "an access token")
-			harness.AssertNoSecret(t, "the wrapped answer", table)
+			harness.AssertNoSecret(t, "the wrapped response", table)
 			table = harness.Mask(table)
 			assert.NotContains(t, table, "access_token")
 			assert.Regexp(t, `(?m)^wrapping_token_ttl: +5m$`, table)

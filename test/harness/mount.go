@@ -4,7 +4,7 @@
 
 package harness
 
-// A mount of the plugin, a DingTalk of the test's own, and apps that both know.
+// A mount of the plugin, a simulator for one test, and apps that both know.
 
 import (
 	"encoding/json"
@@ -21,11 +21,11 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 )
 
-// FullLifetime is what DingTalk gives a token.
+// FullLifetime is the lifetime of DingTalk's tokens.
 const FullLifetime = 2 * time.Hour
 
-// LeaseSlack is how far a lease may stay below the token's life: both sides round down to whole
-// seconds.
+// LeaseSlack is how much shorter a lease may be than the token's TTL, as both sides round down to
+// whole seconds.
 const LeaseSlack = 2 * time.Second
 
 // DingTalk is a simulator in place of DingTalk.
@@ -44,17 +44,17 @@ func StartDingTalk(t *testing.T, lifetime time.Duration) *DingTalk {
 	return &DingTalk{Server: server, URL: url}
 }
 
-// Remaining is the life that DingTalk gives a token; a token that it does not know has none.
+// Remaining returns the remaining TTL of a token. A token that DingTalk does not know has none.
 func (d *DingTalk) Remaining(token string) time.Duration {
 	left, _ := d.LifeLeft(token)
 	return left
 }
 
-// WaitForAge waits until a token has less life left than given. Real time has to pass for that.
-func (d *DingTalk) WaitForAge(t *testing.T, token string, left time.Duration) {
+// WaitForAge waits until a token's remaining TTL is less than given. Real time must pass for that.
+func (d *DingTalk) WaitForAge(t *testing.T, token string, remaining time.Duration) {
 	t.Helper()
-	WaitFor(t, d.Remaining(token)-left+2*time.Second, "the token has aged", func() bool {
-		return d.Remaining(token) < left
+	WaitFor(t, d.Remaining(token)-remaining+2*time.Second, "the token has aged", func() bool {
+		return d.Remaining(token) < remaining
 	})
 }
 
@@ -72,10 +72,10 @@ func NewMount(t *testing.T) *Mount {
 	return m
 }
 
-// Reload has Vault make the mount's backend anew, which forgets what only memory held.
+// Reload makes Vault reload the mount, which forgets what was only in memory.
 func (m *Mount) Reload(t *testing.T) {
 	t.Helper()
-	// The CLI's -mounts asks for a path that Vault 1.21 does not have.
+	// The CLI's -mounts uses a path that Vault 1.21 does not have.
 	_, err := m.Vault.Root.Sys().ReloadPlugin(&api.ReloadPluginInput{Mounts: []string{m.Path}})
 	require.NoError(t, err, "reload the plugin")
 }
@@ -91,8 +91,8 @@ type App struct {
 // Fields are the fields of a request.
 type Fields map[string]any
 
-// NewApp makes an app known to DingTalk and stores its config without a call upstream; tune changes
-// or adds fields.
+// NewApp makes an app that DingTalk knows, and stores its config without a call to DingTalk. tune
+// changes or adds fields.
 func (m *Mount) NewApp(t *testing.T, dt *DingTalk, tune Fields) *App {
 	t.Helper()
 	a := m.UnstoredApp(dt)
@@ -112,13 +112,13 @@ func (m *Mount) UnstoredApp(dt *DingTalk) *App {
 	return a
 }
 
-// Config is the least that stores the app.
+// Config returns the fields that an app needs at least.
 func (a *App) Config() Fields {
 	return Fields{"app_key": a.Key, "app_secret": a.Secret, "base_url": a.DingTalk.URL}
 }
 
-// Rotation is the write that gives the app another secret. It names the host, since that is none of
-// DingTalk's.
+// Rotation returns the fields of a write that changes the app's secret. They name the host, as it
+// is not DingTalk's.
 func (a *App) Rotation(secret string) Fields {
 	return Fields{"app_secret": secret, "base_url": a.DingTalk.URL}
 }
@@ -135,14 +135,14 @@ func (a *App) StatusPath() string { return a.Mount.Path + "/status/" + a.Name }
 // RefreshPath is the path that refreshes the app's token.
 func (a *App) RefreshPath() string { return a.Mount.Path + "/refresh/" + a.Name }
 
-// Calls is how often the app's token was asked for upstream.
+// Calls returns how often DingTalk was asked for the app's token.
 func (a *App) Calls() int { return a.DingTalk.Requests(a.Key) }
 
 // TryRead reads the app's credentials.
 func (a *App) TryRead() (*api.Secret, error) {
 	secret, err := a.Mount.Vault.Root.Logical().Read(a.CredsPath())
 	if err == nil && secret == nil {
-		err = errors.New("no answer from " + a.CredsPath())
+		err = errors.New("no response from " + a.CredsPath())
 	}
 	if err == nil {
 		NoteSecret(TokenIn(secret), "an access token")
@@ -171,7 +171,7 @@ func (a *App) Status(t *testing.T) map[string]any {
 	return a.Mount.ReadData(t, a.StatusPath())
 }
 
-// RefreshNow has the engine fetch a token, whatever it holds.
+// RefreshNow makes the engine fetch a token, whether or not it has one.
 func (a *App) RefreshNow(t *testing.T) *api.Secret {
 	t.Helper()
 	secret, err := a.Mount.Vault.Root.Logical().Write(a.RefreshPath(), nil)
@@ -246,7 +246,7 @@ func LeaseTTL(secret *api.Secret) time.Duration {
 	return time.Duration(secret.LeaseDuration) * time.Second
 }
 
-// Refused is the error that Vault's answer carried: its status and its words.
+// Refused requires an error response of Vault's with a status, and returns its text.
 func Refused(t *testing.T, err error, status int) string {
 	t.Helper()
 	var response *api.ResponseError

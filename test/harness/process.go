@@ -4,7 +4,7 @@
 
 package harness
 
-// Processes that the tests start, and how much memory one takes.
+// Processes that the tests start, waiting, and an address where nobody listens.
 
 import (
 	"errors"
@@ -25,8 +25,7 @@ type Process struct {
 	name string
 }
 
-// StartProcess runs a program with its output appended to the file log. env holds all of its
-// environment.
+// StartProcess runs a program and appends its output to the file log. env is its whole environment.
 func StartProcess(name, log string, env []string, program string, args ...string) (*Process, error) {
 	started, err := subprocess.Start(log, env, program, args...)
 	if err != nil {
@@ -35,7 +34,7 @@ func StartProcess(name, log string, env []string, program string, args ...string
 	return &Process{Process: started, name: name}, nil
 }
 
-// Terminate asks the process to end, waits for it, and removes by force whatever is left of its group.
+// Terminate sends SIGTERM, waits for the end, and kills the rest of the process group.
 func (p *Process) Terminate(grace time.Duration) error {
 	byItself, err := p.Stop(grace)
 	if !byItself {
@@ -49,9 +48,8 @@ func WaitFor(t *testing.T, bound time.Duration, what string, holds func() bool) 
 	t.Helper()
 	deadline := time.Now().Add(bound)
 	for {
-		last := time.Now().
-			After(deadline)
-			// before the look, so that a machine that stands still meanwhile fails nothing
+		// Before the check, so that a machine that stands still meanwhile fails nothing.
+		last := time.Now().After(deadline)
 		if holds() {
 			return
 		}
@@ -62,8 +60,8 @@ func WaitFor(t *testing.T, bound time.Duration, what string, holds func() bool) 
 	}
 }
 
-// DeadAddress is an address on loopback where nobody listens. It is taken as long as the test runs:
-// else somebody might.
+// DeadAddress returns an address on loopback where nobody listens. The test reserves it, as
+// otherwise somebody might.
 func DeadAddress(t *testing.T) string {
 	t.Helper()
 	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)

@@ -16,8 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// PrometheusProgram is prometheus or promtool: what PROMETHEUS_BIN names, or what lies beside it,
-// or what the PATH has.
+// PrometheusProgram returns the path of prometheus or promtool: the binary that PROMETHEUS_BIN
+// names, the one beside it, or the one in PATH.
 func PrometheusProgram(t *testing.T, name string) string {
 	t.Helper()
 	const install = "install Debian's package prometheus, or set PROMETHEUS_BIN to the absolute path of a prometheus " +
@@ -33,7 +33,7 @@ func PrometheusProgram(t *testing.T, name string) string {
 	return path
 }
 
-// Promtool runs promtool in a directory, with the input on its standard input. It has to succeed.
+// Promtool runs promtool in a directory, with the input on its standard input. It must succeed.
 func Promtool(t *testing.T, dir, input string, args ...string) (printed string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)

@@ -18,15 +18,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// DeadAtMost is for how long a file may hold a token that DingTalk refuses.
+// DeadAtMost is how long a file may hold a token that DingTalk refuses.
 const DeadAtMost = time.Second
 
-// Rendered is a file that an Agent renders, as an application sees it: it is looked at all the
-// time.
+// Rendered is a file that an Agent renders, as an application sees it. Tests read it all the time.
 type Rendered struct {
 	File   string
 	dt     *DingTalk
-	tokens int // how many it holds
+	tokens int // how many the file holds
 
 	Contents  []string // one after another, no two in a row the same
 	MayBeDead time.Duration
@@ -37,7 +36,7 @@ type Rendered struct {
 // renderedToken is a token as the simulator makes them.
 var renderedToken = regexp.MustCompile(`\b[0-9a-f]{32}\b`)
 
-// NewRendered watches a file with so many tokens of one DingTalk.
+// NewRendered returns a file that holds so many tokens.
 func NewRendered(file string, dt *DingTalk, tokens int) *Rendered {
 	return &Rendered{File: file, dt: dt, tokens: tokens, MayBeDead: DeadAtMost}
 }
@@ -74,7 +73,7 @@ func (r *Rendered) Look(t *testing.T) {
 	r.deadSince = time.Time{}
 }
 
-// Last is the file's present content.
+// Last returns the file's current content.
 func (r *Rendered) Last() string {
 	if len(r.Contents) == 0 {
 		return ""
@@ -82,8 +81,7 @@ func (r *Rendered) Last() string {
 	return r.Contents[len(r.Contents)-1]
 }
 
-// Holds reports whether the file holds the app's token as DingTalk has it, and nothing of DingTalk's
-// that is dead.
+// Holds reports whether the file holds the apps' current tokens, and all of them are live.
 func (r *Rendered) Holds(apps ...*App) bool {
 	for _, a := range apps {
 		token := a.DingTalk.LastToken(a.Key)
@@ -94,8 +92,8 @@ func (r *Rendered) Holds(apps ...*App) bool {
 	return true
 }
 
-// WatchFiles looks at the files until the condition holds, and fails the test if that takes longer
-// than the bound.
+// WatchFiles reads the files until the condition holds. The test fails if that takes longer than
+// the bound.
 func WatchFiles(t *testing.T, bound time.Duration, what string, files []*Rendered, holds func() bool) {
 	t.Helper()
 	WaitFor(t, bound, what, func() bool {
@@ -106,15 +104,15 @@ func WatchFiles(t *testing.T, bound time.Duration, what string, files []*Rendere
 	})
 }
 
-// CallLog is when an app's calls upstream were made.
+// CallLog records when DingTalk was asked for an app's token.
 type CallLog struct {
 	App   *App
-	At    []time.Time // no later than so
-	after []time.Time // the look before, which each came after
+	At    []time.Time // not later than this
+	after []time.Time // later than the look before
 	Last  time.Time   // look
 }
 
-// Look notes the calls since the last look.
+// Look records the calls since the last look.
 func (l *CallLog) Look() {
 	for n := l.App.Calls(); len(l.At) < n; {
 		l.At, l.after = append(l.At, time.Now()), append(l.after, l.Last)
@@ -122,7 +120,7 @@ func (l *CallLog) Look() {
 	l.Last = time.Now()
 }
 
-// RequireAtMostTwoPer checks that there is no span of a token's lifetime with three calls in it.
+// RequireAtMostTwoPer requires that no three calls are within a token's lifetime.
 func (l *CallLog) RequireAtMostTwoPer(t *testing.T, lifetime time.Duration) {
 	t.Helper()
 	const early = 500 * time.Millisecond // the engine counts whole seconds

@@ -4,7 +4,7 @@
 
 package harness
 
-// An app whose token DingTalk replaces, and what a holder of that token has to do.
+// An app whose token DingTalk replaces, and how soon a holder must have the new one.
 
 import (
 	"testing"
@@ -12,14 +12,13 @@ import (
 )
 
 const (
-	// replacedLifetime is a token's in the tests of what is replaced, and tunedTo the mount's
-	// default_lease_ttl: a twelfth.
+	// replacedLifetime is the lifetime of a token, and tunedTo the mount's default_lease_ttl.
 	replacedLifetime = time.Minute
 	tunedTo          = replacedLifetime / 12
 )
 
-// NewTunedApp is a mount whose default_lease_ttl is tuned, with an app of which DingTalk replaces
-// the token at each fetch.
+// NewTunedApp returns an app on a mount with a short default_lease_ttl. DingTalk replaces its token
+// at each fetch.
 func NewTunedApp(t *testing.T) *App {
 	t.Helper()
 	m := NewMount(t)
@@ -30,8 +29,8 @@ func NewTunedApp(t *testing.T) *App {
 	return a
 }
 
-// RequireHolderFollows replaces the app's token again and again. Within twice the mount's
-// default_lease_ttl the holder has the new one.
+// RequireHolderFollows replaces the app's token three times. Each time, the holder must have the
+// new one within twice the mount's default_lease_ttl.
 func (a *App) RequireHolderFollows(t *testing.T, holds func() bool) {
 	t.Helper()
 	WaitFor(t, 30*time.Second, "the holder has a token", holds)

@@ -4,9 +4,9 @@
 
 package harness
 
-// What must never be seen: every app secret and token that the tests make or meet is noted here.
-// Each Vault's log and audit file is searched for them at its end, and whatever a failing test
-// prints is masked.
+// Secrets that no log may hold: every app secret and token that the tests make or meet is noted
+// here. The log and the audit log of each Vault are searched for them at its end, and the output of
+// a failing test is masked.
 
 import (
 	"bufio"
@@ -24,7 +24,7 @@ import (
 
 var (
 	secretsMu sync.Mutex
-	secrets   = map[string]string{} // value to what it is
+	secrets   = map[string]string{} // what each value is
 
 	// VaultTokenPattern matches any token of Vault's.
 	VaultTokenPattern = regexp.MustCompile(`\bhv[sbr]\.[A-Za-z0-9_-]{20,}`)
@@ -40,7 +40,7 @@ func NoteSecret(value, what string) {
 	secrets[value] = what
 }
 
-// secretReplacer puts what it is in the place of every known secret.
+// secretReplacer replaces every known secret with what it is.
 func secretReplacer() *strings.Replacer {
 	secretsMu.Lock()
 	defer secretsMu.Unlock()
@@ -51,7 +51,7 @@ func secretReplacer() *strings.Replacer {
 	return strings.NewReplacer(pairs...)
 }
 
-// NewSecret makes an app secret that nothing else in the run contains.
+// NewSecret returns an app secret that nothing else in the run contains.
 func NewSecret() string {
 	value := "e2eSecret-" + RandomHex(12)
 	NoteSecret(value, "an app secret")
@@ -65,12 +65,12 @@ func RandomHex(n int) string {
 	return hex.EncodeToString(raw)
 }
 
-// Mask makes text safe to print.
+// Mask returns a text that is safe to print.
 func Mask(text string) string {
 	return VaultTokenPattern.ReplaceAllString(secretReplacer().Replace(text), "<a Vault token>")
 }
 
-// AssertNoSecret checks a text that a user or a log gets to see.
+// AssertNoSecret fails the test if a text holds a secret.
 func AssertNoSecret(t *testing.T, where, text string) {
 	t.Helper()
 	if secretReplacer().Replace(text) != text {
@@ -78,7 +78,7 @@ func AssertNoSecret(t *testing.T, where, text string) {
 	}
 }
 
-// RequireSameToken compares tokens without printing any.
+// RequireSameToken requires two tokens to be the same, without printing any.
 func RequireSameToken(t *testing.T, got, want string) {
 	t.Helper()
 	if got != want {
@@ -94,7 +94,7 @@ func RequireOtherToken(t *testing.T, got, unwanted string) {
 	}
 }
 
-// SearchFile looks for known secrets in a log and names the first lines that hold one.
+// SearchFile searches a log for known secrets. The error names the first lines that hold one.
 func SearchFile(path string) error {
 	file, err := os.Open(path)
 	if err != nil {

@@ -4,9 +4,9 @@
 
 package harness
 
-// A Vault server as a process on loopback: started from a configuration file, initialised and
-// unsealed, with the plugin in its catalog and its trace log in a file. It can be sealed, stopped,
-// killed and started again over the same storage.
+// A Vault server as a process on loopback: started with a configuration file, initialized and
+// unsealed, with the plugin in its catalog and its trace log in a file. Tests can seal, stop and
+// kill it, and start it again over the same storage.
 
 import (
 	"bytes"
@@ -34,7 +34,7 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
-// The storages a test may ask for. Only inmem forgets everything when Vault stops.
+// The storage types of a Vault server. Only inmem forgets everything when Vault stops.
 const (
 	StorageInmem = "inmem"
 	StorageRaft  = "raft"
@@ -59,12 +59,12 @@ type VaultServer struct {
 	UnsealKey   string
 	Root        *api.Client // with the root token and without retries
 
-	PluginPath    string // the plugin's program in this Vault's own plugin directory
+	PluginPath    string // the plugin binary in this Vault's own plugin directory
 	PluginSHA256  string
 	PluginVersion string // as the catalog has it
 }
 
-// StartVault gives the test a Vault of its own, which it may harm as it likes.
+// StartVault starts a Vault server for one test, which may do anything to it.
 func StartVault(t *testing.T, opts VaultOptions) *VaultServer {
 	t.Helper()
 	if opts.Name == "" {
@@ -90,7 +90,7 @@ func (v *VaultServer) stopAtTheEnd(t *testing.T) {
 	v.reportOnFailure(t)
 }
 
-// launchVault is startVault for callers that have no test.
+// launchVault is StartVault for callers without a test.
 func launchVault(opts VaultOptions) (*VaultServer, error) {
 	dir, err := os.MkdirTemp(WorkRoot, "vault-")
 	if err != nil {
@@ -109,8 +109,8 @@ func launchVault(opts VaultOptions) (*VaultServer, error) {
 	return v, nil
 }
 
-// StartNode starts a server over raft storage that joins the cluster of another, and is sealed with
-// the same key.
+// StartNode starts a server over raft storage that joins the cluster of another. Both have the same
+// unseal key.
 func StartNode(t *testing.T, name string, first *VaultServer) *VaultServer {
 	t.Helper()
 	v, err := launchNode(name, first)
@@ -124,7 +124,7 @@ func StartNode(t *testing.T, name string, first *VaultServer) *VaultServer {
 	return v
 }
 
-// launchNode starts a server that is to join another's cluster.
+// launchNode starts a server that is to join the cluster of another.
 func launchNode(name string, first *VaultServer) (*VaultServer, error) {
 	dir, err := os.MkdirTemp(WorkRoot, "vault-")
 	if err != nil {
@@ -163,8 +163,8 @@ func (v *VaultServer) installPlugin() error {
 	return os.WriteFile(v.PluginPath, program, 0o755)
 }
 
-// Start runs the server and waits until it answers. A port that somebody else took in the meantime
-// is given up for another.
+// Start runs the server and waits until it responds. If somebody else took its port in the
+// meantime, it uses another.
 func (v *VaultServer) Start() error {
 	for attempt := 1; ; attempt++ {
 		err := v.startOnce()
@@ -245,7 +245,7 @@ listener "tcp" {
 %s
 `, v.Addr, "https://"+v.ClusterAddr, filepath.Dir(v.PluginPath), listen, v.ClusterAddr, storage, v.Opts.Config)
 	if onOpenBao {
-		config += "unsafe_allow_api_audit_creation = true\n" // which Vault allows as it is
+		config += "unsafe_allow_api_audit_creation = true\n" // which Vault allows by default
 	}
 	return os.WriteFile(v.configPath(), []byte(config), 0o600)
 }
@@ -264,7 +264,7 @@ func (v *VaultServer) WaitForResponse() error {
 			return fmt.Errorf("vault ended at its start:\n%s", v.logTail(20))
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("vault does not answer: %w", err)
+			return fmt.Errorf("vault does not respond: %w", err)
 		}
 	}
 }
@@ -298,7 +298,7 @@ func (v *VaultServer) initialise() error {
 	return v.registerPlugin()
 }
 
-// registerPlugin puts the plugin into the catalog. Vault asks the program for its version then.
+// registerPlugin registers the plugin in the catalog. Vault then asks the binary for its version.
 func (v *VaultServer) registerPlugin() error {
 	err := v.Root.Sys().RegisterPlugin(&api.RegisterPluginInput{
 		Name: PluginName, Type: api.PluginTypeSecrets, Command: PluginName, SHA256: v.PluginSHA256,
@@ -368,7 +368,7 @@ func (v *VaultServer) Stop() error {
 	return err
 }
 
-// PluginPID is the process that serves every mount of the plugin, since it is multiplexed.
+// PluginPID returns the process that serves every mount of the plugin, as it is multiplexed.
 func (v *VaultServer) PluginPID(t *testing.T) int {
 	t.Helper()
 	pids, err := subprocess.Children(v.Proc.PID(), v.PluginPath)
@@ -377,8 +377,8 @@ func (v *VaultServer) PluginPID(t *testing.T) int {
 	return pids[0]
 }
 
-// KillPlugin ends the plugin's process with SIGKILL and waits until Vault knows. What Vault is
-// asked before that it answers with an error of its own connection, whatever the plugin.
+// KillPlugin kills the plugin's process and waits until Vault knows. Until then, Vault returns an
+// error of its connection to any request, whatever the plugin.
 func (v *VaultServer) KillPlugin(t *testing.T) {
 	t.Helper()
 	pid := v.PluginPID(t)
@@ -427,7 +427,7 @@ func (v *VaultServer) logTail(count int) string {
 	return Mask(strings.Join(lines[max(0, len(lines)-count):], "\n"))
 }
 
-// NewClient makes an API client that does not retry: a test sees every answer as it comes.
+// NewClient returns an API client that does not retry, so that a test sees every response.
 func (v *VaultServer) NewClient(token string) (*api.Client, error) {
 	config := api.DefaultConfig()
 	if config.Error != nil {
@@ -452,7 +452,7 @@ func (v *VaultServer) Client(t *testing.T) *api.Client {
 	return client
 }
 
-// NewToken makes a token of Vault's that has one policy and not even the default one.
+// NewToken returns a Vault token with one policy, without the default one.
 func (v *VaultServer) NewToken(t *testing.T, policy string) string {
 	t.Helper()
 	name := "policy-" + RandomHex(4)
@@ -463,7 +463,7 @@ func (v *VaultServer) NewToken(t *testing.T, policy string) string {
 	return secret.Auth.ClientToken
 }
 
-// Env is the environment for a vault process; nothing of the caller's own settings gets into it.
+// Env returns the environment of a vault process. It holds none of the caller's own settings.
 func (v *VaultServer) Env(token string) []string {
 	env := []string{
 		"HOME=" + v.Dir, "PATH=" + os.Getenv("PATH"), "TMPDIR=" + v.Dir,
@@ -475,14 +475,14 @@ func (v *VaultServer) Env(token string) []string {
 	return env
 }
 
-// CLIResult is what one command of the vault program did.
+// CLIResult is the result of one command of the vault binary.
 type CLIResult struct {
 	Stdout, Stderr string
 	Status         int
 	Took           time.Duration
 }
 
-// CLI runs a command of the vault program as root, with nothing on its standard input.
+// CLI runs a vault command with the root token and an empty standard input.
 func (v *VaultServer) CLI(t *testing.T, args ...string) CLIResult {
 	t.Helper()
 	return v.CLIWithInput(t, "", args...)
@@ -510,26 +510,26 @@ func (v *VaultServer) CLIWithInput(t *testing.T, input string, args ...string) C
 	return result
 }
 
-// MustCLI is cli for a command that has to succeed; it returns what the command printed.
+// MustCLI is CLI for a command that must succeed. It returns what the command printed.
 func (v *VaultServer) MustCLI(t *testing.T, args ...string) string {
 	t.Helper()
 	return v.CLI(t, args...).Succeeded(t)
 }
 
-// Succeeded requires the command to have succeeded, and returns what it printed.
+// Succeeded requires that the command succeeded, and returns what it printed.
 func (r CLIResult) Succeeded(t *testing.T) string {
 	t.Helper()
 	require.Zero(t, r.Status, "exit status; standard error: %s", Mask(r.Stderr))
 	return r.Stdout
 }
 
-// Response is one reply of Vault's HTTP API as it came over the wire.
+// Response is a response of Vault's HTTP API as it was sent.
 type Response struct {
 	Status int
 	Body   string
 }
 
-// HTTP sends a body to Vault as it is, which no client library would let through.
+// HTTP sends a body to Vault as it is, which no client library allows.
 func (v *VaultServer) HTTP(t *testing.T, method, path, contentType, body string) Response {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
