@@ -4,8 +4,8 @@
 
 package consumers
 
-// A real consul-template, which Nomad uses too. As with Agent, what counts is the file that an
-// application reads: it must not hold a token that DingTalk refuses.
+// A real consul-template, which Nomad uses too. Its file, which an application reads, must not hold
+// a token that DingTalk refuses.
 
 import (
 	"fmt"

@@ -4,9 +4,9 @@
 
 package consumers
 
-// What is watched, as it is watched: a real Prometheus scrapes a real Vault with the policies, the
-// configuration and the alerts of the examples, while DingTalk fails in several ways. The dashboard
-// is evaluated against what it has scraped.
+// A real Prometheus scrapes a real Vault with the policies, the configuration and the alerts of the
+// examples, while DingTalk fails in several ways. The dashboard is evaluated with what Prometheus
+// has scraped.
 
 import (
 	"encoding/json"

@@ -4,9 +4,9 @@
 
 package e2e
 
-// A real Vault Agent with each of the configurations in examples/agent. What counts is the file
-// that an application reads: it must not hold a token that DingTalk refuses, and DingTalk must not
-// be called more than it takes.
+// A real Vault Agent with each of the configurations in examples/agent. Its file, which an
+// application reads, must not hold a token that DingTalk refuses. DingTalk must not be called more
+// than necessary.
 
 import (
 	"fmt"
@@ -141,7 +141,7 @@ func TestAgent_file_holds_a_live_token_for_two_minutes_at_two_calls_a_lifetime(t
 			harness.WatchFiles(
 				t,
 				lifetime,
-				"the file holds the token that DingTalk gives now",
+				"the file holds the new token",
 				files,
 				func() bool { return g.Holds(a) },
 			)

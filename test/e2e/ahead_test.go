@@ -4,7 +4,7 @@
 
 package e2e
 
-// Refreshed ahead: a leased read in the second half of a token's life extends it first, and no
+// Refreshing ahead: a leased read in the second half of a token's life first extends the token. No
 // reader that can be served waits long for that.
 
 import (
@@ -124,12 +124,12 @@ func TestAhead_hanging_DingTalk_holds_a_reader_for_two_seconds_and_the_others_no
 	require.Equal(t, 1, dt.UnderWay(a.Key), "all of them were served while DingTalk did not respond")
 	harness.RequireSameToken(t, harness.TokenIn(secret), token)
 	require.Empty(t, secret.Warnings, "nothing has failed yet")
-	require.Greater(t, took, 1900*time.Millisecond, "the first reader gives the refresh a moment")
+	require.Greater(t, took, 1900*time.Millisecond, "the first reader waits a moment for the refresh")
 
 	harness.WaitFor(t, 2*requestTimeout, "the refresh has failed", func() bool { return a.Status(t)["last_error"] != nil })
 	secret = a.Read(t)
 	harness.RequireSameToken(t, harness.TokenIn(secret), token)
-	require.Len(t, secret.Warnings, 1, "a refresh that failed comes with a warning")
+	require.Len(t, secret.Warnings, 1, "after a failed refresh there is a warning")
 	require.Regexp(t, `^The token could not be refreshed and is good until .* no whole response within 8`, secret.Warnings[0])
 	require.Equal(t, calls+1, a.Calls(), "one call for all of them")
 }

@@ -4,7 +4,7 @@
 
 package e2e
 
-// The commands that people type, and what they see.
+// The commands that operators type, and their output.
 
 import (
 	"os"
@@ -68,7 +68,7 @@ func TestCLI_the_life_of_an_app(t *testing.T) {
 	require.Equal(t, 2, a.Calls())
 	again := v.CLI(t, "write", "-f", a.RefreshPath())
 	require.Equal(t, "fresh", tableOf(again.Succeeded(t))["state"])
-	require.Contains(t, again.Stderr, "WARNING", "the second comes too soon")
+	require.Contains(t, again.Stderr, "WARNING", "the second is too soon")
 	require.Equal(t, 2, a.Calls())
 
 	v.MustCLI(t, "patch", a.ConfigPath(), "leased=false", "refresh_before=5m")

@@ -4,9 +4,9 @@
 
 package e2e
 
-// Three Vault servers over raft storage as one cluster, any of which a test may kill, and the
-// account that is kept of what readers get meanwhile: the right token, an error that is Vault's own
-// and expected, or something that must not be.
+// Three Vault servers over raft storage as one cluster, any of which a test may kill. An account
+// counts what readers get meanwhile: the right token, an expected error of Vault's own, or anything
+// else, which fails the test.
 
 import (
 	"context"

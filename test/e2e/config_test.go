@@ -4,8 +4,8 @@
 
 package e2e
 
-// Writing config/<app>: what is verified, what is refused and in which words, and that a refused
-// write changes nothing.
+// Writing config/<app>: what the engine verifies and what it refuses, with which text, and that a
+// refused write changes nothing.
 
 import (
 	"bytes"

@@ -4,8 +4,8 @@
 
 package e2e
 
-// Apps with a corp_id: their tokens come from DingTalk's unified call, each organization's from its
-// own.
+// Apps with a corp_id: their tokens are fetched with DingTalk's unified call, from the endpoint of
+// each organization.
 
 import (
 	"encoding/json"

@@ -4,8 +4,8 @@
 
 package e2e
 
-// Every way in which DingTalk, or a host in between, can respond badly: to a reader who finds no
-// token, and to one who finds a token that is due.
+// Every way in which DingTalk, or a host in between, can respond badly: to a reader without a
+// token, and to one whose token is due.
 
 import (
 	"math"
@@ -347,7 +347,7 @@ func recoverFrom(t *testing.T, c faultCase, a *harness.App) {
 		} else {
 			require.InDelta(t, 5, time.Until(next).Seconds(), 5, "the first wait is about five seconds")
 		}
-		require.Equal(t, "fresh", a.RefreshNow(t).Data["state"], "refresh/ goes past the back-off")
+		require.Equal(t, "fresh", a.RefreshNow(t).Data["state"], "refresh/ ignores the back-off")
 	}
 }
 

@@ -4,8 +4,8 @@
 
 package e2e
 
-// A cluster whose leaders are killed under load. Every acknowledged config and token has to
-// survive, and DingTalk must not notice anything.
+// A cluster whose leaders are killed under load. Every acknowledged config and token must survive,
+// and DingTalk must not get more calls.
 
 import (
 	"errors"

@@ -5,7 +5,7 @@
 package e2e
 
 // Vault stays responsive while DingTalk responds to nobody, or a host keeps a connection open and
-// says nothing that would end it: Vault waits for the requests in flight, and these never wait
+// sends nothing that would end it. Vault waits for the requests in flight, and none of them takes
 // longer than request_timeout.
 
 import (
@@ -155,7 +155,7 @@ func requireResponsive(t *testing.T, fault simulator.Fault) {
 		status, err := v.Root.Sys().SealStatus()
 		require.NoError(t, err)
 		require.True(t, status.Sealed)
-		require.NoError(t, v.Unseal(), "and Vault comes back")
+		require.NoError(t, v.Unseal(), "and Vault is back")
 	})
 	t.Run("shutdown", func(t *testing.T) {
 		m := v.Enable(t)

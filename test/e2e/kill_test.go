@@ -4,8 +4,8 @@
 
 package e2e
 
-// The plugin's process dies under load, again and again, as the kernel kills one that takes too
-// much memory. Vault starts another, which must continue from storage as if nothing had happened.
+// The plugin's process is killed under load, again and again, as the kernel kills one that uses too
+// much memory. Vault starts another, which must continue from storage as if nothing happened.
 
 import (
 	"math/rand/v2"

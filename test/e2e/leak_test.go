@@ -4,9 +4,9 @@
 
 package e2e
 
-// One run of everything that can be asked, done wrong and broken, in a Vault that logs and audits
-// all it can. Then every place that anybody may look at is searched for the app secrets and the
-// tokens, in whatever way they could be written: they are in the responses of creds/ alone.
+// One run of every request, made right, wrong and broken, in a Vault that logs and audits all it
+// can. Then the test searches every place that anybody can read for the app secrets and the tokens,
+// in any encoding. Only the responses of creds/ may hold a token.
 
 import (
 	"bytes"
@@ -285,7 +285,7 @@ func TestLeak_search_finds_a_secret_however_it_is_written(t *testing.T) {
 		"half a token":    token[:pieceLength] + "…",
 		"token in UTF-16": string(inUTF16(token)),
 	} {
-		if s.in(name, []byte("what comes before "+text+" and after")) == nil {
+		if s.in(name, []byte("what is before "+text+" and after")) == nil {
 			t.Errorf("not found: %s", name)
 		}
 	}

@@ -2,10 +2,10 @@
 
 //go:build e2e
 
-// Package e2e drives the plugin as its users do: the real binary in a real Vault server process,
-// through Vault's client library, its CLI and its Agent, with the simulator on loopback in
-// DingTalk's place. Without the two binaries the run fails and says how to build them. Nothing is
-// skipped, except on OpenBao what that lacks, and the way back to the first release where git's
+// Package e2e tests the plugin as its users run it: the real binary in a real Vault server process,
+// with Vault's client library, CLI, Agent and Proxy. A simulator on loopback takes DingTalk's
+// place. Without the two binaries the tests fail and say how to build them. None is skipped, except
+// on OpenBao those of features that it lacks, and the way back to the first release where git's
 // history does not reach it.
 package e2e
 

@@ -4,7 +4,7 @@
 
 package e2e
 
-// Reading metrics: what a scrape holds, and that it says what status/<app> says.
+// Reading metrics: what a scrape holds, and that it agrees with status/<app>.
 
 import (
 	"encoding/json"

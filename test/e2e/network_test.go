@@ -4,9 +4,9 @@
 
 package e2e
 
-// The way from the plugin to its upstream, in a real Vault with real servers on loopback: whose
-// certificate is trusted, which TLS is spoken, that no redirect is followed, and to which addresses
-// the secret is sent at all.
+// The connection from the plugin to DingTalk, in a real Vault with real servers on loopback: which
+// certificates are trusted, which TLS versions are used, that no redirect is followed, and to which
+// addresses the secret is sent at all.
 
 import (
 	"bytes"
@@ -325,7 +325,7 @@ func TestTLS_only_a_trusted_certificate_of_the_right_name_and_time_gets_the_secr
 		harness.RequireSameToken(t, a.Token(t), token)
 
 		upstream.present(good)
-		harness.WaitFor(t, 30*time.Second, "refresh/ goes upstream again, which it does once in ten seconds", func() bool {
+		harness.WaitFor(t, 30*time.Second, "refresh/ asks DingTalk again, which it does once in ten seconds", func() bool {
 			return len(a.RefreshNow(t).Warnings) == 0
 		})
 		require.Equal(t, 2, a.Calls())

@@ -4,7 +4,7 @@
 
 package e2e
 
-// What readers get when DingTalk is away, and what of a token outlives Vault and the plugin's
+// What readers get while DingTalk is unavailable, and which tokens outlive Vault and the plugin's
 // process.
 
 import (
@@ -58,7 +58,7 @@ func TestOutage_the_token_in_hand_serves_until_it_expires_and_never_after(t *tes
 					require.NotEmpty(
 						t,
 						secret.Warnings,
-						"a token that cannot be refreshed comes with a warning",
+						"a warning for a token that cannot be refreshed",
 					)
 					warned++
 				}

@@ -4,8 +4,8 @@
 
 package e2e
 
-// The policies in examples/policies, word for word, with real tokens of Vault: what each allows,
-// and that it allows nothing else.
+// The policies in examples/policies, unchanged, with real Vault tokens: what each allows, and that
+// it allows nothing else.
 
 import (
 	"encoding/json"

@@ -4,8 +4,8 @@
 
 package e2e
 
-// The plugin behind a forward proxy, as its environment says. The upstream has a made-up name that
-// only the proxy can reach, since Go never sends loopback addresses through a proxy.
+// The plugin behind a forward proxy that its environment names. The upstream has a made-up name
+// that only the proxy can resolve, as Go never sends loopback addresses through a proxy.
 
 import (
 	"bufio"
@@ -185,7 +185,7 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 	proxyURL := "http://" + user + ":" + password + "@" + proxy.addr
 	m := enableWith(t, v, "dingtalk-proxied", "HTTPS_PROXY="+proxyURL, "HTTP_PROXY="+proxyURL, "SSL_CERT_FILE="+ca.file)
 
-	t.Run("a token comes through it", func(t *testing.T) {
+	t.Run("a token is fetched through it", func(t *testing.T) {
 		a := appAt(m, dt, "https://"+host)
 		requireWorks(t, a)
 		require.Equal(t, []string{"CONNECT " + host + ":443"}, proxy.seen())

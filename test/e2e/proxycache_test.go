@@ -4,9 +4,9 @@
 
 package e2e
 
-// A real Vault Proxy with the configuration in examples/proxy, which serves reads from its cache.
-// What a reader gets must be a token that DingTalk accepts at that moment, while Vault sees few
-// leases and DingTalk few calls, whatever happens behind the Proxy.
+// A real Vault Proxy with the configuration in examples/proxy, which serves reads from its cache. A
+// reader must get a token that DingTalk accepts at that moment, while Vault sees few leases and
+// DingTalk few calls, whatever happens behind the Proxy.
 
 import (
 	"io"
@@ -384,7 +384,7 @@ func TestVaultProxy_a_token_that_DingTalk_ended_is_replaced_at_the_next_renewal(
 	harness.WaitFor(
 		t,
 		10*time.Second,
-		"the copy goes on being served",
+		"the copy is still served",
 		func() bool { return r.gotSince(ended.Add(2*time.Second), dead) },
 	)
 	// The Proxy renews at two thirds of the lease. Where the background has extended the token
@@ -419,7 +419,7 @@ func TestVaultProxy_reader_that_refreshes_and_revokes_gets_another_token_at_once
 			// Where Vault responds before it has revoked the lease, the Proxy takes no notice.
 			p.revoke(t, refused.lease, false)
 			asked := time.Now()
-			harness.WaitFor(t, 10*time.Second, "the copy goes on being served",
+			harness.WaitFor(t, 10*time.Second, "the copy is still served",
 				func() bool { return r.gotSince(asked.Add(time.Second), refused.token) })
 			p.revoke(t, refused.lease, true)
 		}},

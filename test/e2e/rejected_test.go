@@ -4,8 +4,8 @@
 
 package e2e
 
-// refresh/<app> with rejected_token: many clients that meet a token which DingTalk ended before its
-// time cost one call.
+// refresh/<app> with rejected_token: many clients whose token DingTalk ended before its time cost
+// one call.
 
 import (
 	"fmt"

@@ -4,9 +4,9 @@
 
 package e2e
 
-// Load held over time: many clients over many apps whose tokens live for half a minute, with a
-// DingTalk that fails one call in ten. Every single response is checked against the truth, and what
-// the plugin's process takes must not grow.
+// Load over a long time: many clients read many apps whose tokens live for half a minute, while
+// DingTalk fails one call in ten. Every response is checked, and the memory, goroutines and files
+// of the plugin's process must not grow.
 
 import (
 	"encoding/json"

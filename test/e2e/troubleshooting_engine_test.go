@@ -5,9 +5,9 @@
 //nolint:thelper // a provocation is the test, no helper of it
 package e2e
 
-// What the engine says only where its storage fails or is slow, an hour has passed or something in
-// it is broken, and what it says to requests that Vault ends itself before the engine does: the
-// engine without a Vault, over a storage that does as it is told.
+// Errors that the engine returns only where its storage fails or is slow, after an hour, or where
+// something in it is broken, and its responses to requests that Vault ends first. The engine runs
+// without a Vault, over a storage that the test controls.
 
 import (
 	"bytes"

@@ -5,9 +5,9 @@
 //nolint:thelper // a provocation is the test, no helper of it
 package e2e
 
-// docs/troubleshooting.md lists errors by their texts. Each text in a heading is held here against
-// what is really said: every one is provoked, with the simulator's faults and the real binaries.
-// What needs a storage that fails, or an hour, comes from the engine alone
+// docs/troubleshooting.md lists errors by their texts. The tests compare each text in a heading
+// with the real one: they provoke every error, with the simulator's faults and the real binaries.
+// Errors that need a storage that fails, or an hour, are tested with the engine alone
 // (troubleshooting_engine_test.go).
 
 import (

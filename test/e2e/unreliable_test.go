@@ -4,8 +4,8 @@
 
 package e2e
 
-// A DingTalk of which one call in so many fails, and that keeps the truth: whose a token is, and
-// until when the engine has one to serve.
+// A simulator that makes one call in so many fail. It also records whose a token is, and until when
+// the engine has one to serve.
 
 import (
 	"bytes"

@@ -4,8 +4,8 @@
 
 package e2e
 
-// A mount moves from one version of the plugin to the next and back, under load, with its apps,
-// tokens and leases.
+// A mount moves from one version of the plugin to the next and back, under load. Its apps, tokens
+// and leases stay.
 
 import (
 	"encoding/json"

@@ -5,8 +5,8 @@
 package e2e
 
 // Vault Agent and Vault Proxy as users run them: real processes with the configurations in
-// examples/, of which only addresses, paths and the mount are replaced, logged in by AppRole with a
-// policy from examples/ too.
+// examples/. Only addresses, paths and the mount are replaced. They log in by AppRole with a policy
+// from examples/.
 
 import (
 	"os"

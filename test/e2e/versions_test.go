@@ -4,8 +4,8 @@
 
 package e2e
 
-// Builds of the plugin that differ from the one under bin/: in the version that they report, or by
-// being open to measurement.
+// Builds of the plugin that differ from the one in bin/: they report another version, or are open
+// to measurement.
 
 import (
 	"context"

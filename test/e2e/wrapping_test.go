@@ -4,9 +4,8 @@
 
 package e2e
 
-// Response wrapping of creds/<app>: whoever asks for it gets no token but a wrapping token, which
-// returns the response once. That a wrapping lives no longer than the token in it is also tested in
-// leases_test.go.
+// Response wrapping of creds/<app>: the reader gets a wrapping token, which returns the response
+// once. That a wrapping ends with the token in it is also tested in leases_test.go.
 
 import (
 	"encoding/json"
