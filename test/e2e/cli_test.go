@@ -4,7 +4,7 @@
 
 package e2e
 
-// The commands that people type, and what they see.
+// The commands that operators type, and their output.
 
 import (
 	"os"
@@ -15,135 +15,140 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 func TestCLI_the_life_of_an_app(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	v := m.v
-	a := m.unstoredApp(dt)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	v := m.Vault
+	a := m.UnstoredApp(dt)
 
-	// The secret comes by standard input, with the line break that echo adds.
-	out := v.cliWithInput(t, a.secret+"\n", "write", a.configPath(),
-		"app_key="+a.key, "app_secret=-", "base_url="+dt.url).succeeded(t)
-	require.Contains(t, out, "Success! Data written to: "+a.configPath())
-	require.Equal(t, 1, a.calls(), "verified, so the line break is gone")
+	// The secret is read from standard input, with the line break that echo adds.
+	out := v.CLIWithInput(t, a.Secret+"\n", "write", a.ConfigPath(),
+		"app_key="+a.Key, "app_secret=-", "base_url="+dt.URL).Succeeded(t)
+	require.Contains(t, out, "Success! Data written to: "+a.ConfigPath())
+	require.Equal(t, 1, a.Calls(), "verified, so the line break is gone")
 
-	table := tableOf(v.mustCLI(t, "read", a.configPath()))
+	table := tableOf(v.MustCLI(t, "read", a.ConfigPath()))
 	require.Regexp(t, aDateTime, table["app_secret_set_at"])
 	delete(table, "app_secret_set_at")
 	require.Equal(t, map[string]string{
-		"app_key": a.key, "base_url": dt.url, "corp_id": "n/a", "leased": "true", "refresh_before": "200",
+		"app_key": a.Key, "base_url": dt.URL, "corp_id": "n/a", "leased": "true", "refresh_before": "200",
 		"request_timeout": "10",
 	}, table)
 
-	table = tableOf(v.mustCLI(t, "read", a.credsPath()))
-	token := dt.LastToken(a.key)
-	noteSecret(token, "an access token")
-	requireSameToken(t, table["access_token"], token)
-	require.True(t, strings.HasPrefix(table["lease_id"], a.credsPath()+"/"), table["lease_id"])
+	table = tableOf(v.MustCLI(t, "read", a.CredsPath()))
+	token := dt.LastToken(a.Key)
+	harness.NoteSecret(token, "an access token")
+	harness.RequireSameToken(t, table["access_token"], token)
+	require.True(t, strings.HasPrefix(table["lease_id"], a.CredsPath()+"/"), table["lease_id"])
 	require.Regexp(t, `^(2h|1h59m5[0-9]s)$`, table["lease_duration"])
 	require.Equal(t, "true", table["lease_renewable"])
 	require.Len(t, table, 4)
 
-	requireSameToken(t, v.mustCLI(t, "read", "-field=access_token", a.credsPath()), token) // the token and nothing else
+	// The token and nothing else.
+	harness.RequireSameToken(t, v.MustCLI(t, "read", "-field=access_token", a.CredsPath()), token)
 
-	renewed := tableOf(v.mustCLI(t, "lease", "renew", table["lease_id"]))
+	renewed := tableOf(v.MustCLI(t, "lease", "renew", table["lease_id"]))
 	require.Equal(t, table["lease_id"], renewed["lease_id"])
 	require.Regexp(t, `^(2h|1h59m[45][0-9]s)$`, renewed["lease_duration"])
 
-	longer := v.cli(t, "read", a.credsPath(), "min_ttl=30m")
-	requireSameToken(t, tableOf(longer.succeeded(t))["access_token"], token)
-	require.NotContains(t, longer.stderr, "WARNING")
-	require.Equal(t, 1, a.calls())
+	longer := v.CLI(t, "read", a.CredsPath(), "min_ttl=30m")
+	harness.RequireSameToken(t, tableOf(longer.Succeeded(t))["access_token"], token)
+	require.NotContains(t, longer.Stderr, "WARNING")
+	require.Equal(t, 1, a.Calls())
 
-	table = tableOf(v.mustCLI(t, "read", a.statusPath()))
+	table = tableOf(v.MustCLI(t, "read", a.StatusPath()))
 	require.Equal(t, "fresh", table["state"])
-	table = tableOf(v.mustCLI(t, "write", "-f", a.refreshPath()))
+	table = tableOf(v.MustCLI(t, "write", "-f", a.RefreshPath()))
 	require.Equal(t, "fresh", table["state"])
-	require.Equal(t, 2, a.calls())
-	again := v.cli(t, "write", "-f", a.refreshPath())
-	require.Equal(t, "fresh", tableOf(again.succeeded(t))["state"])
-	require.Contains(t, again.stderr, "WARNING", "the second comes too soon")
-	require.Equal(t, 2, a.calls())
+	require.Equal(t, 2, a.Calls())
+	again := v.CLI(t, "write", "-f", a.RefreshPath())
+	require.Equal(t, "fresh", tableOf(again.Succeeded(t))["state"])
+	require.Contains(t, again.Stderr, "WARNING", "the second is too soon")
+	require.Equal(t, 2, a.Calls())
 
-	v.mustCLI(t, "patch", a.configPath(), "leased=false", "refresh_before=5m")
-	table = tableOf(v.mustCLI(t, "read", a.credsPath()))
-	requireSameToken(t, table["access_token"], token) // settings keep the token
+	v.MustCLI(t, "patch", a.ConfigPath(), "leased=false", "refresh_before=5m")
+	table = tableOf(v.MustCLI(t, "read", a.CredsPath()))
+	harness.RequireSameToken(t, table["access_token"], token) // settings keep the token
 	require.NotContains(t, table, "lease_id")
 	require.Equal(t, "1h55m", table["rotation_period"])
-	require.Equal(t, 2, a.calls())
+	require.Equal(t, 2, a.Calls())
 
-	require.Equal(t, []string{"Keys", "----", a.name}, strings.Fields(v.mustCLI(t, "list", m.path+"/config")))
-	require.Contains(t, v.mustCLI(t, "delete", a.configPath()), "Success!")
-	empty := v.cli(t, "list", m.path+"/config")
-	require.Equal(t, 2, empty.status)
-	require.Contains(t, empty.stderr, "No value found")
-	require.Equal(t, 2, v.cli(t, "read", a.configPath()).status)
+	require.Equal(t, []string{"Keys", "----", a.Name}, strings.Fields(v.MustCLI(t, "list", m.Path+"/config")))
+	require.Contains(t, v.MustCLI(t, "delete", a.ConfigPath()), "Success!")
+	empty := v.CLI(t, "list", m.Path+"/config")
+	require.Equal(t, 2, empty.Status)
+	require.Contains(t, empty.Stderr, "No value found")
+	require.Equal(t, 2, v.CLI(t, "read", a.ConfigPath()).Status)
 
-	gone := v.cli(t, "read", a.credsPath())
-	require.Equal(t, 2, gone.status)
-	require.Contains(t, gone.stderr, "config/"+a.name, "what to write")
+	gone := v.CLI(t, "read", a.CredsPath())
+	require.Equal(t, 2, gone.Status)
+	require.Contains(t, gone.Stderr, "config/"+a.Name, "what to write")
 }
 
 func TestCLI_takes_the_secret_from_a_file(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
 	for _, ending := range []string{"", "\n", "\r\n"} {
-		a := m.unstoredApp(dt)
+		a := m.UnstoredApp(dt)
 		file := filepath.Join(t.TempDir(), "secret")
-		require.NoError(t, os.WriteFile(file, []byte(a.secret+ending), 0o600))
-		m.v.mustCLI(t, "write", a.configPath(), "app_key="+a.key, "app_secret=@"+file, "base_url="+dt.url)
-		requireSameToken(t, a.token(t), dt.LastToken(a.key))
+		require.NoError(t, os.WriteFile(file, []byte(a.Secret+ending), 0o600))
+		m.Vault.MustCLI(t, "write", a.ConfigPath(), "app_key="+a.Key, "app_secret=@"+file, "base_url="+dt.URL)
+		harness.RequireSameToken(t, a.Token(t), dt.LastToken(a.Key))
 	}
 }
 
 func TestCLI_shows_why_a_write_was_refused_and_no_secret(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.unstoredApp(dt)
-	right := []string{"write", a.configPath(), "app_key=" + a.key, "base_url=" + dt.url}
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := m.UnstoredApp(dt)
+	right := []string{"write", a.ConfigPath(), "app_key=" + a.Key, "base_url=" + dt.URL}
 
 	for name, c := range map[string]struct {
 		args  []string
 		input string
 		says  string
 	}{
-		"wrong secret": {append(right, "app_secret=-"), newSecret() + "\n", "invalidClientIdOrSecret"},
+		"wrong secret": {append(right, "app_secret=-"), harness.NewSecret() + "\n", "invalidClientIdOrSecret"},
 		"secret given twice": {
-			append(right, "app_secret="+newSecret(), "app_secret="+newSecret()), "", "app_secret",
+			append(right, "app_secret="+harness.NewSecret(), "app_secret="+harness.NewSecret()), "", "app_secret",
 		},
-		"no secret":    {right, "", "app_secret"},
-		"empty input":  {append(right, "app_secret=-"), "", "app_secret"},
-		"two lines":    {append(right, "app_secret=-"), newSecret() + "\n" + newSecret() + "\n", "app_secret"},
-		"no key":       {[]string{"write", a.configPath(), "app_secret=-"}, newSecret(), "app_key"},
-		"bad duration": {append(right, "app_secret=-", "refresh_before=soon"), a.secret, "refresh_before"},
-		"unknown app":  {[]string{"patch", m.path + "/config/nobody", "leased=false"}, "", "nobody"},
+		"no secret":   {right, "", "app_secret"},
+		"empty input": {append(right, "app_secret=-"), "", "app_secret"},
+		"two lines": {
+			append(right, "app_secret=-"), harness.NewSecret() + "\n" + harness.NewSecret() + "\n", "app_secret",
+		},
+		"no key":       {[]string{"write", a.ConfigPath(), "app_secret=-"}, harness.NewSecret(), "app_key"},
+		"bad duration": {append(right, "app_secret=-", "refresh_before=soon"), a.Secret, "refresh_before"},
+		"unknown app":  {[]string{"patch", m.Path + "/config/nobody", "leased=false"}, "", "nobody"},
 		"unsafe url": {
-			[]string{"write", a.configPath(), "app_key=k", "app_secret=-", "base_url=http://example.com"},
-			a.secret, "base_url",
+			[]string{"write", a.ConfigPath(), "app_key=k", "app_secret=-", "base_url=http://example.com"},
+			a.Secret, "base_url",
 		},
 		"secret as map": {
-			[]string{"write", a.configPath(), "-"},
-			`{"app_key":"k","app_secret":{"value":"` + newSecret() + `"}}`, "app_secret",
+			[]string{"write", a.ConfigPath(), "-"},
+			`{"app_key":"k","app_secret":{"value":"` + harness.NewSecret() + `"}}`, "app_secret",
 		},
 	} {
-		result := m.v.cliWithInput(t, c.input, c.args...)
-		assert.Equal(t, 2, result.status, name)
-		assert.Contains(t, result.stderr, c.says, name)
-		assert.Regexp(t, `Code: 40[04]`, result.stderr, name)
-		assertNoSecret(t, name, result.stdout+result.stderr)
+		result := m.Vault.CLIWithInput(t, c.input, c.args...)
+		assert.Equal(t, 2, result.Status, name)
+		assert.Contains(t, result.Stderr, c.says, name)
+		assert.Regexp(t, `Code: 40[04]`, result.Stderr, name)
+		harness.AssertNoSecret(t, name, result.Stdout+result.Stderr)
 	}
-	require.Empty(t, m.list(t, m.path+"/config/"))
+	require.Empty(t, m.List(t, m.Path+"/config/"))
 }
 
 func TestCLI_path_help_explains_every_path(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
-	root := m.v.mustCLI(t, "path-help", m.path)
+	m := harness.NewMount(t)
+	root := m.Vault.MustCLI(t, "path-help", m.Path)
 	require.Contains(t, root, "DingTalk")
 	for path, says := range map[string][]string{
 		"config/": {"apps"},
@@ -155,7 +160,7 @@ func TestCLI_path_help_explains_every_path(t *testing.T) {
 		"status/myapp":  {"token"},
 		"refresh/myapp": {"token"},
 	} {
-		help := m.v.mustCLI(t, "path-help", m.path+"/"+path)
+		help := m.Vault.MustCLI(t, "path-help", m.Path+"/"+path)
 		require.Contains(t, help, "## DESCRIPTION", path)
 		for _, words := range says {
 			require.Contains(t, help, words, path)
@@ -167,29 +172,29 @@ func TestCLI_path_help_explains_every_path(t *testing.T) {
 
 func TestPlugin_version_is_the_one_that_Vault_shows(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
-	v := m.v
-	require.Regexp(t, `^v\d+\.\d+\.\d+`, v.pluginVersion)
+	m := harness.NewMount(t)
+	v := m.Vault
+	require.Regexp(t, `^v\d+\.\d+\.\d+`, v.PluginVersion)
 
-	require.Regexp(t, `(?m)^`+pluginName+`\s+secret\s+`+regexp.QuoteMeta(v.pluginVersion)+`\s`,
-		v.mustCLI(t, "plugin", "list", "-detailed", "secret"))
+	require.Regexp(t, `(?m)^`+harness.PluginName+`\s+secret\s+`+regexp.QuoteMeta(v.PluginVersion)+`\s`,
+		v.MustCLI(t, "plugin", "list", "-detailed", "secret"))
 
-	mounted, err := v.root.Sys().GetMount(m.path)
+	mounted, err := v.Root.Sys().GetMount(m.Path)
 	require.NoError(t, err)
-	require.Equal(t, pluginName, mounted.Type)
-	require.Equal(t, v.pluginVersion, mounted.RunningVersion)
-	require.Equal(t, v.pluginSHA256, mounted.RunningSha256)
+	require.Equal(t, harness.PluginName, mounted.Type)
+	require.Equal(t, v.PluginVersion, mounted.RunningVersion)
+	require.Equal(t, v.PluginSHA256, mounted.RunningSha256)
 
-	// A registration by hand, with the version that the program itself prints, and with another one.
-	register := func(version string) cliResult {
-		return v.cli(t, "plugin", "register", "-sha256="+v.pluginSHA256, "-version="+version, "secret", pluginName)
+	// A registration by hand, with the version that the binary itself prints, and with another one.
+	register := func(version string) harness.CLIResult {
+		return v.CLI(t, "plugin", "register", "-sha256="+v.PluginSHA256, "-version="+version, "secret", harness.PluginName)
 	}
 	printed := strings.TrimSpace(runPlugin(t, "-version"))
-	require.Equal(t, v.pluginVersion, printed)
-	register(printed).succeeded(t)
+	require.Equal(t, v.PluginVersion, printed)
+	register(printed).Succeeded(t)
 	wrong := register("v99.0.0")
-	require.NotZero(t, wrong.status)
-	require.Contains(t, wrong.stderr, "version")
+	require.NotZero(t, wrong.Status)
+	require.Contains(t, wrong.Stderr, "version")
 }
 
 // tableOf reads the two columns that the CLI prints.

@@ -4,8 +4,8 @@
 
 package e2e
 
-// Writing config/<app>: what is verified, what is refused and in which words, and that a refused
-// write changes nothing.
+// Writing config/<app>: what the engine verifies and what it refuses, with which text, and that a
+// refused write changes nothing.
 
 import (
 	"bytes"
@@ -23,105 +23,106 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 func TestConfig_read_answers_every_field_but_the_secret(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
 	before := time.Now()
-	a := m.newApp(t, dt, nil)
+	a := m.NewApp(t, dt, nil)
 
-	created := m.readData(t, a.configPath())
+	created := m.ReadData(t, a.ConfigPath())
 	setAt := created["app_secret_set_at"]
 	require.WithinRange(t, utcTime(t, setAt), before.Add(-time.Second), time.Now())
 	require.Equal(t, map[string]any{
-		"app_key": a.key, "base_url": dt.url, "corp_id": "", "leased": true,
+		"app_key": a.Key, "base_url": dt.URL, "corp_id": "", "leased": true,
 		"refresh_before": json.Number("200"), "request_timeout": json.Number("10"), "app_secret_set_at": setAt,
 	}, created)
 
-	require.Nil(t, a.update(t, fields{"refresh_before": "5m", "request_timeout": 3, "leased": "false"}))
+	require.Nil(t, a.Update(t, harness.Fields{"refresh_before": "5m", "request_timeout": 3, "leased": "false"}))
 	require.Equal(t, map[string]any{
-		"app_key": a.key, "base_url": dt.url, "corp_id": "", "leased": false,
+		"app_key": a.Key, "base_url": dt.URL, "corp_id": "", "leased": false,
 		"refresh_before": json.Number("300"), "request_timeout": json.Number("3"), "app_secret_set_at": setAt,
-	}, m.readData(t, a.configPath()), "an update changes what it names")
+	}, m.ReadData(t, a.ConfigPath()), "an update changes what it names")
 
-	_, err := m.v.root.Logical().JSONMergePatch(t.Context(), a.configPath(), map[string]any{"leased": true})
+	_, err := m.Vault.Root.Logical().JSONMergePatch(t.Context(), a.ConfigPath(), map[string]any{"leased": true})
 	require.NoError(t, err)
-	require.Equal(t, true, m.readData(t, a.configPath())["leased"])
+	require.Equal(t, true, m.ReadData(t, a.ConfigPath())["leased"])
 	require.Equal(
 		t,
 		json.Number("300"),
-		m.readData(t, a.configPath())["refresh_before"],
+		m.ReadData(t, a.ConfigPath())["refresh_before"],
 		"a patch changes what it names",
 	)
-	require.Zero(t, a.calls(), "settings cost no call upstream")
+	require.Zero(t, a.Calls(), "settings cost no call upstream")
 
-	require.Equal(t, http.StatusNoContent, m.v.http(t, "POST", a.configPath(), "", `{"refresh_before":"200s"}`).status)
-	a.delete(t)
-	require.Equal(t, http.StatusNotFound, m.v.http(t, "GET", a.configPath(), "", "").status)
-	a.delete(t) // deleting what is gone is no error
+	require.Equal(t, http.StatusNoContent, m.Vault.HTTP(t, "POST", a.ConfigPath(), "", `{"refresh_before":"200s"}`).Status)
+	a.Delete(t)
+	require.Equal(t, http.StatusNotFound, m.Vault.HTTP(t, "GET", a.ConfigPath(), "", "").Status)
+	a.Delete(t) // deleting what is gone is no error
 }
 
 func TestConfig_create_verifies_the_credentials_and_keeps_the_token(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.unstoredApp(dt)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := m.UnstoredApp(dt)
 
-	_, err := m.v.root.Logical().Write(a.configPath(), a.config())
+	_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), a.Config())
 	require.NoError(t, err)
-	require.Equal(t, 1, a.calls())
-	requireSameToken(t, a.token(t), dt.LastToken(a.key))
-	require.Equal(t, 1, a.calls(), "the verification's token is the first that is served")
+	require.Equal(t, 1, a.Calls())
+	harness.RequireSameToken(t, a.Token(t), dt.LastToken(a.Key))
+	require.Equal(t, 1, a.Calls(), "the verification's token is the first that is served")
 
-	a.update(t, a.config())
-	a.update(t, fields{"refresh_before": "100s"})
-	require.Equal(t, 1, a.calls(), "the same credentials are not verified again")
+	a.Update(t, a.Config())
+	a.Update(t, harness.Fields{"refresh_before": "100s"})
+	require.Equal(t, 1, a.Calls(), "the same credentials are not verified again")
 
-	require.Equal(t, []string{a.name}, m.list(t, m.path+"/config/"))
+	require.Equal(t, []string{a.Name}, m.List(t, m.Path+"/config/"))
 }
 
 func TestConfig_create_with_a_wrong_secret_stores_nothing(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.unstoredApp(dt)
-	dt.SetApp(a.key, newSecret())
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := m.UnstoredApp(dt)
+	dt.SetApp(a.Key, harness.NewSecret())
 
-	_, err := m.v.root.Logical().Write(a.configPath(), a.config())
-	requireRejectedCredentials(t, refused(t, err, http.StatusBadRequest))
-	require.Equal(t, 1, a.calls(), "rejected credentials are not tried again")
-	require.Equal(t, http.StatusNotFound, m.v.http(t, "GET", a.configPath(), "", "").status)
-	require.Empty(t, m.list(t, m.path+"/config/"))
+	_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), a.Config())
+	requireRejectedCredentials(t, harness.Refused(t, err, http.StatusBadRequest))
+	require.Equal(t, 1, a.Calls(), "rejected credentials are not tried again")
+	require.Equal(t, http.StatusNotFound, m.Vault.HTTP(t, "GET", a.ConfigPath(), "", "").Status)
+	require.Empty(t, m.List(t, m.Path+"/config/"))
 }
 
 func TestConfig_update_with_a_wrong_secret_leaves_the_old_entry_in_force(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.newApp(t, dt, nil)
-	token := a.token(t)
-	before := m.readData(t, a.configPath())
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := m.NewApp(t, dt, nil)
+	token := a.Token(t)
+	before := m.ReadData(t, a.ConfigPath())
 
-	for _, body := range []fields{
-		a.rotation(newSecret()),
-		{"app_secret": newSecret(), "base_url": dt.url, "app_key": "dingsomebodyelse", "leased": false},
+	for _, body := range []harness.Fields{
+		a.Rotation(harness.NewSecret()),
+		{"app_secret": harness.NewSecret(), "base_url": dt.URL, "app_key": "dingsomebodyelse", "leased": false},
 	} {
-		_, err := m.v.root.Logical().Write(a.configPath(), body)
-		requireRejectedCredentials(t, refused(t, err, http.StatusBadRequest))
-		_, err = m.v.root.Logical().JSONMergePatch(t.Context(), a.configPath(), body)
-		requireRejectedCredentials(t, refused(t, err, http.StatusBadRequest))
+		_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), body)
+		requireRejectedCredentials(t, harness.Refused(t, err, http.StatusBadRequest))
+		_, err = m.Vault.Root.Logical().JSONMergePatch(t.Context(), a.ConfigPath(), body)
+		requireRejectedCredentials(t, harness.Refused(t, err, http.StatusBadRequest))
 	}
-	require.Equal(t, before, m.readData(t, a.configPath()))
-	calls := a.calls()
-	requireSameToken(t, a.token(t), token) // the old entry's token serves
-	require.Equal(t, calls, a.calls())
+	require.Equal(t, before, m.ReadData(t, a.ConfigPath()))
+	calls := a.Calls()
+	harness.RequireSameToken(t, a.Token(t), token) // the old entry's token serves
+	require.Equal(t, calls, a.Calls())
 
 	// The stored secret is still the right one.
-	refreshed := a.refreshNow(t)
+	refreshed := a.RefreshNow(t)
 	require.Empty(t, refreshed.Warnings)
-	require.Equal(t, calls+1, a.calls())
+	require.Equal(t, calls+1, a.Calls())
 }
 
 // requireRejectedCredentials checks that an error says what DingTalk said and what to check.
@@ -137,25 +138,25 @@ func requireRejectedCredentials(t *testing.T, text string) {
 
 func TestConfig_update_that_moves_the_app_needs_its_secret(t *testing.T) {
 	t.Parallel()
-	dt, other := startDingTalk(t, fullLifetime), startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.newApp(t, dt, nil)
-	token := a.token(t)
-	other.SetApp(a.key, a.secret)
+	dt, other := harness.StartDingTalk(t, harness.FullLifetime), harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := m.NewApp(t, dt, nil)
+	token := a.Token(t)
+	other.SetApp(a.Key, a.Secret)
 
-	for _, body := range []fields{{"base_url": other.url}, {"app_key": "dingother"}} {
+	for _, body := range []harness.Fields{{"base_url": other.URL}, {"app_key": "dingother"}} {
 		for _, verify := range []bool{true, false} {
 			body["verify_connection"] = verify
-			_, err := m.v.root.Logical().Write(a.configPath(), body)
-			require.Contains(t, refused(t, err, http.StatusBadRequest), "app_secret")
+			_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), body)
+			require.Contains(t, harness.Refused(t, err, http.StatusBadRequest), "app_secret")
 		}
 	}
 	require.Zero(t, other.Requests("*"), "the stored secret went nowhere")
-	requireSameToken(t, a.token(t), token)
+	harness.RequireSameToken(t, a.Token(t), token)
 
-	a.update(t, fields{"base_url": other.url, "app_secret": a.secret})
-	require.Equal(t, 1, other.Requests(a.key))
-	requireSameToken(t, a.token(t), other.LastToken(a.key)) // the new host's token is served
+	a.Update(t, harness.Fields{"base_url": other.URL, "app_secret": a.Secret})
+	require.Equal(t, 1, other.Requests(a.Key))
+	harness.RequireSameToken(t, a.Token(t), other.LastToken(a.Key)) // the new host's token is served
 }
 
 // Somebody who may write config/ knows no secret, but can move an app to a host of theirs with a
@@ -163,8 +164,8 @@ func TestConfig_update_that_moves_the_app_needs_its_secret(t *testing.T) {
 // there.
 func TestConfig_operator_is_not_led_to_send_the_next_secret_to_another_host(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
-	dt, theirs := startDingTalk(t, fullLifetime), startDingTalk(t, fullLifetime)
+	m := harness.NewMount(t)
+	dt, theirs := harness.StartDingTalk(t, harness.FullLifetime), harness.StartDingTalk(t, harness.FullLifetime)
 	var received sync.Map
 	evil := serveUpstream(t, "127.0.0.1", nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -174,50 +175,50 @@ func TestConfig_operator_is_not_led_to_send_the_next_secret_to_another_host(t *t
 	}))
 	evilURL := "http://" + evil.addr
 
-	a := m.unstoredApp(dt)
-	onDingTalk := a.config()
+	a := m.UnstoredApp(dt)
+	onDingTalk := a.Config()
 	onDingTalk["base_url"], onDingTalk["verify_connection"] = "https://api.dingtalk.com", false
-	_, err := m.v.root.Logical().Write(a.configPath(), onDingTalk)
+	_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), onDingTalk)
 	require.NoError(t, err)
 
-	policy := "writer-of-" + m.path
-	require.NoError(t, m.v.root.Sys().PutPolicy(policy,
-		fmt.Sprintf("path \"%s/config/*\" {\n  capabilities = [\"update\", \"patch\"]\n}\n", m.path)))
-	login, err := m.v.root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}})
+	policy := "writer-of-" + m.Path
+	require.NoError(t, m.Vault.Root.Sys().PutPolicy(policy,
+		fmt.Sprintf("path \"%s/config/*\" {\n  capabilities = [\"update\", \"patch\"]\n}\n", m.Path)))
+	created, err := m.Vault.Root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}})
 	require.NoError(t, err)
-	noteSecret(login.Auth.ClientToken, "a Vault token")
-	writer := m.v.client(t)
-	writer.SetToken(login.Auth.ClientToken)
-	junk := newSecret()
-	theirs.SetApp(a.key, junk)
+	harness.NoteSecret(created.Auth.ClientToken, "a Vault token")
+	writer := m.Vault.Client(t)
+	writer.SetToken(created.Auth.ClientToken)
+	junk := harness.NewSecret()
+	theirs.SetApp(a.Key, junk)
 	for _, verify := range []bool{false, true} { // their host even says that the junk is right
-		_, err = writer.Logical().Write(a.configPath(), map[string]any{
+		_, err = writer.Logical().Write(a.ConfigPath(), map[string]any{
 			"base_url": evilURL, "app_secret": junk, "verify_connection": verify,
 		})
 		require.NoError(t, err)
 	}
-	_, err = a.tryRead() // goes there, with the junk
+	_, err = a.TryRead() // is sent there, with the junk
 	require.NoError(t, err)
 
-	next := newSecret()
-	dt.SetApp(a.key, next)
+	next := harness.NewSecret()
+	dt.SetApp(a.Key, next)
 	for _, args := range [][]string{
-		{"write", a.configPath(), "app_secret=-"},
-		{"patch", a.configPath(), "app_secret=-"},
-		{"write", a.configPath(), "app_secret=-", "app_key=" + a.key},
-		{"write", a.configPath(), "app_secret=-", "verify_connection=false"},
+		{"write", a.ConfigPath(), "app_secret=-"},
+		{"patch", a.ConfigPath(), "app_secret=-"},
+		{"write", a.ConfigPath(), "app_secret=-", "app_key=" + a.Key},
+		{"write", a.ConfigPath(), "app_secret=-", "verify_connection=false"},
 	} {
-		result := m.v.cliWithInput(t, next, args...)
-		require.Equal(t, 2, result.status, args)
-		require.Contains(t, result.stderr, "Code: 400", args)
-		require.Contains(t, result.stderr,
+		result := m.Vault.CLIWithInput(t, next, args...)
+		require.Equal(t, 2, result.Status, args)
+		require.Contains(t, result.Stderr, "Code: 400", args)
+		require.Contains(t, result.Stderr,
 			"a write with app_secret must name base_url too, since the stored one, "+evilURL, args)
-		assertNoSecret(t, "the refusal", result.stdout+result.stderr)
+		harness.AssertNoSecret(t, "the refusal", result.Stdout+result.Stderr)
 	}
-	require.Equal(t, evilURL, m.readData(t, a.configPath())["base_url"])
+	require.Equal(t, evilURL, m.ReadData(t, a.ConfigPath())["base_url"])
 
-	m.v.cliWithInput(t, next, "write", a.configPath(), "app_secret=-", "base_url="+dt.url).succeeded(t)
-	requireSameToken(t, a.token(t), dt.LastToken(a.key))
+	m.Vault.CLIWithInput(t, next, "write", a.ConfigPath(), "app_secret=-", "base_url="+dt.URL).Succeeded(t)
+	harness.RequireSameToken(t, a.Token(t), dt.LastToken(a.Key))
 	count := 0
 	received.Range(func(body, _ any) bool {
 		count++
@@ -227,11 +228,11 @@ func TestConfig_operator_is_not_led_to_send_the_next_secret_to_another_host(t *t
 	require.Positive(t, count)
 }
 
-// One host has one spelling, so that a ban or a wait of its is that of all its apps.
+// One host has one spelling, so that its bans and waits hold for all its apps.
 func TestConfig_base_url_is_stored_in_its_canonical_form(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
-	a := m.unstoredApp(startDingTalk(t, fullLifetime))
+	m := harness.NewMount(t)
+	a := m.UnstoredApp(harness.StartDingTalk(t, harness.FullLifetime))
 	for given, stored := range map[string]string{
 		"https://API.DingTalk.IO":         "https://api.dingtalk.io",
 		"https://api.dingtalk.io/":        "https://api.dingtalk.io",
@@ -243,43 +244,44 @@ func TestConfig_base_url_is_stored_in_its_canonical_form(t *testing.T) {
 		"http://[0:0:0:0:0:0:0:1]:8300":   "http://[::1]:8300",
 		"https://[2001:DB8:0:0::1]":       "https://[2001:db8::1]",
 	} {
-		body := a.config()
+		body := a.Config()
 		body["base_url"], body["verify_connection"] = given, false
-		_, err := m.v.root.Logical().Write(a.configPath(), body)
+		_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), body)
 		require.NoError(t, err, given)
-		require.Equal(t, stored, m.readData(t, a.configPath())["base_url"], given)
+		require.Equal(t, stored, m.ReadData(t, a.ConfigPath())["base_url"], given)
 	}
 	for _, given := range []string{"https://api.dingtalk.io.", "https://api.dingtalk.io.:443", "https://localhost."} {
-		body := a.config()
+		body := a.Config()
 		body["base_url"] = given
-		_, err := m.v.root.Logical().Write(a.configPath(), body)
-		require.Contains(t, refused(t, err, http.StatusBadRequest), "its host ends in a dot", given)
+		_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), body)
+		require.Contains(t, harness.Refused(t, err, http.StatusBadRequest), "its host ends in a dot", given)
 	}
 }
 
 func TestConfig_unknown_field_gets_a_warning_from_Vault(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.newApp(t, dt, nil)
-	before := m.readData(t, a.configPath())
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := m.NewApp(t, dt, nil)
+	before := m.ReadData(t, a.ConfigPath())
 
-	reply := m.v.http(t, "POST", a.configPath(), "", fmt.Sprintf(`{"app_secrets":%q,"leased":true}`, newSecret()))
-	require.Equal(t, http.StatusOK, reply.status)
+	misspelled := fmt.Sprintf(`{"app_secrets":%q,"leased":true}`, harness.NewSecret())
+	reply := m.Vault.HTTP(t, "POST", a.ConfigPath(), "", misspelled)
+	require.Equal(t, http.StatusOK, reply.Status)
 	var body struct{ Warnings []string }
-	require.NoError(t, json.Unmarshal([]byte(reply.body), &body))
+	require.NoError(t, json.Unmarshal([]byte(reply.Body), &body))
 	require.NotEmpty(t, body.Warnings)
 	require.Contains(t, strings.Join(body.Warnings, "\n"), "app_secrets")
-	assertNoSecret(t, "the answer", reply.body)
-	require.Equal(t, before, m.readData(t, a.configPath()))
+	harness.AssertNoSecret(t, "the response", reply.Body)
+	require.Equal(t, before, m.ReadData(t, a.ConfigPath()))
 }
 
 func TestConfig_names_have_a_longest_length_and_no_slash(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.unstoredApp(dt)
-	body := a.config()
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := m.UnstoredApp(dt)
+	body := a.Config()
 	body["verify_connection"] = false
 	raw, err := json.Marshal(body)
 	require.NoError(t, err)
@@ -293,31 +295,31 @@ func TestConfig_names_have_a_longest_length_and_no_slash(t *testing.T) {
 			case "refresh":
 				method = "POST"
 			}
-			reply := m.v.http(t, method, m.path+"/"+path+"/"+name, "", payload)
+			reply := m.Vault.HTTP(t, method, m.Path+"/"+path+"/"+name, "", payload)
 			assert.Contains(
 				t,
 				[]int{http.StatusBadRequest, http.StatusNotFound},
-				reply.status,
+				reply.Status,
 				"%s/%s: %s",
 				path,
 				name,
-				reply.body,
+				reply.Body,
 			)
-			assert.Contains(t, reply.body, `"errors"`, "%s/%s", path, name)
-			assertNoSecret(t, "the answer", reply.body)
+			assert.Contains(t, reply.Body, `"errors"`, "%s/%s", path, name)
+			harness.AssertNoSecret(t, "the response", reply.Body)
 		}
 	}
-	require.Empty(t, m.list(t, m.path+"/config/"))
+	require.Empty(t, m.List(t, m.Path+"/config/"))
 
 	for _, name := range []string{strings.Repeat("n", 128), "team.app_1-x", "7"} {
-		reply := m.v.http(t, "POST", m.path+"/config/"+name, "", string(raw))
-		require.Equal(t, http.StatusNoContent, reply.status, "%s: %s", name, mask(reply.body))
+		reply := m.Vault.HTTP(t, "POST", m.Path+"/config/"+name, "", string(raw))
+		require.Equal(t, http.StatusNoContent, reply.Status, "%s: %s", name, harness.Mask(reply.Body))
 	}
-	require.Len(t, m.list(t, m.path+"/config/"), 3)
+	require.Len(t, m.List(t, m.Path+"/config/"), 3)
 }
 
 // badField is a value of one field that must be refused: as JSON, and words that the refusal has to
-// hold besides the field's name.
+// hold, in addition to the field's name.
 type badField struct {
 	field, value string
 	says         []string
@@ -325,17 +327,17 @@ type badField struct {
 
 func badFields() []badField {
 	hidden := func() string { // a secret that must not come back, as a JSON string
-		return fmt.Sprintf("%q", newSecret())
+		return fmt.Sprintf("%q", harness.NewSecret())
 	}
 	const credential = "512"
 	rows := []badField{
 		{"app_secret", `""`, []string{credential}},
 		{"app_secret", `"\n"`, []string{credential}},
-		{"app_secret", fmt.Sprintf(`"%s "`, newSecret()), []string{credential, "space"}},
-		{"app_secret", fmt.Sprintf(`"%s\n\n"`, newSecret()), []string{credential}},
-		{"app_secret", fmt.Sprintf(`"%s密"`, newSecret()), []string{credential, "ASCII"}},
-		{"app_secret", fmt.Sprintf(`"%s\u0000"`, newSecret()), []string{credential}},
-		{"app_secret", fmt.Sprintf(`"%s%s"`, newSecret(), strings.Repeat("x", 512)), []string{credential}},
+		{"app_secret", fmt.Sprintf(`"%s "`, harness.NewSecret()), []string{credential, "space"}},
+		{"app_secret", fmt.Sprintf(`"%s\n\n"`, harness.NewSecret()), []string{credential}},
+		{"app_secret", fmt.Sprintf(`"%s密"`, harness.NewSecret()), []string{credential, "ASCII"}},
+		{"app_secret", fmt.Sprintf(`"%s\u0000"`, harness.NewSecret()), []string{credential}},
+		{"app_secret", fmt.Sprintf(`"%s%s"`, harness.NewSecret(), strings.Repeat("x", 512)), []string{credential}},
 		{"app_secret", `[` + hidden() + `,` + hidden() + `]`, []string{"string"}},
 		{"app_secret", `[` + hidden() + `]`, []string{"string"}},
 		{"app_secret", `[]`, []string{"string"}},
@@ -385,7 +387,7 @@ func badFields() []badField {
 		rows = append(rows, badField{"base_url", string(value), []string{"https://"}})
 	}
 	rows = append(rows,
-		badField{"base_url", fmt.Sprintf(`"https://user:%s@api.dingtalk.io"`, newSecret()), []string{"https://"}},
+		badField{"base_url", fmt.Sprintf(`"https://user:%s@api.dingtalk.io"`, harness.NewSecret()), []string{"https://"}},
 		badField{"base_url", `["https://api.dingtalk.io","https://api.dingtalk.com"]`, nil},
 	)
 	for field, bounds := range map[string][]string{"refresh_before": {"0s", "1h"}, "request_timeout": {"1s", "30s"}} {
@@ -408,31 +410,31 @@ func badFields() []badField {
 // secretNumber is a secret that lost its quotes on the way.
 func secretNumber() string {
 	number := "8"
-	for _, digit := range randomHex(10) {
+	for _, digit := range harness.RandomHex(10) {
 		number += string('0' + digit%10)
 	}
-	noteSecret(number, "an app secret")
+	harness.NoteSecret(number, "an app secret")
 	return number
 }
 
 func TestConfig_refuses_every_invalid_field_and_changes_nothing(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.newApp(t, dt, nil)
-	token := a.token(t)
-	config, status := m.readData(t, a.configPath()), a.status(t)
-	newcomer := m.unstoredApp(dt)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := m.NewApp(t, dt, nil)
+	token := a.Token(t)
+	config, status := m.ReadData(t, a.ConfigPath()), a.Status(t)
+	newcomer := m.UnstoredApp(dt)
 
 	const patchType = "application/merge-patch+json"
 	refuse := func(method, path, contentType, body string, row badField) {
-		what := mask(fmt.Sprintf("%s %s %s", method, path, body))
-		reply := m.v.http(t, method, path, contentType, body)
-		assert.Equal(t, http.StatusBadRequest, reply.status, "%s: %s", what, mask(reply.body))
+		what := harness.Mask(fmt.Sprintf("%s %s %s", method, path, body))
+		reply := m.Vault.HTTP(t, method, path, contentType, body)
+		assert.Equal(t, http.StatusBadRequest, reply.Status, "%s: %s", what, harness.Mask(reply.Body))
 		var problem struct{ Errors []string }
-		decodeJSON(t, reply.body, &problem)
+		harness.DecodeJSON(t, reply.Body, &problem)
 		text := strings.Join(problem.Errors, "\n")
-		assertNoSecret(t, "the refusal of "+what, text)
+		harness.AssertNoSecret(t, "the refusal of "+what, text)
 		assert.Contains(t, text, row.field, "%s names the field", what)
 		for _, words := range row.says {
 			assert.Contains(t, text, words, "%s says what was given and what is allowed", what)
@@ -441,16 +443,16 @@ func TestConfig_refuses_every_invalid_field_and_changes_nothing(t *testing.T) {
 
 	for _, row := range badFields() {
 		alone := fmt.Sprintf(`{%q:%s}`, row.field, row.value)
-		refuse("POST", a.configPath(), "", alone, row)
-		refuse("PATCH", a.configPath(), patchType, alone, row)
+		refuse("POST", a.ConfigPath(), "", alone, row)
+		refuse("PATCH", a.ConfigPath(), patchType, alone, row)
 
-		whole := newcomer.config()
+		whole := newcomer.Config()
 		delete(whole, row.field)
 		raw, err := json.Marshal(whole)
 		require.NoError(t, err)
 		refuse(
 			"POST",
-			newcomer.configPath(),
+			newcomer.ConfigPath(),
 			"",
 			strings.TrimSuffix(string(raw), "}")+","+strings.TrimPrefix(alone, "{"),
 			row,
@@ -461,114 +463,114 @@ func TestConfig_refuses_every_invalid_field_and_changes_nothing(t *testing.T) {
 		"app_key", "app_secret", "corp_id", "base_url", "refresh_before", "request_timeout", "leased",
 		"verify_connection",
 	} {
-		refuse("PATCH", a.configPath(), patchType, fmt.Sprintf(`{%q:null}`, field), badField{field: field})
+		refuse("PATCH", a.ConfigPath(), patchType, fmt.Sprintf(`{%q:null}`, field), badField{field: field})
 	}
 	for _, missing := range []string{"app_key", "app_secret"} {
-		whole := newcomer.config()
+		whole := newcomer.Config()
 		delete(whole, missing)
 		raw, err := json.Marshal(whole)
 		require.NoError(t, err)
-		refuse("POST", newcomer.configPath(), "", string(raw), badField{field: missing, says: []string{"required"}})
+		refuse("POST", newcomer.ConfigPath(), "", string(raw), badField{field: missing, says: []string{"required"}})
 	}
 
-	require.Equal(t, config, m.readData(t, a.configPath()), "the stored config is as it was")
-	after := a.status(t)
+	require.Equal(t, config, m.ReadData(t, a.ConfigPath()), "the stored config is as it was")
+	after := a.Status(t)
 	delete(status, "ttl")
 	delete(after, "ttl")
 	require.Equal(t, status, after, "the token's state is as it was")
-	requireSameToken(t, a.token(t), token)
-	require.Equal(t, []string{a.name}, m.list(t, m.path+"/config/"), "nothing new was stored")
+	harness.RequireSameToken(t, a.Token(t), token)
+	require.Equal(t, []string{a.Name}, m.List(t, m.Path+"/config/"), "nothing new was stored")
 	require.Equal(t, 1, dt.Requests("*"), "none of it went upstream")
 }
 
 func TestCreds_refuses_an_invalid_min_ttl(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	a := newMount(t).newApp(t, dt, nil)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	a := harness.NewMount(t).NewApp(t, dt, nil)
 	for _, value := range []string{"-5s", "soon", "500ms", "-1", "1.5"} {
-		_, err := a.m.v.root.Logical().ReadWithData(a.credsPath(), map[string][]string{"min_ttl": {value}})
-		text := refused(t, err, http.StatusBadRequest)
+		_, err := a.Mount.Vault.Root.Logical().ReadWithData(a.CredsPath(), map[string][]string{"min_ttl": {value}})
+		text := harness.Refused(t, err, http.StatusBadRequest)
 		assert.Contains(t, text, "min_ttl")
 		assert.Contains(t, text, value, "what was given")
 	}
-	require.Zero(t, a.calls())
+	require.Zero(t, a.Calls())
 }
 
 func TestConfig_delete_leaves_nothing_in_storage(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	mounted, err := m.v.root.Sys().GetMount(m.path)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	mounted, err := m.Vault.Root.Sys().GetMount(m.Path)
 	require.NoError(t, err)
-	stored := func(key string) []string { return m.list(t, "sys/raw/logical/"+mounted.UUID+"/"+key) }
+	stored := func(key string) []string { return m.List(t, "sys/raw/logical/"+mounted.UUID+"/"+key) }
 
-	a, other := m.newApp(t, dt, nil), m.newApp(t, dt, nil)
-	require.ElementsMatch(t, []string{a.name, other.name}, stored("config/"))
+	a, other := m.NewApp(t, dt, nil), m.NewApp(t, dt, nil)
+	require.ElementsMatch(t, []string{a.Name, other.Name}, stored("config/"))
 	require.Empty(t, stored("token/"), "nothing was fetched yet")
-	a.read(t)
-	require.Equal(t, []string{a.name}, stored("token/"), "a token is stored before it is served")
+	a.Read(t)
+	require.Equal(t, []string{a.Name}, stored("token/"), "a token is stored before it is served")
 	require.ElementsMatch(t, []string{"config/", "token/"}, stored(""))
 
-	a.delete(t)
-	require.Equal(t, []string{other.name}, stored("config/"))
+	a.Delete(t)
+	require.Equal(t, []string{other.Name}, stored("config/"))
 	require.Empty(t, stored("token/"))
 }
 
 func TestConfig_create_that_DingTalk_fails_stores_nothing(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
-	elsewhere := startDingTalk(t, fullLifetime)
+	m := harness.NewMount(t)
+	elsewhere := harness.StartDingTalk(t, harness.FullLifetime)
 	t.Cleanup(func() { assert.Zero(t, elsewhere.Requests("*"), "a redirect is never followed") })
 	for _, c := range faultCases() {
 		c.leadTo(elsewhere)
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			a := m.unstoredApp(startDingTalk(t, fullLifetime))
-			a.dt.SetFault(a.key, c.fault)
-			body := a.config()
+			a := m.UnstoredApp(harness.StartDingTalk(t, harness.FullLifetime))
+			a.DingTalk.SetFault(a.Key, c.fault)
+			body := a.Config()
 			body["request_timeout"] = faultTimeout.String()
 
 			began := time.Now()
-			_, err := m.v.root.Logical().Write(a.configPath(), body)
+			_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), body)
 			require.Less(t, time.Since(began), faultBound)
-			noteSecret(a.dt.LastToken(a.key), "an access token")
-			reply := m.v.http(t, "GET", a.configPath(), "", "")
+			harness.NoteSecret(a.DingTalk.LastToken(a.Key), "an access token")
+			reply := m.Vault.HTTP(t, "GET", a.ConfigPath(), "", "")
 			if c.status == 0 {
 				require.NoError(t, err)
-				require.Equal(t, http.StatusOK, reply.status)
+				require.Equal(t, http.StatusOK, reply.Status)
 				return
 			}
-			text := refused(t, err, c.status)
+			text := harness.Refused(t, err, c.status)
 			for _, words := range c.says {
 				if words != nextAttempt { // there will be none
 					require.Regexp(t, words, text)
 				}
 			}
-			require.Equal(t, http.StatusNotFound, reply.status)
+			require.Equal(t, http.StatusNotFound, reply.Status)
 		})
 	}
 }
 
 func TestConfig_new_generation_drops_the_old_token_and_the_back_off(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	a := newMount(t).newApp(t, dt, fields{"request_timeout": "1s"})
-	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultUnavailableEmpty})
-	_, err := a.tryRead()
-	refused(t, err, http.StatusBadGateway)
-	calls := a.calls()
-	_, err = a.tryRead()
-	refused(t, err, http.StatusBadGateway)
-	require.Equal(t, calls, a.calls(), "the back-off holds")
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	a := harness.NewMount(t).NewApp(t, dt, harness.Fields{"request_timeout": "1s"})
+	dt.SetFault(a.Key, simulator.Fault{Kind: simulator.FaultUnavailableEmpty})
+	_, err := a.TryRead()
+	harness.Refused(t, err, http.StatusBadGateway)
+	calls := a.Calls()
+	_, err = a.TryRead()
+	harness.Refused(t, err, http.StatusBadGateway)
+	require.Equal(t, calls, a.Calls(), "the back-off holds")
 
 	dt.ClearFaults()
-	fresh := newSecret()
-	dt.SetApp(a.key, fresh)
-	rotation := a.rotation(fresh)
+	fresh := harness.NewSecret()
+	dt.SetApp(a.Key, fresh)
+	rotation := a.Rotation(fresh)
 	rotation["verify_connection"] = false
-	a.update(t, rotation)
+	a.Update(t, rotation)
 	began := time.Now()
-	requireSameToken(t, a.token(t), dt.LastToken(a.key))
+	harness.RequireSameToken(t, a.Token(t), dt.LastToken(a.Key))
 	require.Less(t, time.Since(began), 4*time.Second, "new credentials do not wait for the old ones' back-off")
-	require.Equal(t, calls+1, a.calls())
+	require.Equal(t, calls+1, a.Calls())
 }

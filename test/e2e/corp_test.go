@@ -4,8 +4,8 @@
 
 package e2e
 
-// Apps with a corp_id: their tokens come from DingTalk's unified call, each organization's from its
-// own.
+// Apps with a corp_id: their tokens are fetched with DingTalk's unified call, from the endpoint of
+// each organization.
 
 import (
 	"encoding/json"
@@ -18,25 +18,26 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 // otherCorpID is a second organization of the apps here.
 const otherCorpID = "ding99otherCorp"
 
-// newAppsIn makes apps with one app_key in different organizations, all of which it runs in. An empty
-// corpId is none.
-func (m *mount) newAppsIn(t *testing.T, dt *dingtalk, corpIDs ...string) []*app {
+// newAppsIn makes apps with one app_key in different organizations, all of which it runs in. An
+// empty corpId is none.
+func newAppsIn(t *testing.T, m *harness.Mount, dt *harness.DingTalk, corpIDs ...string) []*harness.App {
 	t.Helper()
-	first := m.unstoredApp(dt)
+	first := m.UnstoredApp(dt)
 	none := func(corpID string) bool { return corpID == "" }
-	dt.SetApp(first.key, first.secret, slices.DeleteFunc(slices.Clone(corpIDs), none)...)
-	apps := make([]*app, len(corpIDs))
+	dt.SetApp(first.Key, first.Secret, slices.DeleteFunc(slices.Clone(corpIDs), none)...)
+	apps := make([]*harness.App, len(corpIDs))
 	for i, corpID := range corpIDs {
 		a := *first
-		a.name = "app-" + randomHex(4)
-		body := a.config()
+		a.Name = "app-" + harness.RandomHex(4)
+		body := a.Config()
 		body["corp_id"], body["verify_connection"] = corpID, false
-		_, err := m.v.root.Logical().Write(a.configPath(), body)
+		_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), body)
 		require.NoError(t, err, "store the app")
 		apps[i] = &a
 	}
@@ -45,159 +46,161 @@ func (m *mount) newAppsIn(t *testing.T, dt *dingtalk, corpIDs ...string) []*app 
 
 func TestCorpID_token_comes_from_the_unified_call(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.unstoredApp(dt)
-	body := a.config()
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := m.UnstoredApp(dt)
+	body := a.Config()
 	body["corp_id"] = simulator.DefaultCorpID
-	_, err := m.v.root.Logical().Write(a.configPath(), body)
+	_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), body)
 	require.NoError(t, err)
-	require.Equal(t, simulator.DefaultCorpID, m.readData(t, a.configPath())["corp_id"])
+	require.Equal(t, simulator.DefaultCorpID, m.ReadData(t, a.ConfigPath())["corp_id"])
 
-	secret := a.read(t)
-	requireSameToken(t, tokenIn(secret), dt.LastTokenIn(a.key, simulator.DefaultCorpID))
-	require.InDelta(t, dt.left(tokenIn(secret)).Seconds(), leaseTTL(secret).Seconds(), leaseSlack.Seconds())
-	require.Equal(t, 1, dt.RequestsIn(a.key, simulator.DefaultCorpID), "of the write, which verifies")
-	require.Zero(t, dt.RequestsIn(a.key, ""), "of the older call")
+	secret := a.Read(t)
+	harness.RequireSameToken(t, harness.TokenIn(secret), dt.LastTokenIn(a.Key, simulator.DefaultCorpID))
+	require.InDelta(
+		t, dt.Remaining(harness.TokenIn(secret)).Seconds(), harness.LeaseTTL(secret).Seconds(), harness.LeaseSlack.Seconds(),
+	)
+	require.Equal(t, 1, dt.RequestsIn(a.Key, simulator.DefaultCorpID), "of the write, which verifies")
+	require.Zero(t, dt.RequestsIn(a.Key, ""), "of the older call")
 }
 
 func TestCorpID_apps_with_one_app_key_have_a_token_for_each_organization(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	apps := newMount(t).newAppsIn(t, dt, simulator.DefaultCorpID, otherCorpID, "")
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	apps := newAppsIn(t, harness.NewMount(t), dt, simulator.DefaultCorpID, otherCorpID, "")
 	for range 2 {
-		requireSameToken(t, apps[0].token(t), dt.LastTokenIn(apps[0].key, simulator.DefaultCorpID))
-		requireSameToken(t, apps[1].token(t), dt.LastTokenIn(apps[0].key, otherCorpID))
-		requireSameToken(t, apps[2].token(t), dt.LastTokenIn(apps[0].key, ""))
+		harness.RequireSameToken(t, apps[0].Token(t), dt.LastTokenIn(apps[0].Key, simulator.DefaultCorpID))
+		harness.RequireSameToken(t, apps[1].Token(t), dt.LastTokenIn(apps[0].Key, otherCorpID))
+		harness.RequireSameToken(t, apps[2].Token(t), dt.LastTokenIn(apps[0].Key, ""))
 	}
-	requireOtherToken(t, apps[0].token(t), apps[1].token(t))
-	requireOtherToken(t, apps[0].token(t), apps[2].token(t))
-	require.Equal(t, 3, apps[0].calls())
+	harness.RequireOtherToken(t, apps[0].Token(t), apps[1].Token(t))
+	harness.RequireOtherToken(t, apps[0].Token(t), apps[2].Token(t))
+	require.Equal(t, 3, apps[0].Calls())
 }
 
 func TestCorpID_Retry_After_is_for_the_app_key_in_one_organization(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	apps := newMount(t).newAppsIn(t, dt, otherCorpID, otherCorpID, simulator.DefaultCorpID, "")
-	key := apps[0].key
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	apps := newAppsIn(t, harness.NewMount(t), dt, otherCorpID, otherCorpID, simulator.DefaultCorpID, "")
+	key := apps[0].Key
 	dt.SetFault(key, simulator.Fault{Kind: simulator.FaultThrottledQPS, RetryAfter: "300", Times: 1})
 
-	for _, a := range apps[:2] { // the second one has another name alone
-		_, err := a.tryRead()
-		require.Contains(t, refused(t, err, http.StatusBadGateway), "throttles")
+	for _, a := range apps[:2] { // the second one only has another name
+		_, err := a.TryRead()
+		require.Contains(t, harness.Refused(t, err, http.StatusBadGateway), "throttles")
 		require.Equal(t, 1, dt.RequestsIn(key, otherCorpID))
 	}
 	for _, a := range apps[2:] {
-		require.NotEmpty(t, a.token(t))
+		require.NotEmpty(t, a.Token(t))
 	}
 }
 
 func TestCorpID_ban_hits_every_organization(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	apps := newMount(t).newAppsIn(t, dt, otherCorpID, simulator.DefaultCorpID, "")
-	dt.SetFault(apps[0].key, simulator.Fault{Kind: simulator.FaultBanned, Times: 1})
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	apps := newAppsIn(t, harness.NewMount(t), dt, otherCorpID, simulator.DefaultCorpID, "")
+	dt.SetFault(apps[0].Key, simulator.Fault{Kind: simulator.FaultBanned, Times: 1})
 	for _, a := range apps {
-		_, err := a.tryRead()
-		require.Contains(t, refused(t, err, http.StatusBadGateway), "banned")
+		_, err := a.TryRead()
+		require.Contains(t, harness.Refused(t, err, http.StatusBadGateway), "banned")
 	}
-	require.Equal(t, 1, apps[0].calls())
+	require.Equal(t, 1, apps[0].Calls())
 }
 
 func TestCorpID_empty_one_takes_it_away(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.newAppsIn(t, dt, otherCorpID)[0]
-	token := a.token(t)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := newAppsIn(t, m, dt, otherCorpID)[0]
+	token := a.Token(t)
 
-	require.Nil(t, a.update(t, fields{"corp_id": ""}))
-	require.Empty(t, m.readData(t, a.configPath())["corp_id"])
-	require.Equal(t, 1, dt.RequestsIn(a.key, ""), "the older call is verified")
-	requireSameToken(t, a.token(t), dt.LastTokenIn(a.key, ""))
-	requireOtherToken(t, a.token(t), token)
-	require.Equal(t, 2, a.calls())
+	require.Nil(t, a.Update(t, harness.Fields{"corp_id": ""}))
+	require.Empty(t, m.ReadData(t, a.ConfigPath())["corp_id"])
+	require.Equal(t, 1, dt.RequestsIn(a.Key, ""), "the older call is verified")
+	harness.RequireSameToken(t, a.Token(t), dt.LastTokenIn(a.Key, ""))
+	harness.RequireOtherToken(t, a.Token(t), token)
+	require.Equal(t, 2, a.Calls())
 }
 
 func TestCorpID_another_one_is_verified_and_needs_no_app_secret(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.newAppsIn(t, dt, "")[0]
-	dt.SetApp(a.key, a.secret, simulator.DefaultCorpID, otherCorpID)
-	lease := a.read(t)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := newAppsIn(t, m, dt, "")[0]
+	dt.SetApp(a.Key, a.Secret, simulator.DefaultCorpID, otherCorpID)
+	lease := a.Read(t)
 
 	for i, corpID := range []string{simulator.DefaultCorpID, otherCorpID} {
-		require.Nil(t, a.update(t, fields{"corp_id": corpID}))
-		require.Equal(t, 1, dt.RequestsIn(a.key, corpID), "verified")
-		requireSameToken(t, a.token(t), dt.LastTokenIn(a.key, corpID)) // the verification's
-		require.Equal(t, i+2, a.calls())
+		require.Nil(t, a.Update(t, harness.Fields{"corp_id": corpID}))
+		require.Equal(t, 1, dt.RequestsIn(a.Key, corpID), "verified")
+		harness.RequireSameToken(t, a.Token(t), dt.LastTokenIn(a.Key, corpID)) // the verification's
+		require.Equal(t, i+2, a.Calls())
 	}
-	a.requireEnds(t, a.renew(t, lease.LeaseID, 0)) // its token is the generation's of before
-	require.Nil(t, a.update(t, fields{"corp_id": otherCorpID}), "the same one again")
-	require.Equal(t, 3, a.calls(), "keeps the token")
+	requireLeaseEnds(t, a, renewLease(t, a, lease.LeaseID, 0)) // its token is the generation's of before
+	require.Nil(t, a.Update(t, harness.Fields{"corp_id": otherCorpID}), "the same one again")
+	require.Equal(t, 3, a.Calls(), "keeps the token")
 }
 
 func TestCorpID_another_one_ends_the_back_off(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.newAppsIn(t, dt, otherCorpID)[0]
-	dt.SetApp(a.key, a.secret, simulator.DefaultCorpID, otherCorpID)
-	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultRejectedCredentials, Times: 1})
-	_, err := a.tryRead()
-	refused(t, err, http.StatusBadRequest)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := newAppsIn(t, m, dt, otherCorpID)[0]
+	dt.SetApp(a.Key, a.Secret, simulator.DefaultCorpID, otherCorpID)
+	dt.SetFault(a.Key, simulator.Fault{Kind: simulator.FaultRejectedCredentials, Times: 1})
+	_, err := a.TryRead()
+	harness.Refused(t, err, http.StatusBadRequest)
 
-	a.update(t, fields{"corp_id": simulator.DefaultCorpID, "verify_connection": false})
-	requireSameToken(t, a.token(t), dt.LastTokenIn(a.key, simulator.DefaultCorpID))
-	require.Equal(t, json.Number("0"), a.status(t)["upstream_failures"], "a new generation's")
+	a.Update(t, harness.Fields{"corp_id": simulator.DefaultCorpID, "verify_connection": false})
+	harness.RequireSameToken(t, a.Token(t), dt.LastTokenIn(a.Key, simulator.DefaultCorpID))
+	require.Equal(t, json.Number("0"), a.Status(t)["upstream_failures"], "a new generation's")
 }
 
-// DingTalk answers a corpId that does not exist with a server error, which says nothing of it.
+// DingTalk responds to a corpId that does not exist with a server error that does not mention it.
 func TestCorpID_unknown_one_is_among_what_the_error_says_to_check(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.newAppsIn(t, dt, simulator.DefaultCorpID)[0]
-	token := a.token(t)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := newAppsIn(t, m, dt, simulator.DefaultCorpID)[0]
+	token := a.Token(t)
 
-	_, err := m.v.root.Logical().Write(a.configPath(), fields{"corp_id": "dingNobody"})
-	require.Regexp(t, `check.* corp_id`, refused(t, err, http.StatusBadGateway))
-	require.Equal(t, simulator.DefaultCorpID, m.readData(t, a.configPath())["corp_id"], "nothing was stored")
-	requireSameToken(t, a.token(t), token)
+	_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), harness.Fields{"corp_id": "dingNobody"})
+	require.Regexp(t, `check.* corp_id`, harness.Refused(t, err, http.StatusBadGateway))
+	require.Equal(t, simulator.DefaultCorpID, m.ReadData(t, a.ConfigPath())["corp_id"], "nothing was stored")
+	harness.RequireSameToken(t, a.Token(t), token)
 
-	a.update(t, fields{"corp_id": "dingNobody", "verify_connection": false})
-	_, err = a.tryRead()
-	require.Regexp(t, `check.* corp_id`, refused(t, err, http.StatusBadGateway))
-	require.Regexp(t, `check.* corp_id`, a.status(t)["last_error"])
+	a.Update(t, harness.Fields{"corp_id": "dingNobody", "verify_connection": false})
+	_, err = a.TryRead()
+	require.Regexp(t, `check.* corp_id`, harness.Refused(t, err, http.StatusBadGateway))
+	require.Regexp(t, `check.* corp_id`, a.Status(t)["last_error"])
 
-	other := m.newAppsIn(t, dt, "")[0]
-	dt.SetFault(other.key, simulator.Fault{Kind: simulator.FaultUnavailableServer})
-	_, err = other.tryRead()
-	require.NotContains(t, refused(t, err, http.StatusBadGateway), "corp_id", "of an app that has none")
+	other := newAppsIn(t, m, dt, "")[0]
+	dt.SetFault(other.Key, simulator.Fault{Kind: simulator.FaultUnavailableServer})
+	_, err = other.TryRead()
+	require.NotContains(t, harness.Refused(t, err, http.StatusBadGateway), "corp_id", "of an app that has none")
 }
 
 func TestCorpID_of_64_letters_and_digits_is_taken_as_it_is(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	corpID := strings.Repeat("Ding7", 12) + "Corp"
-	a := newMount(t).newAppsIn(t, dt, corpID)[0]
-	requireSameToken(t, a.token(t), dt.LastTokenIn(a.key, corpID))
+	a := newAppsIn(t, harness.NewMount(t), dt, corpID)[0]
+	harness.RequireSameToken(t, a.Token(t), dt.LastTokenIn(a.Key, corpID))
 }
 
 // The unified call's token lives as the older one's does: it is extended, and outlives the plugin.
 func TestCorpID_token_is_extended_and_kept_like_any_other(t *testing.T) {
 	t.Parallel()
 	const lifetime = 20 * time.Second
-	dt := startDingTalk(t, lifetime)
-	m := startVault(t, vaultOptions{storage: storageInmem}).enable(t)
-	a := m.newAppsIn(t, dt, otherCorpID)[0]
-	secret := a.read(t)
+	dt := harness.StartDingTalk(t, lifetime)
+	m := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem}).Enable(t)
+	a := newAppsIn(t, m, dt, otherCorpID)[0]
+	secret := a.Read(t)
 
-	calls := a.waitForSecondHalf(t, tokenIn(secret), lifetime)
-	require.Greater(t, leaseTTL(a.renew(t, secret.LeaseID, 0)), lifetime/2)
-	require.Equal(t, calls+1, dt.RequestsIn(a.key, otherCorpID))
-	m.reload(t)
-	requireSameToken(t, a.token(t), tokenIn(secret))
-	require.Equal(t, calls+1, a.calls())
+	calls := waitForSecondHalf(t, a, harness.TokenIn(secret), lifetime)
+	require.Greater(t, harness.LeaseTTL(renewLease(t, a, secret.LeaseID, 0)), lifetime/2)
+	require.Equal(t, calls+1, dt.RequestsIn(a.Key, otherCorpID))
+	m.Reload(t)
+	harness.RequireSameToken(t, a.Token(t), harness.TokenIn(secret))
+	require.Equal(t, calls+1, a.Calls())
 }

@@ -4,8 +4,8 @@
 
 package e2e
 
-// Every way in which DingTalk, or what stands between, can answer badly: to a reader who finds no
-// token, and to one who finds a token that is due.
+// Every way in which DingTalk, or a host in between, can respond badly: to a reader without a
+// token, and to one whose token is due.
 
 import (
 	"math"
@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 const (
@@ -30,7 +31,7 @@ const (
 	faultTimeout = time.Second
 	faultBound   = faultTimeout + 3*time.Second
 
-	// extraMemory is what the plugin may need on top for the worst of the answers.
+	// extraMemory is how much more memory the plugin may need for the worst of the responses.
 	extraMemory = 16 << 20
 
 	nextAttempt = `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`
@@ -43,7 +44,7 @@ type faultCase struct {
 	fault  simulator.Fault
 	status int           // of the error; 0 is no error, since the response is good after all
 	life   time.Duration // of the token of a good response
-	says   []string      // regular expressions that the error has to match
+	says   []string      // regular expressions that the error must match
 	banned bool          // the pause is the host's: only its end, or the end of the process, allows the next attempt
 }
 
@@ -184,8 +185,8 @@ func faultCases() []faultCase {
 		broken("gzip bomb", simulator.Fault{Kind: simulator.FaultGzipBomb}, tooLong),
 		broken("redirect", simulator.Fault{Kind: simulator.FaultRedirect}, "(?i)redirect"),
 		broken("permanent redirect", simulator.Fault{Kind: simulator.FaultRedirect, Status: 308}, "(?i)redirect"),
-		broken("no answer", simulator.Fault{Kind: simulator.FaultHang}, tooSlow),
-		broken("an answer that comes too late", simulator.Fault{Delay: 2 * faultBound}, tooSlow),
+		broken("no response", simulator.Fault{Kind: simulator.FaultHang}, tooSlow),
+		broken("a response that is too late", simulator.Fault{Delay: 2 * faultBound}, tooSlow),
 		broken("one byte a second", simulator.Fault{Kind: simulator.FaultTrickle}, tooSlow),
 		broken("a reset connection", simulator.Fault{Kind: simulator.FaultReset}, "connection reset by peer"+tried),
 
@@ -205,83 +206,83 @@ func faultCases() []faultCase {
 		}, tooLong),
 		broken("no HTTP, without end",
 			simulator.Fault{Kind: simulator.FaultRaw, Raw: "SSH-2.0-OpenSSH_9.6\r\n", Repeat: "x"}, notHTTP),
-		{name: "more than a response", fault: simulator.Fault{Kind: simulator.FaultSurplus}, life: fullLifetime},
+		{name: "more than a response", fault: simulator.Fault{Kind: simulator.FaultSurplus}, life: harness.FullLifetime},
 	}
 }
 
 // leadTo points a redirect to a host where nothing may ever arrive.
-func (c *faultCase) leadTo(elsewhere *dingtalk) {
+func (c *faultCase) leadTo(elsewhere *harness.DingTalk) {
 	if c.fault.Kind == simulator.FaultRedirect {
-		c.fault.Location = elsewhere.url + simulator.TokenPath
+		c.fault.Location = elsewhere.URL + simulator.TokenPath
 	}
 }
 
 //nolint:tparallel // the subtests measure the memory of one process in turn
 func TestFault_without_a_token_is_a_clear_error_and_then_a_token(t *testing.T) {
 	t.Parallel()
-	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
-	m := v.enable(t)
-	elsewhere := startDingTalk(t, fullLifetime)
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem, Audit: true})
+	m := v.Enable(t)
+	elsewhere := harness.StartDingTalk(t, harness.FullLifetime)
 
 	for _, c := range faultCases() {
 		c.leadTo(elsewhere)
 		t.Run(c.name, func(t *testing.T) {
-			dt := startDingTalk(t, fullLifetime)
-			a := m.newApp(t, dt, fields{"request_timeout": faultTimeout.String()})
-			dt.SetFault(a.key, c.fault)
-			require.Equal(t, "absent", a.status(t)["state"])
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
+			a := m.NewApp(t, dt, harness.Fields{"request_timeout": faultTimeout.String()})
+			dt.SetFault(a.Key, c.fault)
+			require.Equal(t, "absent", a.Status(t)["state"])
 
-			plugin := v.pluginPID(t)
+			plugin := v.PluginPID(t)
 			memory := newMemoryMeter(t, plugin)
 			began := time.Now()
-			secret, err := a.tryRead()
+			secret, err := a.TryRead()
 			took := time.Since(began)
 			require.Less(t, took, faultBound)
 			require.Less(t, memory.rise(t), int64(extraMemory), "bytes of extra memory")
-			noteSecret(dt.LastToken(a.key), "an access token")
+			harness.NoteSecret(dt.LastToken(a.Key), "an access token")
 
 			if c.status == 0 {
 				require.NoError(t, err)
-				requireSameToken(t, tokenIn(secret), dt.LastToken(a.key))
+				harness.RequireSameToken(t, harness.TokenIn(secret), dt.LastToken(a.Key))
 				require.InDelta(t, c.life.Seconds(), secret.LeaseDuration, 2, "a life beyond a day counts as a day")
 				return
 			}
-			text := refused(t, err, c.status)
-			require.Contains(t, text, a.name)
+			text := harness.Refused(t, err, c.status)
+			require.Contains(t, text, a.Name)
 			for _, words := range c.says {
 				require.Regexp(t, words, text)
 			}
 			require.NotContains(t, text, "<html", "a body is never shown")
-			calls := a.calls()
+			calls := a.Calls()
 			require.Positive(t, calls)
 			require.LessOrEqual(t, calls, 3, "attempts within one fetch")
 
 			// The next reader meets the remembered error at once.
 			began = time.Now()
-			_, err = a.tryRead()
-			refused(t, err, c.status)
+			_, err = a.TryRead()
+			harness.Refused(t, err, c.status)
 			require.Less(t, time.Since(began), faultBound)
-			require.Equal(t, calls, a.calls(), "no fetch for it")
-			status := a.status(t)
+			require.Equal(t, calls, a.Calls(), "no fetch for it")
+			status := a.Status(t)
 			require.Equal(t, "absent", status["state"])
 			require.NotEmpty(t, status["last_error"])
-			assertNoSecret(t, "the status", status["last_error"].(string))
-			require.Equal(t, plugin, v.pluginPID(t), "the plugin's process lives")
+			harness.AssertNoSecret(t, "the status", status["last_error"].(string))
+			require.Equal(t, plugin, v.PluginPID(t), "the plugin's process lives")
 
 			dt.ClearFaults()
 			recoverFrom(t, c, a)
-			requireSameToken(t, a.token(t), dt.LastToken(a.key)) // the fault gone, there is a token
-			require.Equal(t, calls+1, a.calls())
-			require.Equal(t, "fresh", a.status(t)["state"])
+			harness.RequireSameToken(t, a.Token(t), dt.LastToken(a.Key)) // the fault gone, there is a token
+			require.Equal(t, calls+1, a.Calls())
+			require.Equal(t, "fresh", a.Status(t)["state"])
 		})
 	}
 	require.Zero(t, elsewhere.Requests("*"), "a redirect is never followed")
-	require.NoError(t, v.findLeaks())
+	require.NoError(t, v.FindLeaks())
 	requireOneWarningEach(t, v)
 }
 
-// Several apps meet what has no end, or nearly none, at once. What is read of it is bounded, so
-// they take little memory together.
+// Several apps meet responses without an end, or nearly so, at once. What is read of it is bounded,
+// so they take little memory together.
 //
 //nolint:tparallel // the subtests measure the memory of one process in turn
 func TestFault_without_end_takes_little_memory(t *testing.T) {
@@ -290,22 +291,22 @@ func TestFault_without_end_takes_little_memory(t *testing.T) {
 		appsAtOnce = 8
 		most       = 64 << 20
 	)
-	v := startVault(t, vaultOptions{storage: storageInmem})
-	m := v.enable(t)
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
+	m := v.Enable(t)
 	for _, kind := range []string{
 		simulator.FaultHuge, simulator.FaultGzipBomb, simulator.FaultInformationalFlood,
 		simulator.FaultEndlessHeaders, simulator.FaultEndlessBody, simulator.FaultEndlessDrip,
 		simulator.FaultEndlessGzip, simulator.FaultEndlessGzipEmpty,
 	} {
 		t.Run(kind, func(t *testing.T) {
-			dt := startDingTalk(t, fullLifetime)
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
 			dt.SetFault(simulator.AnyApp, simulator.Fault{Kind: kind})
-			memory := newMemoryMeter(t, v.pluginPID(t))
+			memory := newMemoryMeter(t, v.PluginPID(t))
 			var reading sync.WaitGroup
 			for range appsAtOnce {
-				a, client := m.newApp(t, dt, fields{"request_timeout": faultTimeout.String()}), v.client(t)
+				a, client := m.NewApp(t, dt, harness.Fields{"request_timeout": faultTimeout.String()}), v.Client(t)
 				reading.Go(func() {
-					_, err := client.Logical().Read(a.credsPath())
+					_, err := client.Logical().Read(a.CredsPath())
 					var response *api.ResponseError
 					if assert.ErrorAs(t, err, &response) {
 						assert.Equal(t, http.StatusBadGateway, response.StatusCode, "%s", err)
@@ -314,47 +315,47 @@ func TestFault_without_end_takes_little_memory(t *testing.T) {
 			}
 			reading.Wait()
 			require.Less(t, memory.rise(t), int64(most), "bytes of extra memory")
-			requireNoConnection(t, v.pluginPID(t), dt.url)
+			requireNoConnection(t, v.PluginPID(t), dt.URL)
 		})
 	}
 }
 
 // recoverFrom ends the wait for the next attempt as an operator would.
-func recoverFrom(t *testing.T, c faultCase, a *app) {
+func recoverFrom(t *testing.T, c faultCase, a *harness.App) {
 	t.Helper()
-	calls := a.calls()
-	next := utcTime(t, a.status(t)["next_attempt_at"])
+	calls := a.Calls()
+	next := utcTime(t, a.Status(t)["next_attempt_at"])
 	switch {
 	case c.banned:
 		require.InDelta(t, 300, time.Until(next).Seconds(), 10, "a ban lasts five minutes")
-		other := a.m.newApp(t, a.dt, nil)
-		_, err := other.tryRead()
-		require.Regexp(t, "(?i)ban", refused(t, err, http.StatusBadGateway), "it hits every app on that host")
-		tooSoon := a.refreshNow(t)
+		other := a.Mount.NewApp(t, a.DingTalk, nil)
+		_, err := other.TryRead()
+		require.Regexp(t, "(?i)ban", harness.Refused(t, err, http.StatusBadGateway), "it hits every app on that host")
+		tooSoon := a.RefreshNow(t)
 		require.Regexp(t, "(?i)ban", strings.Join(tooSoon.Warnings, "\n"), "and refresh/ does not go past it")
-		require.Equal(t, calls, a.dt.Requests("*"))
-		a.m.reload(t)
+		require.Equal(t, calls, a.DingTalk.Requests("*"))
+		a.Mount.Reload(t)
 	case c.fault.RetryAfter != "":
-		require.NotEmpty(t, a.refreshNow(t).Warnings)
-		require.Equal(t, calls, a.calls(), "refresh/ does not go past what DingTalk asked for")
-		waitFor(t, 5*time.Second, "the time that DingTalk asked for is over", func() bool {
-			return len(a.refreshNow(t).Warnings) == 0
+		require.NotEmpty(t, a.RefreshNow(t).Warnings)
+		require.Equal(t, calls, a.Calls(), "refresh/ does not go past what DingTalk asked for")
+		harness.WaitFor(t, 5*time.Second, "the time that DingTalk asked for is over", func() bool {
+			return len(a.RefreshNow(t).Warnings) == 0
 		})
 	default:
 		if c.status == http.StatusBadRequest {
-			require.InDelta(t, 60, time.Until(next).Seconds(), 15, "what only a person can mend waits a minute")
+			require.InDelta(t, 60, time.Until(next).Seconds(), 15, "what only a person can fix waits a minute")
 		} else {
 			require.InDelta(t, 5, time.Until(next).Seconds(), 5, "the first wait is about five seconds")
 		}
-		require.Equal(t, "fresh", a.refreshNow(t).Data["state"], "refresh/ goes past the back-off")
+		require.Equal(t, "fresh", a.RefreshNow(t).Data["state"], "refresh/ ignores the back-off")
 	}
 }
 
-// requireOneWarningEach checks that the log tells the person on call once that an app's fetches
+// requireOneWarningEach checks that the log reports once that an app's fetches
 // fail.
-func requireOneWarningEach(t *testing.T, v *vaultServer) {
+func requireOneWarningEach(t *testing.T, v *harness.VaultServer) {
 	t.Helper()
-	data, err := os.ReadFile(v.logPath())
+	data, err := os.ReadFile(v.LogPath())
 	require.NoError(t, err)
 	warnings := map[string]int{}
 	for line := range strings.Lines(string(data)) {
@@ -377,15 +378,15 @@ func TestFault_with_a_due_token_serves_the_token_in_hand(t *testing.T) {
 	t.Parallel()
 	const lifetime = 20 * time.Second
 	const window = lifetime / 4
-	m := newMount(t)
-	elsewhere := startDingTalk(t, fullLifetime)
+	m := harness.NewMount(t)
+	elsewhere := harness.StartDingTalk(t, harness.FullLifetime)
 
 	type warm struct {
 		faultCase
-		*app
+		*harness.App
 		token string
 
-		first, again       *api.Secret // what two reads in a row were answered
+		first, again       *api.Secret // the responses to two reads in a row
 		firstErr, againErr error
 		took, left         time.Duration // of the first read, and of the token after it
 		tried              int           // calls upstream by then
@@ -394,52 +395,54 @@ func TestFault_with_a_due_token_serves_the_token_in_hand(t *testing.T) {
 	for _, c := range faultCases() {
 		c.leadTo(elsewhere)
 		// Without leases, as nothing refreshes a token then before it is due.
-		a := m.newApp(t, startDingTalk(t, lifetime), fields{"request_timeout": faultTimeout.String(), "leased": false})
-		apps = append(apps, &warm{faultCase: c, app: a})
+		a := m.NewApp(t, harness.StartDingTalk(t, lifetime), harness.Fields{
+			"request_timeout": faultTimeout.String(), "leased": false,
+		})
+		apps = append(apps, &warm{faultCase: c, App: a})
 	}
 	var readers sync.WaitGroup
 	for _, w := range apps { // all at once, so that they end together
 		readers.Go(func() {
-			if secret, err := w.tryRead(); assert.NoError(t, err) {
-				w.token = tokenIn(secret)
+			if secret, err := w.TryRead(); assert.NoError(t, err) {
+				w.token = harness.TokenIn(secret)
 			}
 		})
 	}
 	readers.Wait()
 	for _, w := range apps {
-		w.dt.waitForAge(t, w.token, window+900*time.Millisecond) // just due
+		w.DingTalk.WaitForAge(t, w.token, window+900*time.Millisecond) // just due
 	}
 
 	for _, w := range apps {
-		w.dt.SetFault(w.key, w.fault)
+		w.DingTalk.SetFault(w.Key, w.fault)
 		readers.Go(func() {
 			began := time.Now()
-			w.first, w.firstErr = w.tryRead()
-			w.took, w.left, w.tried = time.Since(began), w.dt.left(w.token), w.calls()
-			w.again, w.againErr = w.tryRead()
+			w.first, w.firstErr = w.TryRead()
+			w.took, w.left, w.tried = time.Since(began), w.DingTalk.Remaining(w.token), w.Calls()
+			w.again, w.againErr = w.TryRead()
 		})
 	}
 	readers.Wait()
 
 	for _, w := range apps {
-		t.Run(w.faultCase.name, func(t *testing.T) {
+		t.Run(w.name, func(t *testing.T) {
 			require.NoError(t, w.firstErr)
 			require.Less(t, w.took, faultBound)
-			requireSameToken(t, tokenIn(w.first), w.token)
+			harness.RequireSameToken(t, harness.TokenIn(w.first), w.token)
 			require.Positive(t, w.left, "the token lives")
 			require.Greater(t, w.tried, 1, "a refresh was tried")
-			if w.faultCase.status == 0 {
+			if w.status == 0 {
 				require.Empty(t, w.first.Warnings)
 				return
 			}
 			require.NotEmpty(t, w.first.Warnings, "the reader is warned")
-			assertNoSecret(t, "a warning", strings.Join(w.first.Warnings, "\n"))
-			require.LessOrEqual(t, seconds(t, w.first.Data["ttl"]), window)
+			harness.AssertNoSecret(t, "a warning", strings.Join(w.first.Warnings, "\n"))
+			require.LessOrEqual(t, harness.Seconds(t, w.first.Data["ttl"]), window)
 
 			require.NoError(t, w.againErr)
-			requireSameToken(t, tokenIn(w.again), w.token)
+			harness.RequireSameToken(t, harness.TokenIn(w.again), w.token)
 			require.NotEmpty(t, w.again.Warnings)
-			require.Equal(t, w.tried, w.calls(), "the back-off holds")
+			require.Equal(t, w.tried, w.Calls(), "the back-off holds")
 		})
 	}
 	require.Zero(t, elsewhere.Requests("*"), "a redirect is never followed")

@@ -4,8 +4,8 @@
 
 package e2e
 
-// A cluster whose leaders are killed under load. Every acknowledged config and token has to
-// survive, and DingTalk must not notice anything.
+// A cluster whose leaders are killed under load. Every acknowledged config and token must survive,
+// and DingTalk must not get more calls.
 
 import (
 	"errors"
@@ -18,10 +18,12 @@ import (
 
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// leaderless are the errors with which Vault itself answers while its cluster has no leader, or the
-// node that was asked does not know it yet. Besides them there is what a client sees of a node that
+// leaderless are the errors that Vault itself returns while its cluster has no leader, or the
+// node that was asked does not know it yet. In addition there is what a client sees of a node that
 // is dead: a connection refused, reset or ended. A busy machine can hold a leader up until the
 // others elect another one, though nobody has killed it.
 var leaderless = []knownError{
@@ -56,14 +58,14 @@ func TestHA_ten_killed_leaders_lose_no_config_and_cost_no_call(t *testing.T) {
 	const kills = 10
 	const readersPerNode = 4
 	c := startCluster(t, 3)
-	dt := startDingTalk(t, fullLifetime)
-	m := c.waitForLeader(t).enable(t)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := c.waitForLeader(t).Enable(t)
 
-	var apps []*app
-	tokens := map[*app]string{}
+	var apps []*harness.App
+	tokens := map[*harness.App]string{}
 	for i := range 8 {
-		a := m.newApp(t, dt, fields{"leased": i%2 == 0, "refresh_before": 100 + i})
-		tokens[a] = a.token(t)
+		a := m.NewApp(t, dt, harness.Fields{"leased": i%2 == 0, "refresh_before": 100 + i})
+		tokens[a] = a.Token(t)
 		apps = append(apps, a)
 	}
 	calls := len(apps)
@@ -73,7 +75,7 @@ func TestHA_ten_killed_leaders_lose_no_config_and_cost_no_call(t *testing.T) {
 	got.unreachable = c.wasDown
 	var clients []*api.Client
 	for _, v := range c.nodes {
-		clients = append(clients, v.patientClients(t, readersPerNode)...)
+		clients = append(clients, patientClients(t, v, readersPerNode)...)
 	}
 	load := got.load(t, clients, 20*time.Millisecond, tokens)
 	written := startWriter(t, c, m)
@@ -86,13 +88,13 @@ func TestHA_ten_killed_leaders_lose_no_config_and_cost_no_call(t *testing.T) {
 		next := c.waitForLeader(t)
 		elected := time.Since(killed)
 
-		at := &mount{v: next, path: m.path}
+		at := &harness.Mount{Vault: next, Path: m.Path}
 		for _, a := range apps {
 			here := *a
-			here.m = at
-			requireSameToken(
+			here.Mount = at
+			harness.RequireSameToken(
 				t,
-				tokenIn(onceLed(t, here.tryRead)),
+				harness.TokenIn(onceLed(t, here.TryRead)),
 				tokens[a],
 			) // the first read by the new leader serves the stored token
 		}
@@ -104,7 +106,7 @@ func TestHA_ten_killed_leaders_lose_no_config_and_cost_no_call(t *testing.T) {
 			}
 		}
 		survived := time.Since(killed)
-		outlived := len(processesRunning(t, leader.pluginPath))
+		outlived := len(processesRunning(t, leader.PluginPath))
 		c.revive(t, leader)
 		t.Logf(
 			"election %d: a new leader after %s, both survivors serve after %s, the killed node after %s; %d configs acknowledged; plugin processes that outlived their server: %d",
@@ -121,18 +123,18 @@ func TestHA_ten_killed_leaders_lose_no_config_and_cost_no_call(t *testing.T) {
 	written.end()
 
 	for _, v := range c.nodes {
-		at := &mount{v: v, path: m.path}
+		at := &harness.Mount{Vault: v, Path: m.Path}
 		for i, a := range apps {
-			config := at.configOnceLed(t, a)
-			require.Equal(t, a.key, config["app_key"])
+			config := configOnceLed(t, at, a)
+			require.Equal(t, a.Key, config["app_key"])
 			require.Equal(t, i%2 == 0, config["leased"])
-			require.Equal(t, time.Duration(100+i)*time.Second, seconds(t, config["refresh_before"]))
+			require.Equal(t, time.Duration(100+i)*time.Second, harness.Seconds(t, config["refresh_before"]))
 		}
 		written.check(t, at, true)
 	}
 	require.Equal(t, calls, dt.Requests("*"), "no call upstream in all that time")
 	for _, v := range c.nodes {
-		require.Greater(t, got.right[v.addr], 200, "reads from every address")
+		require.Greater(t, got.right[v.Addr], 200, "reads from every address")
 	}
 	got.requireClean(t)
 }
@@ -142,7 +144,7 @@ func onceLed(t *testing.T, read func() (*api.Secret, error)) *api.Secret {
 	t.Helper()
 	var secret *api.Secret
 	var err error
-	waitFor(t, time.Minute, "the cluster has a leader", func() bool {
+	harness.WaitFor(t, time.Minute, "the cluster has a leader", func() bool {
 		secret, err = read()
 		var response *api.ResponseError
 		return !errors.As(err, &response) ||
@@ -154,16 +156,16 @@ func onceLed(t *testing.T, read func() (*api.Secret, error)) *api.Secret {
 }
 
 // configOnceLed is an app's stored config.
-func (m *mount) configOnceLed(t *testing.T, a *app) map[string]any {
+func configOnceLed(t *testing.T, m *harness.Mount, a *harness.App) map[string]any {
 	t.Helper()
-	return onceLed(t, func() (*api.Secret, error) { return m.v.root.Logical().Read(a.configPath()) }).Data
+	return onceLed(t, func() (*api.Secret, error) { return m.Vault.Root.Logical().Read(a.ConfigPath()) }).Data
 }
 
 // writer creates apps all the time, each verified at a DingTalk of its own, and remembers what the
 // cluster acknowledged.
 type writer struct {
 	*readers
-	dt *dingtalk
+	dt *harness.DingTalk
 
 	mu      sync.Mutex
 	acks    []*acknowledged
@@ -173,36 +175,36 @@ type writer struct {
 
 // acknowledged is an app whose config the cluster said it stored, with its first token.
 type acknowledged struct {
-	*app
+	*harness.App
 	token string
 	calls int
 }
 
-func startWriter(t *testing.T, c *cluster, m *mount) *writer {
+func startWriter(t *testing.T, c *cluster, m *harness.Mount) *writer {
 	t.Helper()
-	w := &writer{dt: startDingTalk(t, fullLifetime)}
+	w := &writer{dt: harness.StartDingTalk(t, harness.FullLifetime)}
 	var clients []*api.Client
 	for _, v := range c.nodes {
-		clients = append(clients, v.patientClients(t, 1)...)
+		clients = append(clients, patientClients(t, v, 1)...)
 	}
 	w.readers = startReaders(t, 1, 250*time.Millisecond, func(_, turn int) {
-		a := m.unstoredApp(w.dt)
-		_, err := clients[turn%len(clients)].Logical().Write(a.configPath(), a.config())
+		a := m.UnstoredApp(w.dt)
+		_, err := clients[turn%len(clients)].Logical().Write(a.ConfigPath(), a.Config())
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if err != nil {
 			w.failed++ // whether it took effect is unknown, and nobody was told that it did
 			return
 		}
-		token := w.dt.LastToken(a.key)
-		noteSecret(token, "an access token")
-		w.acks = append(w.acks, &acknowledged{app: a, token: token, calls: a.calls()})
+		token := w.dt.LastToken(a.Key)
+		harness.NoteSecret(token, "an access token")
+		w.acks = append(w.acks, &acknowledged{App: a, token: token, calls: a.Calls()})
 	})
 	return w
 }
 
 // check reads what was acknowledged since the last check, or ever, at a node, and counts it.
-func (w *writer) check(t *testing.T, at *mount, all bool) int {
+func (w *writer) check(t *testing.T, at *harness.Mount, all bool) int {
 	t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -211,11 +213,12 @@ func (w *writer) check(t *testing.T, at *mount, all bool) int {
 		from = 0
 	}
 	for _, ack := range w.acks[from:] {
-		here := *ack.app
-		here.m = at
-		require.Equal(t, ack.key, at.configOnceLed(t, &here)["app_key"], "an acknowledged config")
-		requireSameToken(t, tokenIn(onceLed(t, here.tryRead)), ack.token) // its first token was stored with it
-		require.Equal(t, ack.calls, here.calls(), "no call upstream")
+		here := *ack.App
+		here.Mount = at
+		require.Equal(t, ack.Key, configOnceLed(t, at, &here)["app_key"], "an acknowledged config")
+		first := harness.TokenIn(onceLed(t, here.TryRead)) // it was stored with the app
+		harness.RequireSameToken(t, first, ack.token)
+		require.Equal(t, ack.calls, here.Calls(), "no call upstream")
 	}
 	w.checked = len(w.acks)
 	require.NotEmpty(t, w.acks, "%d writes failed", w.failed)

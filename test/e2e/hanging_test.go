@@ -4,9 +4,9 @@
 
 package e2e
 
-// Vault stays responsive while DingTalk answers nobody, or a host keeps a connection open and says
-// nothing that would end it: Vault waits for the requests in flight, and these never wait longer
-// than request_timeout.
+// Vault stays responsive while DingTalk responds to nobody, or a host keeps a connection open and
+// sends nothing that would end it. Vault waits for the requests in flight, and none of them takes
+// longer than request_timeout.
 
 import (
 	"net/http"
@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 func TestHanging_upstream_calls_do_not_hold_up_Vault(t *testing.T) {
@@ -43,40 +44,40 @@ func requireResponsive(t *testing.T, fault simulator.Fault) {
 		// siblingBound is below requestTimeout, and well above what a busy machine takes for a read.
 		siblingBound = 2 * time.Second
 	)
-	v := startVault(t, vaultOptions{storage: storageInmem})
-	require.NoError(t, v.root.Sys().Mount("kv", &api.MountInput{Type: "kv"}))
-	_, err := v.root.Logical().Write("kv/hello", map[string]any{"value": "world"})
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
+	require.NoError(t, v.Root.Sys().Mount("kv", &api.MountInput{Type: "kv"}))
+	_, err := v.Root.Logical().Write("kv/hello", map[string]any{"value": "world"})
 	require.NoError(t, err)
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	dt.SetFault(simulator.AnyApp, fault)
 
 	// hold makes readers wait for an app that gets no token, and a write for another one's
 	// verification, and checks in the end that none waited too long.
-	hold := func(t *testing.T, m *mount) (wait func()) {
+	hold := func(t *testing.T, m *harness.Mount) (wait func()) {
 		t.Helper()
-		a := m.newApp(t, dt, fields{"request_timeout": requestTimeout.String()})
-		newcomer, client := m.unstoredApp(dt), v.client(t)
+		a := m.NewApp(t, dt, harness.Fields{"request_timeout": requestTimeout.String()})
+		newcomer, client := m.UnstoredApp(dt), v.Client(t)
 		var all sync.WaitGroup
 		all.Go(func() {
-			body := newcomer.config()
+			body := newcomer.Config()
 			body["request_timeout"] = requestTimeout.String()
 			began := time.Now()
-			_, err := client.Logical().Write(newcomer.configPath(), body)
+			_, err := client.Logical().Write(newcomer.ConfigPath(), body)
 			if took := time.Since(began); err == nil || took > bound {
-				t.Errorf("a write that cannot be verified was answered after %s with %v", took, err)
+				t.Errorf("a write that cannot be verified ended after %s with %v", took, err)
 			}
 		})
 		for range readers {
-			client := v.client(t)
+			client := v.Client(t)
 			all.Go(func() {
 				began := time.Now()
-				_, err := client.Logical().Read(a.credsPath())
+				_, err := client.Logical().Read(a.CredsPath())
 				if took := time.Since(began); err == nil || took > bound {
-					t.Errorf("a reader without a token to be had was answered after %s with %v", took, err)
+					t.Errorf("a reader that can get no token got a response after %s: %v", took, err)
 				}
 			})
 		}
-		waitFor(t, bound, "both calls upstream hang", func() bool { return a.calls() > 0 && newcomer.calls() > 0 })
+		harness.WaitFor(t, bound, "both calls upstream hang", func() bool { return a.Calls() > 0 && newcomer.Calls() > 0 })
 		return all.Wait
 	}
 
@@ -84,7 +85,7 @@ func requireResponsive(t *testing.T, fault simulator.Fault) {
 	// wait.
 	sibling := func(t *testing.T) (stop func() (longest time.Duration)) {
 		t.Helper()
-		client := v.client(t)
+		client := v.Client(t)
 		quit := make(chan struct{})
 		var longest time.Duration
 		var count atomic.Int32
@@ -106,7 +107,7 @@ func requireResponsive(t *testing.T, fault simulator.Fault) {
 			}
 		})
 		return func() time.Duration {
-			waitFor(t, 30*time.Second, "the sibling is read", func() bool { return count.Load() > 10 })
+			harness.WaitFor(t, 30*time.Second, "the sibling is read", func() bool { return count.Load() > 10 })
 			close(quit)
 			loop.Wait()
 			return longest
@@ -114,18 +115,18 @@ func requireResponsive(t *testing.T, fault simulator.Fault) {
 	}
 
 	t.Run("a sibling mount is read as ever", func(t *testing.T) {
-		m := v.enable(t)
+		m := v.Enable(t)
 		wait := hold(t, m)
 		stop := sibling(t)
 		wait()
 		require.Less(t, stop(), siblingBound)
 	})
 	t.Run("plugin reload", func(t *testing.T) {
-		m := v.enable(t)
+		m := v.Enable(t)
 		wait := hold(t, m)
 		stop := sibling(t)
 		began := time.Now()
-		m.reload(t)
+		m.Reload(t)
 		took := time.Since(began)
 		longest := stop()
 		wait()
@@ -133,34 +134,34 @@ func requireResponsive(t *testing.T, fault simulator.Fault) {
 		require.Less(t, longest, siblingBound)
 	})
 	t.Run("secrets disable", func(t *testing.T) {
-		m := v.enable(t)
+		m := v.Enable(t)
 		wait := hold(t, m)
 		stop := sibling(t)
-		result := v.cli(t, "secrets", "disable", m.path)
+		result := v.CLI(t, "secrets", "disable", m.Path)
 		longest := stop()
 		wait()
-		result.succeeded(t)
-		require.Less(t, result.took, bound)
+		result.Succeeded(t)
+		require.Less(t, result.Took, bound)
 		require.Less(t, longest, siblingBound)
-		requireNoConnection(t, v.pluginPID(t), dt.url)
+		requireNoConnection(t, v.PluginPID(t), dt.URL)
 	})
 	t.Run("seal", func(t *testing.T) {
-		m := v.enable(t)
+		m := v.Enable(t)
 		wait := hold(t, m)
-		result := v.cli(t, "operator", "seal")
+		result := v.CLI(t, "operator", "seal")
 		wait()
-		result.succeeded(t)
-		require.Less(t, result.took, bound)
-		status, err := v.root.Sys().SealStatus()
+		result.Succeeded(t)
+		require.Less(t, result.Took, bound)
+		status, err := v.Root.Sys().SealStatus()
 		require.NoError(t, err)
 		require.True(t, status.Sealed)
-		require.NoError(t, v.unseal(), "and Vault comes back")
+		require.NoError(t, v.Unseal(), "and Vault is back")
 	})
 	t.Run("shutdown", func(t *testing.T) {
-		m := v.enable(t)
+		m := v.Enable(t)
 		wait := hold(t, m)
 		began := time.Now()
-		require.NoError(t, v.stop())
+		require.NoError(t, v.Stop())
 		took := time.Since(began)
 		wait()
 		require.Less(t, took, bound)
@@ -179,22 +180,22 @@ func TestHanging_app_does_not_delay_the_others_and_recovers(t *testing.T) {
 	} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			dt := startDingTalk(t, fullLifetime)
-			m := newMount(t)
-			slow := m.newApp(t, dt, fields{"request_timeout": requestTimeout.String()})
-			dt.SetFault(slow.key, simulator.Fault{Kind: kind})
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
+			m := harness.NewMount(t)
+			slow := m.NewApp(t, dt, harness.Fields{"request_timeout": requestTimeout.String()})
+			dt.SetFault(slow.Key, simulator.Fault{Kind: kind})
 
 			var waiting sync.WaitGroup
 			for what, request := range map[string]func(*api.Client) (*api.Secret, error){
-				"a read": func(c *api.Client) (*api.Secret, error) { return c.Logical().Read(slow.credsPath()) },
+				"a read": func(c *api.Client) (*api.Secret, error) { return c.Logical().Read(slow.CredsPath()) },
 				"a refresh": func(c *api.Client) (*api.Secret, error) {
-					return c.Logical().Write(slow.refreshPath(), nil)
+					return c.Logical().Write(slow.RefreshPath(), nil)
 				},
 				"a verifying write": func(c *api.Client) (*api.Secret, error) {
-					return c.Logical().Write(slow.configPath(), slow.rotation(newSecret()))
+					return c.Logical().Write(slow.ConfigPath(), slow.Rotation(harness.NewSecret()))
 				},
 			} {
-				client := m.v.client(t)
+				client := m.Vault.Client(t)
 				waiting.Go(func() {
 					began := time.Now()
 					_, err := request(client)
@@ -205,22 +206,22 @@ func TestHanging_app_does_not_delay_the_others_and_recovers(t *testing.T) {
 					assert.Less(t, time.Since(began), requestTimeout+4*time.Second, what)
 				})
 			}
-			waitFor(t, 3*time.Second, "the calls upstream hang", func() bool { return slow.calls() > 1 })
+			harness.WaitFor(t, 3*time.Second, "the calls upstream hang", func() bool { return slow.Calls() > 1 })
 			for range 3 {
 				began := time.Now()
-				a := m.newApp(t, dt, nil)
-				require.NotEmpty(t, a.token(t))
-				require.NotEmpty(t, a.token(t))
+				a := m.NewApp(t, dt, nil)
+				require.NotEmpty(t, a.Token(t))
+				require.NotEmpty(t, a.Token(t))
 				require.Less(t, time.Since(began), 2*time.Second) // far from the 3 s of the app that hangs
 			}
 			waiting.Wait()
-			requireNoConnection(t, m.v.pluginPID(t), dt.url)
+			requireNoConnection(t, m.Vault.PluginPID(t), dt.URL)
 
 			dt.ClearFaults()
-			fresh := newSecret()
-			dt.SetApp(slow.key, fresh)
-			slow.update(t, slow.rotation(fresh)) // which does not wait for the back-off
-			requireSameToken(t, slow.token(t), dt.LastToken(slow.key))
+			fresh := harness.NewSecret()
+			dt.SetApp(slow.Key, fresh)
+			slow.Update(t, slow.Rotation(fresh)) // which does not wait for the back-off
+			harness.RequireSameToken(t, slow.Token(t), dt.LastToken(slow.Key))
 		})
 	}
 }

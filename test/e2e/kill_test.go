@@ -4,8 +4,8 @@
 
 package e2e
 
-// The plugin's process dies under load, again and again, as the kernel kills one that takes too
-// much memory. Vault starts another, which has to carry on from storage as if nothing had happened.
+// The plugin's process is killed under load, again and again, as the kernel kills one that uses too
+// much memory. Vault starts another, which must continue from storage as if nothing happened.
 
 import (
 	"math/rand/v2"
@@ -20,9 +20,11 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// pluginDead are the errors with which Vault itself answers requests that were under way in the
+// pluginDead are the errors that Vault itself returns for requests that were under way in the
 // plugin's process when that died, or that come before Vault knows of its end. A request after that
 // waits until Vault has started another process.
 var pluginDead = []knownError{
@@ -66,15 +68,15 @@ func TestPlugin_killed_fifty_times_serves_the_stored_tokens_at_no_call(t *testin
 	t.Parallel()
 	const kills = 50
 	const readersAtOnce = 16
-	v := startVault(t, vaultOptions{storage: storageInmem})
-	dt := startDingTalk(t, fullLifetime)
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	// Two mounts share the process, so that two backends find it dead at the same time.
-	mounts := []*mount{v.enable(t), v.enable(t)}
-	var apps []*app
-	tokens := map[*app]string{}
+	mounts := []*harness.Mount{v.Enable(t), v.Enable(t)}
+	var apps []*harness.App
+	tokens := map[*harness.App]string{}
 	for i := range 8 {
-		a := mounts[i%2].newApp(t, dt, fields{"leased": i%4 < 2})
-		tokens[a] = a.token(t)
+		a := mounts[i%2].NewApp(t, dt, harness.Fields{"leased": i%4 < 2})
+		tokens[a] = a.Token(t)
 		apps = append(apps, a)
 	}
 	calls := len(apps)
@@ -84,19 +86,19 @@ func TestPlugin_killed_fifty_times_serves_the_stored_tokens_at_no_call(t *testin
 	got := newAccount(pluginDead, func(from, _ time.Time) bool {
 		return dead.Load() || from.UnixNano() <= servedSince.Load()
 	})
-	clients := v.patientClients(t, readersAtOnce)
+	clients := patientClients(t, v, readersAtOnce)
 	load := got.load(t, clients, 5*time.Millisecond, tokens)
 
 	random := rand.New(rand.NewPCG(1, 0))
 	var longest time.Duration
 	for range kills {
 		got.waitForCalm(t, 50+random.IntN(200))
-		pid := v.pluginPID(t)
+		pid := v.PluginPID(t)
 		began := time.Now()
 		dead.Store(true)
 		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 		for _, a := range apps {
-			waitFor(
+			harness.WaitFor(
 				t,
 				20*time.Second,
 				"the app is served again",
@@ -104,7 +106,7 @@ func TestPlugin_killed_fifty_times_serves_the_stored_tokens_at_no_call(t *testin
 			)
 		}
 		longest = max(longest, time.Since(began))
-		require.NotEqual(t, pid, v.pluginPID(t), "another process serves")
+		require.NotEqual(t, pid, v.PluginPID(t), "another process serves")
 		servedSince.Store(time.Now().UnixNano())
 		dead.Store(false)
 	}
@@ -117,19 +119,19 @@ func TestPlugin_killed_fifty_times_serves_the_stored_tokens_at_no_call(t *testin
 		longest.Round(time.Millisecond),
 	)
 	for _, a := range apps {
-		requireSameToken(t, a.token(t), tokens[a]) // the stored token
-		require.Equal(t, "fresh", a.status(t)["state"])
+		harness.RequireSameToken(t, a.Token(t), tokens[a]) // the stored token
+		require.Equal(t, "fresh", a.Status(t)["state"])
 	}
 	require.Equal(t, calls, dt.Requests("*"), "no call upstream in all that time")
 	got.requireClean(t)
 
-	require.Equal(t, []int{v.pluginPID(t)}, processesRunning(t, v.pluginPath), "one plugin process, and no orphan")
-	require.NoError(t, v.proc.Signal(syscall.SIGTERM))
-	waitFor(t, 30*time.Second, "Vault ends", func() bool { return !v.proc.Running() })
-	require.Empty(t, processesRunning(t, v.pluginPath), "none once Vault has ended")
+	require.Equal(t, []int{v.PluginPID(t)}, processesRunning(t, v.PluginPath), "one plugin process, and no orphan")
+	require.NoError(t, v.Proc.Signal(syscall.SIGTERM))
+	harness.WaitFor(t, 30*time.Second, "Vault ends", func() bool { return !v.Proc.Running() })
+	require.Empty(t, processesRunning(t, v.PluginPath), "none once Vault has ended")
 }
 
-// processesRunning lists every process that runs the given program, whoever its parent is.
+// processesRunning lists every process that runs the given binary, whoever its parent is.
 func processesRunning(t *testing.T, program string) []int {
 	t.Helper()
 	links, err := filepath.Glob("/proc/[0-9]*/exe")

@@ -4,9 +4,9 @@
 
 package e2e
 
-// One run of everything that can be asked, done wrong and broken, in a Vault that logs and audits
-// all it can. Then every place that anybody may look at is searched for the app secrets and the
-// tokens, in whatever way they could be written: they are in the answers of creds/ alone.
+// One run of every request, made right, wrong and broken, in a Vault that logs and audits all it
+// can. Then the test searches every place that anybody can read for the app secrets and the tokens,
+// in any encoding. Only the responses of creds/ may hold a token.
 
 import (
 	"bytes"
@@ -39,6 +39,7 @@ import (
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 	"vault-plugin-secrets-dingtalk/internal/subprocess"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 // pieceLength is how much of a secret counts as the secret: its first and its last so many
@@ -149,7 +150,7 @@ func inUTF16(text string) []byte {
 // keyLength is how many bytes of a needle lead to it. No needle is shorter.
 const keyLength = 8
 
-// leakSearch knows what must not be found. There are thousands of needles, and storage alone has
+// leakSearch holds what must not be found. There are thousands of needles, and storage alone has
 // tens of megabytes, so a text is gone through once.
 type leakSearch struct {
 	mu      sync.Mutex
@@ -163,7 +164,7 @@ func hashOf(key uint64) uint16 { return uint16((key * 0x9e3779b97f4a7c15) >> 48)
 
 // appSecret makes one with all the characters that somebody may want to escape.
 func (s *leakSearch) appSecret() string {
-	core := randomHex(20)
+	core := harness.RandomHex(20)
 	secret := "leak-" + core + `+/="\<&>%27;`
 	s.add("an app secret", secret, core)
 	return secret
@@ -180,7 +181,7 @@ func (s *leakSearch) numericSecret() string {
 }
 
 func (s *leakSearch) add(what, secret, core string) {
-	noteSecret(secret, what)
+	harness.NoteSecret(secret, what)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.known == nil {
@@ -195,7 +196,7 @@ func (s *leakSearch) add(what, secret, core string) {
 
 // runs adds the runs of a secret.
 func (s *leakSearch) runs(what, secret string) {
-	noteSecret(secret, what)
+	harness.NoteSecret(secret, what)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.needles == nil {
@@ -221,7 +222,7 @@ func (s *leakSearch) token(value string) {
 	}
 }
 
-// in tells what is found in a text, without showing it.
+// in reports what is found in a text, without showing it.
 func (s *leakSearch) in(where string, text []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -234,7 +235,7 @@ func (s *leakSearch) in(where string, text []byte) error {
 		for _, n := range s.needles[key] {
 			if bytes.HasPrefix(text[at:], n.text) {
 				from := bytes.LastIndexByte(text[:at], '\n') + 1
-				before := mask(string(text[max(from, at-160):at]))
+				before := harness.Mask(string(text[max(from, at-160):at]))
 				found = append(found, fmt.Errorf("%s holds %s, at byte %d, after %q", where, n.what, at, before))
 				break // one of several ways to write it that are the same here
 			}
@@ -243,7 +244,7 @@ func (s *leakSearch) in(where string, text []byte) error {
 	return errors.Join(found...)
 }
 
-// search fails the test where something is found, and goes on.
+// search fails the test where something is found, and continues.
 func (s *leakSearch) search(t *testing.T, where string, text []byte) (clean bool) {
 	t.Helper()
 	err := s.in(where, text)
@@ -257,7 +258,7 @@ func TestLeak_search_finds_a_secret_however_it_is_written(t *testing.T) {
 	t.Parallel()
 	var s leakSearch
 	secret := s.appSecret()
-	token := randomHex(16)
+	token := harness.RandomHex(16)
 	s.token(token)
 	twice, err := json.Marshal(map[string]string{"request": fmt.Sprintf(`{"appSecret":%q}`, secret)})
 	require.NoError(t, err)
@@ -284,19 +285,19 @@ func TestLeak_search_finds_a_secret_however_it_is_written(t *testing.T) {
 		"half a token":    token[:pieceLength] + "…",
 		"token in UTF-16": string(inUTF16(token)),
 	} {
-		if s.in(name, []byte("what comes before "+text+" and after")) == nil {
+		if s.in(name, []byte("what is before "+text+" and after")) == nil {
 			t.Errorf("not found: %s", name)
 		}
 	}
-	require.NoError(t, s.in("something else", []byte("leak- and "+randomHex(4096))))
+	require.NoError(t, s.in("something else", []byte("leak- and "+harness.RandomHex(4096))))
 }
 
 func TestLeak_search_finds_a_run_however_it_is_written(t *testing.T) {
 	t.Parallel()
-	secret := randomHex(4) + `+/="\<&>%27;` + randomHex(8)
+	secret := harness.RandomHex(4) + `+/="\<&>%27;` + harness.RandomHex(8)
 	var s leakSearch
 	s.runs("a secret", secret)
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	dt.SetApp("dingkey", secret)
 	for _, encoding := range simulator.Encodings() {
 		dt.SetFault("dingkey", simulator.Fault{Kind: simulator.FaultEchoRequest, Encoding: encoding})
@@ -304,7 +305,7 @@ func TestLeak_search_finds_a_run_however_it_is_written(t *testing.T) {
 		request, err := http.NewRequestWithContext(
 			t.Context(),
 			http.MethodPost,
-			dt.url+simulator.TokenPath,
+			dt.URL+simulator.TokenPath,
 			strings.NewReader(body),
 		)
 		require.NoError(t, err)
@@ -315,7 +316,7 @@ func TestLeak_search_finds_a_run_however_it_is_written(t *testing.T) {
 		require.NoError(t, response.Body.Close())
 		require.Error(t, s.in("the echo", echoed), "the whole in %s", encoding)
 		var decoded struct{ Message string }
-		decodeJSON(t, string(echoed), &decoded)
+		harness.DecodeJSON(t, string(echoed), &decoded)
 		require.Error(t, s.in("the message", []byte(decoded.Message)), "the whole in %s, decoded", encoding)
 	}
 	for at := 0; at+runLength <= len(secret); at++ {
@@ -327,7 +328,8 @@ func TestLeak_search_finds_a_run_however_it_is_written(t *testing.T) {
 			require.Error(t, s.in("a text", []byte("before "+text+" after")), "%s at %d", name, at)
 		}
 	}
-	require.NoError(t, s.in("something else", []byte(secret[:runLength-1]+" "+secret[:runLength-1]+" "+randomHex(512))))
+	less := secret[:runLength-1]
+	require.NoError(t, s.in("something else", []byte(less+" "+less+" "+harness.RandomHex(512))))
 }
 
 // A host that repeats what it was sent, or the token that it gave, in any form: what the engine
@@ -336,13 +338,13 @@ func TestLeak_search_finds_a_run_however_it_is_written(t *testing.T) {
 //nolint:tparallel // what all of them said is searched in the end
 func TestLeak_a_response_that_repeats_the_request_is_withheld(t *testing.T) {
 	t.Parallel()
-	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
-	m, dt := v.enable(t), startDingTalk(t, fullLifetime)
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem, Audit: true})
+	m, dt := v.Enable(t), harness.StartDingTalk(t, harness.FullLifetime)
 	var searches sync.Map // by the app's name
 	meet := func(t *testing.T, fault simulator.Fault, corpID string) {
 		t.Helper()
-		a := m.unstoredApp(dt)
-		searches.Store(a.name, a.meetEcho(t, fault, corpID))
+		a := m.UnstoredApp(dt)
+		searches.Store(a.Name, meetEcho(t, a, fault, corpID))
 	}
 	encodings := append(simulator.Encodings(),
 		"json-all,json", "json-html,json", "html-hex,percent-all", "base64,percent", "hex,base64",
@@ -370,20 +372,20 @@ func TestLeak_a_response_that_repeats_the_request_is_withheld(t *testing.T) {
 
 	name := regexp.MustCompile(`app-[0-9a-f]{8}`)
 	searchIn := func(where, text string) {
-		if s, known := searches.Load(name.FindString(text)); assert.True(t, known, "the app in %s", mask(text)) {
+		if s, known := searches.Load(name.FindString(text)); assert.True(t, known, "the app in %s", harness.Mask(text)) {
 			s.(*leakSearch).search(t, where, []byte(text))
 		}
 	}
 	lines, audited := 0, 0
-	for line := range strings.Lines(fileText(t, v.logPath())) {
+	for line := range strings.Lines(harness.FileText(t, v.LogPath())) {
 		if strings.Contains(line, "fetching a token failed") || strings.Contains(line, "verifying credentials failed") {
 			lines++
 			searchIn("Vault's log", line)
 		}
 	}
-	for line := range strings.Lines(fileText(t, v.auditPath())) {
+	for line := range strings.Lines(harness.FileText(t, v.AuditPath())) {
 		var entry struct{ Error string }
-		decodeJSON(t, line, &entry)
+		harness.DecodeJSON(t, line, &entry)
 		if entry.Error != "" {
 			audited++
 			searchIn("an error in the audit log", entry.Error)
@@ -394,33 +396,33 @@ func TestLeak_a_response_that_repeats_the_request_is_withheld(t *testing.T) {
 }
 
 // meetEcho lets an app meet a fault on every way to DingTalk and searches the texts that come back.
-func (a *app) meetEcho(t *testing.T, fault simulator.Fault, corpID string) *leakSearch {
+func meetEcho(t *testing.T, a *harness.App, fault simulator.Fault, corpID string) *leakSearch {
 	t.Helper()
-	v, s := a.m.v, &leakSearch{}
+	v, s := a.Mount.Vault, &leakSearch{}
 	secret := func() string {
-		value := "leak-" + randomHex(12) + `+/="\<&>%27;`
+		value := "leak-" + harness.RandomHex(12) + `+/="\<&>%27;`
 		s.runs("an app secret", value)
 		return value
 	}
-	a.secret = secret()
-	a.dt.SetApp(a.key, a.secret)
-	config := a.config()
+	a.Secret = secret()
+	a.DingTalk.SetApp(a.Key, a.Secret)
+	config := a.Config()
 	config["corp_id"] = corpID
-	require.Equal(t, http.StatusNoContent, v.http(t, "POST", a.configPath(), "", jsonOf(t, config)).status)
-	s.runs("an access token", a.dt.LastToken(a.key))
-	a.dt.SetFault(a.key, fault)
+	require.Equal(t, http.StatusNoContent, v.HTTP(t, "POST", a.ConfigPath(), "", jsonOf(t, config)).Status)
+	s.runs("an access token", a.DingTalk.LastToken(a.Key))
+	a.DingTalk.SetFault(a.Key, fault)
 
 	other := secret()
-	replies := map[string]answer{
-		"a write":   v.http(t, "POST", a.configPath(), "", jsonOf(t, a.rotation(other))),
-		"a refresh": v.http(t, "POST", a.refreshPath(), "", ""),
-		"a status":  v.http(t, "GET", a.statusPath(), "", ""),
+	replies := map[string]harness.Response{
+		"a write":   v.HTTP(t, "POST", a.ConfigPath(), "", jsonOf(t, a.Rotation(other))),
+		"a refresh": v.HTTP(t, "POST", a.RefreshPath(), "", ""),
+		"a status":  v.HTTP(t, "GET", a.StatusPath(), "", ""),
 	}
 	if fault.Part != simulator.PartToken { // which the engine no longer knows then
-		unverified := a.rotation(other)
+		unverified := a.Rotation(other)
 		unverified["verify_connection"] = false
-		require.Equal(t, http.StatusNoContent, v.http(t, "POST", a.configPath(), "", jsonOf(t, unverified)).status)
-		replies["a read"] = v.http(t, "GET", a.credsPath(), "", "")
+		require.Equal(t, http.StatusNoContent, v.HTTP(t, "POST", a.ConfigPath(), "", jsonOf(t, unverified)).Status)
+		replies["a read"] = v.HTTP(t, "GET", a.CredsPath(), "", "")
 	}
 	for what, reply := range replies {
 		var said struct {
@@ -429,9 +431,9 @@ func (a *app) meetEcho(t *testing.T, fault simulator.Fault, corpID string) *leak
 				LastError string `json:"last_error"`
 			}
 		}
-		decodeJSON(t, reply.body, &said)
+		harness.DecodeJSON(t, reply.Body, &said)
 		texts := strings.Join(append(said.Errors, said.Data.LastError), "\n")
-		require.Contains(t, texts, a.name, "%s: what the engine says", what)
+		require.Contains(t, texts, a.Name, "%s: what the engine says", what)
 		s.search(t, what, []byte(texts))
 		require.NotContains(t, texts, ", request id ", what)
 		switch {
@@ -450,26 +452,26 @@ func (a *app) meetEcho(t *testing.T, fault simulator.Fault, corpID string) *leak
 	return s
 }
 
-// leakRun is the run: it asks Vault and keeps every answer but the tokens that creds/ gave.
+// leakRun is the run: it asks Vault and keeps every response but the tokens in creds/.
 type leakRun struct {
 	*leakSearch
-	v *vaultServer
-	m *mount
+	v *harness.VaultServer
+	m *harness.Mount
 
 	answersMu sync.Mutex
-	answers   []keptAnswer
+	responses []keptResponse
 	credsRead int
 }
 
-type keptAnswer struct{ to, text string }
+type keptResponse struct{ to, text string }
 
-// ask sends a request as it is and keeps the answer, headers included. Where the answer is that of
-// creds/, the token is taken out first: it is what the answer is for.
-func (r *leakRun) ask(t *testing.T, method, path, contentType, body string, headers ...string) answer {
+// ask sends a request as it is and keeps the response, headers included. Where the response is that
+// of creds/, the token is taken out first: it is what the response is for.
+func (r *leakRun) ask(t *testing.T, method, path, contentType, body string, headers ...string) harness.Response {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), method, r.v.addr+"/v1/"+path, strings.NewReader(body))
+	request, err := http.NewRequestWithContext(t.Context(), method, r.v.Addr+"/v1/"+path, strings.NewReader(body))
 	require.NoError(t, err)
-	request.Header.Set("X-Vault-Token", r.v.rootToken)
+	request.Header.Set("X-Vault-Token", r.v.RootToken)
 	request.Header.Set("X-Vault-Request", "true")
 	if contentType != "" {
 		request.Header.Set("Content-Type", contentType)
@@ -491,10 +493,10 @@ func (r *leakRun) ask(t *testing.T, method, path, contentType, body string, head
 				Token string `json:"access_token"`
 			}
 		}
-		decodeJSON(t, text, &secret)
+		harness.DecodeJSON(t, text, &secret)
 		if token := secret.Data.Token; token != "" {
 			r.token(token)
-			require.Equal(t, 1, strings.Count(text, token), "the token is in the answer once")
+			require.Equal(t, 1, strings.Count(text, token), "the token is in the response once")
 			text = strings.Replace(text, token, "", 1)
 			r.answersMu.Lock()
 			r.credsRead++
@@ -502,20 +504,20 @@ func (r *leakRun) ask(t *testing.T, method, path, contentType, body string, head
 		}
 	}
 	r.keep(method+" "+path+" "+strconv.Itoa(response.StatusCode), fmt.Sprint(response.Header)+"\n"+text)
-	return answer{status: response.StatusCode, body: string(raw)}
+	return harness.Response{Status: response.StatusCode, Body: string(raw)}
 }
 
 func (r *leakRun) keep(to, text string) {
 	r.answersMu.Lock()
 	defer r.answersMu.Unlock()
-	r.answers = append(r.answers, keptAnswer{to, text})
+	r.responses = append(r.responses, keptResponse{to, text})
 }
 
 // newApp makes an app at a DingTalk of its own, with a secret that is easily mangled.
-func (r *leakRun) newApp(dt *dingtalk) *app {
-	a := r.m.unstoredApp(dt)
-	a.secret = r.appSecret()
-	dt.SetApp(a.key, a.secret)
+func (r *leakRun) newApp(dt *harness.DingTalk) *harness.App {
+	a := r.m.UnstoredApp(dt)
+	a.Secret = r.appSecret()
+	dt.SetApp(a.Key, a.Secret)
 	return a
 }
 
@@ -526,21 +528,21 @@ func jsonOf(t *testing.T, value any) string {
 	return string(raw)
 }
 
-func (r *leakRun) store(t *testing.T, a *app, tune fields) answer {
+func (r *leakRun) store(t *testing.T, a *harness.App, tune harness.Fields) harness.Response {
 	t.Helper()
-	body := a.config()
+	body := a.Config()
 	maps.Copy(body, tune)
-	return r.ask(t, "POST", a.configPath(), "", jsonOf(t, body))
+	return r.ask(t, "POST", a.ConfigPath(), "", jsonOf(t, body))
 }
 
-// learn has the search know every token that the app ever got, also one that nobody was told.
-func (r *leakRun) learn(a *app) { r.token(a.dt.LastToken(a.key)) }
+// learn adds every token that the app ever got to the search, also one that nobody received.
+func (r *leakRun) learn(a *harness.App) { r.token(a.DingTalk.LastToken(a.Key)) }
 
 //nolint:tparallel // the steps follow one another
 func TestLeak_secrets_and_tokens_are_in_the_answers_of_creds_alone(t *testing.T) {
 	t.Parallel()
-	v := startVault(t, vaultOptions{storage: storageRaft, audit: true})
-	r := &leakRun{leakSearch: &leakSearch{}, v: v, m: v.enable(t)}
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageRaft, Audit: true})
+	r := &leakRun{leakSearch: &leakSearch{}, v: v, m: v.Enable(t)}
 	watch := watchProcesses(t, v)
 
 	t.Run("all at once", func(t *testing.T) {
@@ -572,18 +574,18 @@ func TestLeak_secrets_and_tokens_are_in_the_answers_of_creds_alone(t *testing.T)
 		})
 	})
 	t.Run("the plugin ends", r.breakThePlugin)
-	var leased, unleased *app
+	var leased, unleased *harness.App
 	t.Run("ordinary life", func(t *testing.T) { leased, unleased = r.ordinaryLife(t) })
 	if t.Failed() {
 		return
 	}
 
 	t.Run("processes", func(t *testing.T) { watch.search(t, r.leakSearch) })
-	t.Run("answers", r.searchAnswers)
+	t.Run("responses", r.searchResponses)
 	t.Run("logs", r.searchLogs)
 	t.Run("HMAC", func(t *testing.T) { r.requireHashed(t, leased, unleased) })
 	t.Run("files", r.searchFiles)
-	require.NoError(t, v.stop()) // which writes whatever was not yet on disk
+	require.NoError(t, v.Stop()) // which writes whatever was not yet on disk
 	t.Run("files afterwards", r.searchFiles)
 }
 
@@ -607,102 +609,103 @@ func leakFaults() []simulator.Fault {
 	return faults
 }
 
-// liveThroughFault has an app meet a fault without a token, with one in hand, on a write, a refresh
-// and a renewal.
+// liveThroughFault makes an app meet a fault without a token, with a cached one, on a write, a
+// refresh and a renewal.
 func (r *leakRun) liveThroughFault(t *testing.T, fault simulator.Fault) {
 	t.Helper()
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	a := r.newApp(dt)
-	config, creds := a.configPath(), a.credsPath()
+	config, creds := a.ConfigPath(), a.CredsPath()
 	const quickly = "1s"
 
-	dt.SetFault(a.key, fault)
-	r.store(t, a, fields{"request_timeout": quickly}) // verified, and mostly refused
-	r.store(t, a, fields{"request_timeout": quickly, "verify_connection": false})
+	dt.SetFault(a.Key, fault)
+	r.store(t, a, harness.Fields{"request_timeout": quickly}) // verified, and mostly refused
+	r.store(t, a, harness.Fields{"request_timeout": quickly, "verify_connection": false})
 	for range 2 {
 		r.ask(t, "GET", creds, "", "")
-		r.ask(t, "GET", a.statusPath(), "", "")
+		r.ask(t, "GET", a.StatusPath(), "", "")
 	}
 	dt.ClearFaults()
 	r.ask(t, "DELETE", config, "", "") // ends the back-off
-	r.m.forgetBan(a)
+	forgetBan(a)
 	require.Equal(
 		t,
 		http.StatusNoContent,
-		r.store(t, a, fields{"request_timeout": quickly}).status,
+		r.store(t, a, harness.Fields{"request_timeout": quickly}).Status,
 		"fault %s is over",
 		fault.Kind,
 	)
 	r.learn(a)
 	reply := r.ask(t, "GET", creds, "", "")
-	require.Equal(t, http.StatusOK, reply.status)
+	require.Equal(t, http.StatusOK, reply.Status)
 	var lease struct {
 		ID string `json:"lease_id"`
 	}
-	decodeJSON(t, reply.body, &lease)
+	harness.DecodeJSON(t, reply.Body, &lease)
 
-	// The fault's own answers now hold a token that is in use.
-	dt.SetFault(a.key, fault)
-	r.ask(t, "POST", a.refreshPath(), "", "")
-	r.ask(t, "POST", a.refreshPath(), "", jsonOf(t, fields{"rejected_token": dt.LastToken(a.key)}))
+	// The fault's own responses now hold a token that is in use.
+	dt.SetFault(a.Key, fault)
+	r.ask(t, "POST", a.RefreshPath(), "", "")
+	r.ask(t, "POST", a.RefreshPath(), "", jsonOf(t, harness.Fields{"rejected_token": dt.LastToken(a.Key)}))
 	r.ask(t, "GET", creds+"?min_ttl=24h", "", "")
-	r.ask(t, "GET", a.statusPath(), "", "")
-	r.ask(t, "POST", "sys/leases/renew", "", jsonOf(t, fields{"lease_id": lease.ID}))
-	r.ask(t, "POST", config, "", jsonOf(t, fields{"verify_connection": true}))
-	r.ask(t, "POST", config, "", jsonOf(t, fields{"app_secret": r.appSecret()})) // refused: it names no base_url
-	r.ask(t, "POST", config, "", jsonOf(t, a.rotation(r.appSecret())))
-	again := a.rotation(a.secret)
+	r.ask(t, "GET", a.StatusPath(), "", "")
+	r.ask(t, "POST", "sys/leases/renew", "", jsonOf(t, harness.Fields{"lease_id": lease.ID}))
+	r.ask(t, "POST", config, "", jsonOf(t, harness.Fields{"verify_connection": true}))
+	r.ask(t, "POST", config, "", jsonOf(t, harness.Fields{"app_secret": r.appSecret()})) // refused: it names no base_url
+	r.ask(t, "POST", config, "", jsonOf(t, a.Rotation(r.appSecret())))
+	again := a.Rotation(a.Secret)
 	again["verify_connection"] = true
 	r.ask(t, "PATCH", config, patchType, jsonOf(t, again))
 	r.ask(t, "GET", config, "", "")
 	r.ask(t, "GET", creds, "", "")
-	r.ask(t, "POST", "sys/leases/lookup", "", jsonOf(t, fields{"lease_id": lease.ID}))
-	r.ask(t, "POST", "sys/leases/revoke", "", jsonOf(t, fields{"lease_id": lease.ID, "sync": true}))
+	r.ask(t, "POST", "sys/leases/lookup", "", jsonOf(t, harness.Fields{"lease_id": lease.ID}))
+	r.ask(t, "POST", "sys/leases/revoke", "", jsonOf(t, harness.Fields{"lease_id": lease.ID, "sync": true}))
 	r.learn(a)
 }
 
-// ageUnderFault lets a token go through all of its life while DingTalk answers with the token and
+// ageUnderFault lets a token go through all of its life while DingTalk responds with the token and
 // the secret in its errors: warnings of reads and renewals, the status, and in the end the error.
 func (r *leakRun) ageUnderFault(t *testing.T, fault simulator.Fault) {
 	t.Helper()
-	dt := startDingTalk(t, 10*time.Second)
+	dt := harness.StartDingTalk(t, 10*time.Second)
 	a := r.newApp(dt)
-	require.Equal(t, http.StatusNoContent, r.store(t, a, fields{"request_timeout": "1s"}).status)
+	require.Equal(t, http.StatusNoContent, r.store(t, a, harness.Fields{"request_timeout": "1s"}).Status)
 	r.learn(a)
 	var lease struct {
 		ID string `json:"lease_id"`
 	}
-	decodeJSON(t, r.ask(t, "GET", a.credsPath(), "", "").body, &lease)
-	dt.SetFault(a.key, fault)
+	harness.DecodeJSON(t, r.ask(t, "GET", a.CredsPath(), "", "").Body, &lease)
+	dt.SetFault(a.Key, fault)
 	warned := map[string]bool{}
-	waitFor(t, 30*time.Second, "the token has expired", func() bool {
-		read := r.ask(t, "GET", a.credsPath(), "", "")
-		renewal := r.ask(t, "POST", "sys/leases/renew", "", jsonOf(t, fields{"lease_id": lease.ID}))
-		r.ask(t, "GET", a.statusPath(), "", "")
-		warned["read"] = warned["read"] || strings.Contains(read.body, "could not be refreshed")
-		warned["renewal"] = warned["renewal"] || strings.Contains(renewal.body, "could not be refreshed")
-		return read.status != http.StatusOK
+	harness.WaitFor(t, 30*time.Second, "the token has expired", func() bool {
+		read := r.ask(t, "GET", a.CredsPath(), "", "")
+		renewal := r.ask(t, "POST", "sys/leases/renew", "", jsonOf(t, harness.Fields{"lease_id": lease.ID}))
+		r.ask(t, "GET", a.StatusPath(), "", "")
+		warned["read"] = warned["read"] || strings.Contains(read.Body, "could not be refreshed")
+		warned["renewal"] = warned["renewal"] || strings.Contains(renewal.Body, "could not be refreshed")
+		return read.Status != http.StatusOK
 	})
 	require.Equal(t, map[string]bool{"read": true, "renewal": true}, warned)
-	require.Equal(t, 1, strings.Count(r.ask(t, "GET", a.statusPath(), "", "").body, "last_error\""))
+	require.Equal(t, 1, strings.Count(r.ask(t, "GET", a.StatusPath(), "", "").Body, "last_error\""))
 }
 
 // forgetBan moves the app to a host that is not banned: a ban is the host's, and lasts.
-func (m *mount) forgetBan(a *app) {
-	a.dt = &dingtalk{Server: a.dt.Server, url: strings.Replace(a.dt.url, "127.0.0.1", "localhost", 1)}
+func forgetBan(a *harness.App) {
+	address := strings.Replace(a.DingTalk.URL, "127.0.0.1", "localhost", 1)
+	a.DingTalk = &harness.DingTalk{Server: a.DingTalk.Server, URL: address}
 }
 
 // writeConfigs sends the secret in every wrong form, and to every wrong place.
 func (r *leakRun) writeConfigs(t *testing.T) {
 	t.Helper()
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	present, absent := r.newApp(dt), r.newApp(dt)
-	require.Equal(t, http.StatusNoContent, r.store(t, present, nil).status)
+	require.Equal(t, http.StatusNoContent, r.store(t, present, nil).Status)
 	r.learn(present)
 	quoted := func(secret string) string { return jsonOf(t, secret) }
 
-	for _, a := range []*app{present, absent} {
-		whole := a.config()
+	for _, a := range []*harness.App{present, absent} {
+		whole := a.Config()
 		delete(whole, "app_secret")
 		rest := strings.TrimSuffix(jsonOf(t, whole), "}")
 		for _, value := range []string{
@@ -723,28 +726,28 @@ func (r *leakRun) writeConfigs(t *testing.T) {
 					contentType = patchType
 				}
 				body := rest + `,"app_secret":` + value + "}"
-				reply := r.ask(t, method, a.configPath(), contentType, body)
+				reply := r.ask(t, method, a.ConfigPath(), contentType, body)
 				require.Contains(
 					t,
 					[]int{http.StatusBadRequest, http.StatusNotFound},
-					reply.status,
+					reply.Status,
 					"%s %s",
 					method,
-					mask(reply.body),
+					harness.Mask(reply.Body),
 				)
 			}
 		}
 		// Broken JSON, the secret twice, a form, and no JSON at all.
 		one, two := quoted(r.appSecret()), quoted(r.appSecret())
-		r.ask(t, "POST", a.configPath(), "", `{"app_secret":`+one+`,"app_secret":`+two+`,"leased":"maybe"}`)
-		r.ask(t, "POST", a.configPath(), "", `{"app_secret":`+one)
-		r.ask(t, "POST", a.configPath(), "", one)
-		r.ask(t, "POST", a.configPath(), "", "app_secret="+r.appSecret())
-		r.ask(t, "POST", a.configPath(), "application/x-www-form-urlencoded",
-			url.Values{"app_key": {a.key}, "app_secret": {r.appSecret(), r.appSecret()}}.Encode())
-		r.ask(t, "PATCH", a.configPath(), "", `{"app_secret":`+one+`}`)
-		r.ask(t, "PATCH", a.configPath(), patchType, `{"app_secret":{"$secret":`+two+`}}`)
-		r.ask(t, "POST", a.configPath()+"?app_secret="+url.QueryEscape(r.appSecret()), "", jsonOf(t, whole))
+		r.ask(t, "POST", a.ConfigPath(), "", `{"app_secret":`+one+`,"app_secret":`+two+`,"leased":"maybe"}`)
+		r.ask(t, "POST", a.ConfigPath(), "", `{"app_secret":`+one)
+		r.ask(t, "POST", a.ConfigPath(), "", one)
+		r.ask(t, "POST", a.ConfigPath(), "", "app_secret="+r.appSecret())
+		r.ask(t, "POST", a.ConfigPath(), "application/x-www-form-urlencoded",
+			url.Values{"app_key": {a.Key}, "app_secret": {r.appSecret(), r.appSecret()}}.Encode())
+		r.ask(t, "PATCH", a.ConfigPath(), "", `{"app_secret":`+one+`}`)
+		r.ask(t, "PATCH", a.ConfigPath(), patchType, `{"app_secret":{"$secret":`+two+`}}`)
+		r.ask(t, "POST", a.ConfigPath()+"?app_secret="+url.QueryEscape(r.appSecret()), "", jsonOf(t, whole))
 
 		// The wrong place, with and without the right one.
 		for _, field := range []string{
@@ -752,15 +755,15 @@ func (r *leakRun) writeConfigs(t *testing.T) {
 			"request_timeout", "base_url", "rejected_token",
 		} {
 			misplaced := r.appSecret()
-			for _, body := range []fields{
+			for _, body := range []harness.Fields{
 				{field: misplaced},
-				{"app_key": a.key, "app_secret": misplaced, "base_url": dt.url, field: misplaced},
-				{"app_key": a.key, "app_secret": misplaced, "base_url": dt.url, field: []string{misplaced, misplaced}},
-				{"app_key": a.key, "app_secret": misplaced, "base_url": dt.url, field: fields{"value": misplaced}},
-				{"app_key": misplaced, "app_secret": a.key, "base_url": dt.url},
+				{"app_key": a.Key, "app_secret": misplaced, "base_url": dt.URL, field: misplaced},
+				{"app_key": a.Key, "app_secret": misplaced, "base_url": dt.URL, field: []string{misplaced, misplaced}},
+				{"app_key": a.Key, "app_secret": misplaced, "base_url": dt.URL, field: harness.Fields{"value": misplaced}},
+				{"app_key": misplaced, "app_secret": a.Key, "base_url": dt.URL},
 			} {
-				r.ask(t, "POST", a.configPath(), "", jsonOf(t, body))
-				r.ask(t, "PATCH", a.configPath(), patchType, jsonOf(t, body))
+				r.ask(t, "POST", a.ConfigPath(), "", jsonOf(t, body))
+				r.ask(t, "PATCH", a.ConfigPath(), patchType, jsonOf(t, body))
 			}
 		}
 		for _, base := range []string{
@@ -769,10 +772,10 @@ func (r *leakRun) writeConfigs(t *testing.T) {
 		} {
 			secret := r.appSecret()
 			for _, written := range []string{secret, url.QueryEscape(secret)} {
-				reply := r.ask(t, "POST", a.configPath(), "", jsonOf(t, fields{
-					"app_key": a.key, "app_secret": a.secret, "base_url": fmt.Sprintf(base, written),
+				reply := r.ask(t, "POST", a.ConfigPath(), "", jsonOf(t, harness.Fields{
+					"app_key": a.Key, "app_secret": a.Secret, "base_url": fmt.Sprintf(base, written),
 				}))
-				require.Equal(t, http.StatusBadRequest, reply.status)
+				require.Equal(t, http.StatusBadRequest, reply.Status)
 			}
 		}
 		r.queries(t, a)
@@ -780,14 +783,14 @@ func (r *leakRun) writeConfigs(t *testing.T) {
 	require.Equal(
 		t,
 		http.StatusNotFound,
-		r.ask(t, "GET", absent.configPath(), "", "").status,
+		r.ask(t, "GET", absent.ConfigPath(), "", "").Status,
 		"nothing of it was stored",
 	)
-	require.Equal(t, http.StatusOK, r.ask(t, "GET", present.credsPath(), "", "").status, "nothing of it did harm")
+	require.Equal(t, http.StatusOK, r.ask(t, "GET", present.CredsPath(), "", "").Status, "nothing of it did harm")
 }
 
 // queries puts the secret into the query of what is only read.
-func (r *leakRun) queries(t *testing.T, a *app) {
+func (r *leakRun) queries(t *testing.T, a *harness.App) {
 	t.Helper()
 	one, two := url.QueryEscape(r.appSecret()), url.QueryEscape(r.appSecret())
 	for _, query := range []string{
@@ -795,101 +798,102 @@ func (r *leakRun) queries(t *testing.T, a *app) {
 		"?app_key=" + one + "&app_key=" + two,
 		"?base_url=https://u:" + one + "@h", "?app=" + one,
 	} {
-		for _, path := range []string{a.configPath(), a.credsPath(), a.statusPath()} {
+		for _, path := range []string{a.ConfigPath(), a.CredsPath(), a.StatusPath()} {
 			r.ask(t, "GET", path+query, "", "")
 		}
-		r.ask(t, "LIST", r.m.path+"/config/"+query, "", "")
-		r.ask(t, "POST", a.refreshPath()+query, "", "")
-		r.ask(t, "DELETE", r.m.path+"/config/nobody"+query, "", "")
-		r.ask(t, "GET", a.credsPath()+query+"&help=1", "", "")
+		r.ask(t, "LIST", r.m.Path+"/config/"+query, "", "")
+		r.ask(t, "POST", a.RefreshPath()+query, "", "")
+		r.ask(t, "DELETE", r.m.Path+"/config/nobody"+query, "", "")
+		r.ask(t, "GET", a.CredsPath()+query+"&help=1", "", "")
 	}
-	for _, body := range []fields{
+	for _, body := range []harness.Fields{
 		{"app_secret": r.appSecret()},
 		{"app_secret": []string{r.appSecret(), r.appSecret()}},
 		{"rejected_token": r.appSecret()},
 		{"rejected_token": r.appSecret() + " "},
 		{"rejected_token": r.appSecret() + strings.Repeat("x", 2048)},
 		{"rejected_token": []string{r.appSecret(), r.appSecret()}},
-		{"rejected_token": fields{"value": r.appSecret()}},
+		{"rejected_token": harness.Fields{"value": r.appSecret()}},
 		{"rejected_token": json.Number(r.numericSecret())},
 		{"x": r.appSecret()},
 	} {
-		r.ask(t, "POST", a.refreshPath(), "", jsonOf(t, body))
-		r.ask(t, "POST", a.statusPath(), "", jsonOf(t, body))
-		r.ask(t, "POST", a.credsPath(), "", jsonOf(t, body))
-		r.ask(t, "PUT", r.m.path+"/nowhere/"+a.name, "", jsonOf(t, body))
+		r.ask(t, "POST", a.RefreshPath(), "", jsonOf(t, body))
+		r.ask(t, "POST", a.StatusPath(), "", jsonOf(t, body))
+		r.ask(t, "POST", a.CredsPath(), "", jsonOf(t, body))
+		r.ask(t, "PUT", r.m.Path+"/nowhere/"+a.Name, "", jsonOf(t, body))
 	}
 }
 
-// useCLI does with the vault program what a person would; no secret is on its command line.
+// useCLI does with the vault binary what a person would; no secret is on its command line.
 func (r *leakRun) useCLI(t *testing.T) {
 	t.Helper()
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	a := r.newApp(dt)
-	run := func(input string, args ...string) cliResult {
-		result := r.v.cliWithInput(t, input, args...)
+	run := func(input string, args ...string) harness.CLIResult {
+		result := r.v.CLIWithInput(t, input, args...)
 		r.learn(a)
-		r.keep("vault "+strings.Join(args, " "), result.stdout+result.stderr)
+		r.keep("vault "+strings.Join(args, " "), result.Stdout+result.Stderr)
 		return result
 	}
-	run(r.appSecret(), "write", a.configPath(), "app_key="+a.key, "app_secret=-", "base_url="+dt.url)
-	run(a.secret+"\n", "write", a.configPath(), "app_key="+a.key, "app_secret=-", "base_url="+dt.url).succeeded(t)
+	run(r.appSecret(), "write", a.ConfigPath(), "app_key="+a.Key, "app_secret=-", "base_url="+dt.URL)
+	run(a.Secret+"\n", "write", a.ConfigPath(), "app_key="+a.Key, "app_secret=-", "base_url="+dt.URL).Succeeded(t)
 	run(
-		jsonOf(t, fields{"app_key": a.key, "app_secret": []string{r.appSecret(), r.appSecret()}}),
+		jsonOf(t, harness.Fields{"app_key": a.Key, "app_secret": []string{r.appSecret(), r.appSecret()}}),
 		"write",
-		a.configPath(),
+		a.ConfigPath(),
 		"-",
 	)
-	run(jsonOf(t, fields{"app_key": a.key, "app_secret": fields{"v": r.appSecret()}}), "write", a.configPath(), "-")
-	run(a.secret, "patch", a.configPath(), "app_secret=-", "base_url="+dt.url, "leased=maybe")
-	run("", "read", a.configPath()).succeeded(t)
-	run("", "read", a.statusPath()).succeeded(t)
-	run("", "write", "-f", a.refreshPath()).succeeded(t)
-	run(dt.LastToken(a.key)+"\n", "write", a.refreshPath(), "rejected_token=-").succeeded(t)
-	run(jsonOf(t, fields{"rejected_token": []string{r.appSecret()}}), "write", a.refreshPath(), "-")
-	run("", "list", r.m.path+"/config").succeeded(t)
-	run("", "path-help", a.credsPath()).succeeded(t)
-	run("", "plugin", "list", "-detailed", "secret").succeeded(t)
-	run("", "secrets", "list", "-detailed").succeeded(t)
+	nested := harness.Fields{"app_key": a.Key, "app_secret": harness.Fields{"v": r.appSecret()}}
+	run(jsonOf(t, nested), "write", a.ConfigPath(), "-")
+	run(a.Secret, "patch", a.ConfigPath(), "app_secret=-", "base_url="+dt.URL, "leased=maybe")
+	run("", "read", a.ConfigPath()).Succeeded(t)
+	run("", "read", a.StatusPath()).Succeeded(t)
+	run("", "write", "-f", a.RefreshPath()).Succeeded(t)
+	run(dt.LastToken(a.Key)+"\n", "write", a.RefreshPath(), "rejected_token=-").Succeeded(t)
+	run(jsonOf(t, harness.Fields{"rejected_token": []string{r.appSecret()}}), "write", a.RefreshPath(), "-")
+	run("", "list", r.m.Path+"/config").Succeeded(t)
+	run("", "path-help", a.CredsPath()).Succeeded(t)
+	run("", "plugin", "list", "-detailed", "secret").Succeeded(t)
+	run("", "secrets", "list", "-detailed").Succeeded(t)
 
-	// The answers of creds/ hold the token, once.
+	// The responses of creds/ hold the token, once.
 	for _, args := range [][]string{
-		{"read", "-format=json", a.credsPath()}, {"read", a.credsPath()}, {"read", "-field=access_token", a.credsPath()},
+		{"read", "-format=json", a.CredsPath()}, {"read", a.CredsPath()}, {"read", "-field=access_token", a.CredsPath()},
 	} {
-		out := r.v.mustCLI(t, args...)
-		token := dt.LastToken(a.key)
+		out := r.v.MustCLI(t, args...)
+		token := dt.LastToken(a.Key)
 		r.token(token)
 		require.Equal(t, 1, strings.Count(out, token))
 		r.keep("vault "+strings.Join(args, " "), strings.Replace(out, token, "", 1))
 	}
 }
 
-// breakThePlugin ends the plugin's process under load: by SIGKILL, and by a signal that has it
+// breakThePlugin ends the plugin's process under load: by SIGKILL, and by a signal that makes it
 // print what it was doing.
 func (r *leakRun) breakThePlugin(t *testing.T) {
 	t.Helper()
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGQUIT, syscall.SIGABRT} {
 		dt.SetFault(simulator.AnyApp, simulator.Fault{Kind: simulator.FaultHang})
 		a := r.newApp(dt)
-		r.store(t, a, fields{"verify_connection": false, "request_timeout": "10s"})
+		r.store(t, a, harness.Fields{"verify_connection": false, "request_timeout": "10s"})
 		var waiting sync.WaitGroup
-		waiting.Go(func() { r.ask(t, "GET", a.credsPath(), "", "") })
+		waiting.Go(func() { r.ask(t, "GET", a.CredsPath(), "", "") })
 		waiting.Go(func() {
-			r.ask(t, "POST", a.configPath(), "", jsonOf(t, a.rotation(r.appSecret())))
+			r.ask(t, "POST", a.ConfigPath(), "", jsonOf(t, a.Rotation(r.appSecret())))
 		})
-		waitFor(t, 10*time.Second, "both calls upstream hang", func() bool { return a.calls() == 2 })
-		pid := r.v.pluginPID(t)
+		harness.WaitFor(t, 10*time.Second, "both calls upstream hang", func() bool { return a.Calls() == 2 })
+		pid := r.v.PluginPID(t)
 		dt.ClearFaults() // Vault asks the new process once more
 		require.NoError(t, syscall.Kill(pid, signal))
 		waiting.Wait()
-		waitFor(t, 20*time.Second, "Vault sees the end of the plugin's process", func() bool {
-			log, err := os.ReadFile(r.v.logPath())
+		harness.WaitFor(t, 20*time.Second, "Vault sees the end of the plugin's process", func() bool {
+			log, err := os.ReadFile(r.v.LogPath())
 			require.NoError(t, err)
 			return bytes.Contains(log, fmt.Appendf(nil, " id=%d", pid)) && !processLives(pid)
 		})
-		waitFor(t, 20*time.Second, "the plugin runs again", func() bool {
-			return r.ask(t, "GET", a.configPath(), "", "").status == http.StatusOK
+		harness.WaitFor(t, 20*time.Second, "the plugin runs again", func() bool {
+			return r.ask(t, "GET", a.ConfigPath(), "", "").Status == http.StatusOK
 		})
 	}
 }
@@ -898,60 +902,60 @@ func processLives(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
 // ordinaryLife is what an app's days are made of. It returns the app and its last token's app; both
 // have been handed out.
-func (r *leakRun) ordinaryLife(t *testing.T) (leased, unleased *app) {
+func (r *leakRun) ordinaryLife(t *testing.T) (leased, unleased *harness.App) {
 	t.Helper()
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	leased, unleased = r.newApp(dt), r.newApp(dt)
-	require.Equal(t, http.StatusNoContent, r.store(t, leased, nil).status)
-	require.Equal(t, http.StatusNoContent, r.store(t, unleased, fields{"leased": false}).status)
-	for _, a := range []*app{leased, unleased} {
+	require.Equal(t, http.StatusNoContent, r.store(t, leased, nil).Status)
+	require.Equal(t, http.StatusNoContent, r.store(t, unleased, harness.Fields{"leased": false}).Status)
+	for _, a := range []*harness.App{leased, unleased} {
 		r.learn(a)
-		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.credsPath(), "", "").status)
-		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.credsPath()+"?min_ttl=10m", "", "").status)
-		r.ask(t, "GET", a.statusPath(), "", "")
-		dt.RotateTokens(a.key, true)
-		require.Equal(t, http.StatusOK, r.ask(t, "POST", a.refreshPath(), "", "").status)
+		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.CredsPath(), "", "").Status)
+		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.CredsPath()+"?min_ttl=10m", "", "").Status)
+		r.ask(t, "GET", a.StatusPath(), "", "")
+		dt.RotateTokens(a.Key, true)
+		require.Equal(t, http.StatusOK, r.ask(t, "POST", a.RefreshPath(), "", "").Status)
 		r.learn(a)
-		rejected := jsonOf(t, fields{"rejected_token": dt.LastToken(a.key)})
-		require.Equal(t, http.StatusOK, r.ask(t, "POST", a.refreshPath(), "", rejected).status)
-		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.credsPath(), "", "").status)
+		rejected := jsonOf(t, harness.Fields{"rejected_token": dt.LastToken(a.Key)})
+		require.Equal(t, http.StatusOK, r.ask(t, "POST", a.RefreshPath(), "", rejected).Status)
+		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.CredsPath(), "", "").Status)
 
-		wrapped := r.ask(t, "GET", a.credsPath(), "", "", "X-Vault-Wrap-TTL", "60s")
+		wrapped := r.ask(t, "GET", a.CredsPath(), "", "", "X-Vault-Wrap-TTL", "60s")
 		var wrap struct {
 			Info struct{ Token string } `json:"wrap_info"`
 		}
-		decodeJSON(t, wrapped.body, &wrap)
-		noteSecret(wrap.Info.Token, "a wrapping token")
+		harness.DecodeJSON(t, wrapped.Body, &wrap)
+		harness.NoteSecret(wrap.Info.Token, "a wrapping token")
 		require.Equal(
 			t,
 			http.StatusOK,
-			r.ask(t, "POST", "sys/wrapping/lookup", "", jsonOf(t, fields{"token": wrap.Info.Token})).status,
+			r.ask(t, "POST", "sys/wrapping/lookup", "", jsonOf(t, harness.Fields{"token": wrap.Info.Token})).Status,
 		)
 		require.Equal(
 			t,
 			http.StatusOK,
-			r.ask(t, "POST", "sys/wrapping/unwrap", "", jsonOf(t, fields{"token": wrap.Info.Token})).status,
+			r.ask(t, "POST", "sys/wrapping/unwrap", "", jsonOf(t, harness.Fields{"token": wrap.Info.Token})).Status,
 		)
 	}
-	reply := r.ask(t, "GET", leased.credsPath(), "", "")
+	reply := r.ask(t, "GET", leased.CredsPath(), "", "")
 	var lease struct {
 		ID string `json:"lease_id"`
 	}
-	decodeJSON(t, reply.body, &lease)
+	harness.DecodeJSON(t, reply.Body, &lease)
 	for _, path := range []string{"renew", "lookup", "revoke"} {
-		reply := r.ask(t, "POST", "sys/leases/"+path, "", jsonOf(t, fields{"lease_id": lease.ID, "increment": 60}))
-		require.Contains(t, []int{http.StatusOK, http.StatusNoContent}, reply.status)
+		reply := r.ask(t, "POST", "sys/leases/"+path, "", jsonOf(t, harness.Fields{"lease_id": lease.ID, "increment": 60}))
+		require.Contains(t, []int{http.StatusOK, http.StatusNoContent}, reply.Status)
 	}
-	require.Equal(t, http.StatusOK, r.ask(t, "LIST", "sys/leases/lookup/"+leased.credsPath(), "", "").status)
+	require.Equal(t, http.StatusOK, r.ask(t, "LIST", "sys/leases/lookup/"+leased.CredsPath(), "", "").Status)
 
-	reply = r.ask(t, "POST", "sys/plugins/reload/backend", "", jsonOf(t, fields{"mounts": []string{r.m.path}}))
-	require.Equal(t, http.StatusOK, reply.status, mask(reply.body))
-	for _, a := range []*app{leased, unleased} {
-		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.credsPath(), "", "").status)
+	reply = r.ask(t, "POST", "sys/plugins/reload/backend", "", jsonOf(t, harness.Fields{"mounts": []string{r.m.Path}}))
+	require.Equal(t, http.StatusOK, reply.Status, harness.Mask(reply.Body))
+	for _, a := range []*harness.App{leased, unleased} {
+		require.Equal(t, http.StatusOK, r.ask(t, "GET", a.CredsPath(), "", "").Status)
 		r.learn(a)
 	}
 	r.ask(t, "GET", "sys/mounts", "", "")
-	r.ask(t, "GET", "sys/mounts/"+r.m.path, "", "")
+	r.ask(t, "GET", "sys/mounts/"+r.m.Path, "", "")
 	r.ask(t, "GET", "sys/internal/specs/openapi", "", "")
 	r.ask(t, "GET", "sys/metrics?format=prometheus", "", "")
 	r.ask(t, "GET", "sys/in-flight-req", "", "")
@@ -962,7 +966,7 @@ func (r *leakRun) ordinaryLife(t *testing.T) (leased, unleased *app) {
 // processWatch keeps what the machine shows of its processes: the command lines of all, and the
 // environment of Vault and its plugin.
 type processWatch struct {
-	v      *vaultServer
+	v      *harness.VaultServer
 	stop   func()
 	seen   map[string]string // the text, and where it was
 	rounds int
@@ -970,11 +974,11 @@ type processWatch struct {
 
 // watchProcesses looks again and again until it is stopped; what it saw is searched at the end,
 // when all secrets are known.
-func watchProcesses(t *testing.T, v *vaultServer) *processWatch {
+func watchProcesses(t *testing.T, v *harness.VaultServer) *processWatch {
 	t.Helper()
 	w := &processWatch{v: v, seen: map[string]string{}}
 	quit := make(chan struct{})
-	server := v.proc.PID()
+	server := v.Proc.PID()
 	var loop sync.WaitGroup
 	loop.Go(func() {
 		for {
@@ -998,12 +1002,12 @@ func (w *processWatch) look(server int) {
 	w.rounds++
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	files = append(files, fmt.Sprintf("/proc/%d/environ", server))
-	plugins, _ := subprocess.Children(server, w.v.pluginPath)
+	plugins, _ := subprocess.Children(server, w.v.PluginPath)
 	for _, pid := range plugins {
 		files = append(files, fmt.Sprintf("/proc/%d/environ", pid))
 	}
 	for _, file := range files {
-		if text, err := os.ReadFile(file); err == nil { // else it has ended meanwhile
+		if text, err := os.ReadFile(file); err == nil { // otherwise it has ended meanwhile
 			w.seen[string(text)] = file
 		}
 	}
@@ -1018,46 +1022,46 @@ func (w *processWatch) search(t *testing.T, s *leakSearch) {
 		s.search(t, where, []byte(text))
 	}
 	for _, there := range []string{
-		vaultBin + " server", w.v.pluginPath, vaultBin + " write", "VAULT_ADDR=" + w.v.addr,
+		harness.VaultBin + " server", w.v.PluginPath, harness.VaultBin + " write", "VAULT_ADDR=" + w.v.Addr,
 		"VAULT_PLUGIN_",
 	} {
-		assert.Contains(t, mask(all.String()), there, "what was seen")
+		assert.Contains(t, harness.Mask(all.String()), there, "what was seen")
 	}
 	assert.Greater(t, w.rounds, 10)
 	t.Logf("%d command lines and environments searched, collected in %d rounds", len(w.seen), w.rounds)
 }
 
-func (r *leakRun) searchAnswers(t *testing.T) {
+func (r *leakRun) searchResponses(t *testing.T) {
 	t.Helper()
-	require.Greater(t, r.credsRead, 50, "answers of creds/ with a token")
-	require.Greater(t, len(r.answers), 500)
+	require.Greater(t, r.credsRead, 50, "responses of creds/ with a token")
+	require.Greater(t, len(r.responses), 500)
 	leaks := 0
-	for _, a := range r.answers {
-		if leaks < 10 && !r.search(t, "the answer to "+a.to, []byte(a.text)) {
+	for _, a := range r.responses {
+		if leaks < 10 && !r.search(t, "the response to "+a.to, []byte(a.text)) {
 			leaks++
 		}
 	}
-	t.Logf("%d answers searched for %d forms of %d secrets and tokens", len(r.answers), r.count, len(r.known))
+	t.Logf("%d responses searched for %d forms of %d secrets and tokens", len(r.responses), r.count, len(r.known))
 }
 
 // searchLogs searches Vault's log, which has the plugin's in it, and the audit log, and checks that
 // they hold what they are searched for.
 func (r *leakRun) searchLogs(t *testing.T) {
 	t.Helper()
-	log, err := os.ReadFile(r.v.logPath())
+	log, err := os.ReadFile(r.v.LogPath())
 	require.NoError(t, err)
 	for _, there := range []string{
 		"[TRACE]", "[DEBUG]", "fetched a token", "[WARN]", "plugin process exited", "goroutine ", "handle request",
-		r.m.path, "invalidParameter",
+		r.m.Path, "invalidParameter",
 	} {
 		require.Contains(t, string(log), there, "Vault's log")
 	}
 	r.search(t, "Vault's log", log)
 	require.NotContains(t, string(log), "Unsolicited response", "what net/http says of surplus bytes, and repeats")
 
-	audit, err := os.ReadFile(r.v.auditPath())
+	audit, err := os.ReadFile(r.v.AuditPath())
 	require.NoError(t, err)
-	require.Greater(t, bytes.Count(audit, []byte("\n")), len(r.answers))
+	require.Greater(t, bytes.Count(audit, []byte("\n")), len(r.responses))
 	r.search(t, "the audit log", withoutQueries(t, audit))
 	t.Logf(
 		"%d lines of log and %d audit entries searched",
@@ -1074,7 +1078,7 @@ func withoutQueries(t *testing.T, audit []byte) []byte {
 	var out bytes.Buffer
 	for line := range bytes.Lines(audit) {
 		var entry map[string]any
-		decodeJSON(t, string(line), &entry)
+		harness.DecodeJSON(t, string(line), &entry)
 		request, ok := entry["request"].(map[string]any)
 		require.True(t, ok, "an audit entry has a request")
 		delete(request, "request_uri")
@@ -1085,12 +1089,12 @@ func withoutQueries(t *testing.T, audit []byte) []byte {
 
 // requireHashed checks that the audit log has the tokens and secrets of these apps as Vault hashes
 // them.
-func (r *leakRun) requireHashed(t *testing.T, apps ...*app) {
+func (r *leakRun) requireHashed(t *testing.T, apps ...*harness.App) {
 	t.Helper()
 	for _, a := range apps {
-		token, secret := r.auditHash(t, a.dt.LastToken(a.key)), r.auditHash(t, a.secret)
+		token, secret := r.auditHash(t, a.DingTalk.LastToken(a.Key)), r.auditHash(t, a.Secret)
 		var given, taken, rejected, shown int
-		audit, err := os.ReadFile(r.v.auditPath())
+		audit, err := os.ReadFile(r.v.AuditPath())
 		require.NoError(t, err)
 		for line := range bytes.Lines(audit) {
 			var entry struct {
@@ -1101,32 +1105,32 @@ func (r *leakRun) requireHashed(t *testing.T, apps ...*app) {
 				}
 				Response struct{ Data map[string]any }
 			}
-			decodeJSON(t, string(line), &entry)
+			harness.DecodeJSON(t, string(line), &entry)
 			switch {
 			case entry.Type == "response" && entry.Response.Data["access_token"] == token:
-				require.Contains(t, []string{a.credsPath(), "sys/wrapping/unwrap"}, entry.Request.Path)
+				require.Contains(t, []string{a.CredsPath(), "sys/wrapping/unwrap"}, entry.Request.Path)
 				given++
 			case entry.Request.Data["app_secret"] == secret:
-				require.Equal(t, a.configPath(), entry.Request.Path)
+				require.Equal(t, a.ConfigPath(), entry.Request.Path)
 				taken++
 			case entry.Request.Data["rejected_token"] == token:
-				require.Equal(t, a.refreshPath(), entry.Request.Path)
+				require.Equal(t, a.RefreshPath(), entry.Request.Path)
 				rejected++
 			case strings.HasPrefix(entry.Request.Path, "sys/audit-hash/"): // from here
 			case bytes.Contains(line, []byte(token)) || bytes.Contains(line, []byte(secret)):
 				shown++
 			}
 		}
-		require.GreaterOrEqual(t, given, 3, "answers of %s with the token's HMAC", a.credsPath())
-		require.GreaterOrEqual(t, taken, 2, "the request that stored the app, and its answer, with the secret's HMAC")
-		require.GreaterOrEqual(t, rejected, 2, "the request that rejects the token, and its answer, with its HMAC")
+		require.GreaterOrEqual(t, given, 3, "responses of %s with the token's HMAC", a.CredsPath())
+		require.GreaterOrEqual(t, taken, 2, "the request that stored the app, and its response, with the secret's HMAC")
+		require.GreaterOrEqual(t, rejected, 2, "the request that rejects the token, and its response, with its HMAC")
 		require.Zero(t, shown, "the HMACs stand nowhere else")
 	}
 }
 
 func (r *leakRun) auditHash(t *testing.T, value string) string {
 	t.Helper()
-	secret, err := r.v.root.Sys().AuditHash("file", value)
+	secret, err := r.v.Root.Sys().AuditHash("file", value)
 	require.NoError(t, err)
 	require.Regexp(t, "^hmac-sha256:", secret)
 	return secret
@@ -1136,8 +1140,8 @@ func (r *leakRun) auditHash(t *testing.T, value string) string {
 func (r *leakRun) searchFiles(t *testing.T) {
 	t.Helper()
 	var files, size int
-	err := filepath.WalkDir(r.v.dir, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) || err == nil && (!entry.Type().IsRegular() || path == r.v.pluginPath) {
+	err := filepath.WalkDir(r.v.Dir, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && (!entry.Type().IsRegular() || path == r.v.PluginPath) {
 			return nil // gone meanwhile, or not a file of Vault's
 		}
 		if err != nil {
@@ -1150,11 +1154,11 @@ func (r *leakRun) searchFiles(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if strings.HasPrefix(path, filepath.Join(r.v.dir, "data")+"/") {
+		if strings.HasPrefix(path, filepath.Join(r.v.Dir, "data")+"/") {
 			files++
 			size += len(content)
 		}
-		if path == r.v.auditPath() {
+		if path == r.v.AuditPath() {
 			content = withoutQueries(t, content)
 		}
 		r.search(t, path, content)

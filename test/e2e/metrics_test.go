@@ -4,7 +4,7 @@
 
 package e2e
 
-// Reading metrics: what a scrape holds, and that it says what status/<app> says.
+// Reading metrics: what a scrape holds, and that it agrees with status/<app>.
 
 import (
 	"encoding/json"
@@ -21,18 +21,20 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// scrape reads the mount's metrics. They hold no secret, and promtool finds nothing wrong with them.
-func (m *mount) scrape(t *testing.T) map[string]*dto.MetricFamily {
+// scrape reads the mount's metrics. They hold no secret, and promtool finds nothing wrong with
+// them.
+func scrape(t *testing.T, m *harness.Mount) map[string]*dto.MetricFamily {
 	t.Helper()
-	reply := m.v.http(t, http.MethodGet, m.path+"/metrics", "", "")
-	require.Equal(t, http.StatusOK, reply.status, mask(reply.body))
-	assertNoSecret(t, "metrics", reply.body)
+	reply := m.Vault.HTTP(t, http.MethodGet, m.Path+"/metrics", "", "")
+	require.Equal(t, http.StatusOK, reply.Status, harness.Mask(reply.Body))
+	harness.AssertNoSecret(t, "metrics", reply.Body)
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(strings.NewReader(reply.body))
+	families, err := parser.TextToMetricFamilies(strings.NewReader(reply.Body))
 	require.NoError(t, err)
-	require.Empty(t, promtool(t, t.TempDir(), reply.body, "check", "metrics"))
+	require.Empty(t, harness.Promtool(t, t.TempDir(), reply.Body, "check", "metrics"))
 	return families
 }
 
@@ -90,34 +92,34 @@ func asMetrics(t *testing.T, status map[string]any) map[string]float64 {
 
 func TestMetrics_say_what_the_status_says(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	apps := map[string]*app{}
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	apps := map[string]*harness.App{}
 	for _, name := range []string{"unread", "works", "bridged", "rejected", "down", "throttled"} {
-		apps[name] = m.newApp(t, dt, fields{"request_timeout": "2s"})
+		apps[name] = m.NewApp(t, dt, harness.Fields{"request_timeout": "2s"})
 	}
-	apps["works"].token(t)
-	apps["bridged"].token(t)
-	dt.SetFault(apps["bridged"].key, simulator.Fault{Kind: simulator.FaultReset})
-	_, err := m.v.root.Logical().Write(apps["bridged"].refreshPath(), nil)
-	refused(t, err, http.StatusBadGateway)
+	apps["works"].Token(t)
+	apps["bridged"].Token(t)
+	dt.SetFault(apps["bridged"].Key, simulator.Fault{Kind: simulator.FaultReset})
+	_, err := m.Vault.Root.Logical().Write(apps["bridged"].RefreshPath(), nil)
+	harness.Refused(t, err, http.StatusBadGateway)
 	for name, fault := range map[string]simulator.Fault{
 		"rejected":  {Kind: simulator.FaultRejectedCredentials},
 		"down":      {Kind: simulator.FaultUnavailableServer},
 		"throttled": {Kind: simulator.FaultThrottledBusy, RetryAfter: "120"},
 	} {
-		dt.SetFault(apps[name].key, fault)
-		_, err := apps[name].tryRead()
+		dt.SetFault(apps[name].Key, fault)
+		_, err := apps[name].TryRead()
 		require.Error(t, err)
 	}
 
 	for name, a := range apps {
 		var got, want map[string]float64
 		// The next attempt is left out of both once its time has come, which may be between the two.
-		waitFor(t, time.Minute, "the status does not change meanwhile", func() bool {
-			before := asMetrics(t, a.status(t))
-			got = ofApp(m.scrape(t), a.name)
-			want = asMetrics(t, a.status(t))
+		harness.WaitFor(t, time.Minute, "the status does not change meanwhile", func() bool {
+			before := asMetrics(t, a.Status(t))
+			got = ofApp(scrape(t, m), a.Name)
+			want = asMetrics(t, a.Status(t))
 			return maps.Equal(before, want)
 		})
 		for metric := range got {
@@ -130,9 +132,9 @@ func TestMetrics_say_what_the_status_says(t *testing.T) {
 		assert.Equal(t, want, got, name)
 	}
 	fetches := map[string]float64{}
-	families := m.scrape(t)
+	families := scrape(t, m)
 	for name, a := range apps {
-		for metric, value := range ofApp(families, a.name) {
+		for metric, value := range ofApp(families, a.Name) {
 			if result, is := strings.CutPrefix(metric, "fetches_total "); is && value > 0 {
 				fetches[name+" "+result] = value
 			}
@@ -146,33 +148,34 @@ func TestMetrics_say_what_the_status_says(t *testing.T) {
 
 func TestMetrics_are_those_of_one_mount(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	one, other := newMount(t), newMount(t)
-	a := one.newApp(t, dt, nil)
-	a.token(t)
-	require.NotEmpty(t, ofApp(one.scrape(t), a.name))
-	families := other.scrape(t)
-	require.Empty(t, ofApp(families, a.name))
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	one, other := harness.NewMount(t), harness.NewMount(t)
+	a := one.NewApp(t, dt, nil)
+	a.Token(t)
+	require.NotEmpty(t, ofApp(scrape(t, one), a.Name))
+	families := scrape(t, other)
+	require.Empty(t, ofApp(families, a.Name))
 	require.Zero(t, families["dingtalk_apps"].GetMetric()[0].GetGauge().GetValue())
 	require.NotContains(t, families, "dingtalk_fetch_duration_seconds")
 }
 
 func TestMetrics_are_in_the_form_that_Prometheus_asks_for(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, m.v.addr+"/v1/"+m.path+"/metrics", http.NoBody)
+	m := harness.NewMount(t)
+	url := m.Vault.Addr + "/v1/" + m.Path + "/metrics"
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
 	require.NoError(t, err)
-	request.Header.Set("Authorization", "Bearer "+m.v.rootToken)
+	request.Header.Set("Authorization", "Bearer "+m.Vault.RootToken)
 	response, err := http.DefaultClient.Do(request)
 	require.NoError(t, err)
 	defer response.Body.Close()
 	require.Equal(t, http.StatusOK, response.StatusCode)
 	require.Equal(t, "text/plain; version=0.0.4; charset=utf-8", response.Header.Get("Content-Type"))
 
-	build := m.scrape(t)["dingtalk_build_info"].GetMetric()[0]
+	build := scrape(t, m)["dingtalk_build_info"].GetMetric()[0]
 	labels := map[string]string{}
 	for _, label := range build.GetLabel() {
 		labels[label.GetName()] = label.GetValue()
 	}
-	require.Equal(t, m.v.pluginVersion, labels["version"])
+	require.Equal(t, m.Vault.PluginVersion, labels["version"])
 }

@@ -4,9 +4,9 @@
 
 package e2e
 
-// The way from the plugin to its upstream, in a real Vault with real servers on loopback: whose
-// certificate is trusted, which TLS is spoken, that no redirect is followed, and to which addresses
-// the secret is sent at all.
+// The connection from the plugin to DingTalk, in a real Vault with real servers on loopback: which
+// certificates are trusted, which TLS versions are used, that no redirect is followed, and to which
+// addresses the secret is sent at all.
 
 import (
 	"bytes"
@@ -38,6 +38,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 // authority is a CA of the test's own.
@@ -95,7 +96,7 @@ func (ca *authority) issue(t *testing.T, until time.Time, names ...string) tls.C
 	return tls.Certificate{Certificate: [][]byte{raw}, PrivateKey: key}
 }
 
-// upstreamServer is a server on loopback that counts who comes, and what was sent to it.
+// upstreamServer is a server on loopback that counts connections and requests.
 type upstreamServer struct {
 	addr        string // host:port
 	connections atomic.Int64
@@ -144,7 +145,7 @@ func serveUpstream(t *testing.T, host string, config *tls.Config, handler http.H
 	return u
 }
 
-// present has the server use another certificate from the next connection on.
+// present makes the server use another certificate from the next connection on.
 func (u *upstreamServer) present(certificate tls.Certificate) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -160,83 +161,84 @@ func (u *upstreamServer) port(t *testing.T) string {
 
 // enableWith registers the plugin under a name of its own with an environment, as an operator does,
 // and enables it.
-func (v *vaultServer) enableWith(t *testing.T, name string, env ...string) *mount {
+func enableWith(t *testing.T, v *harness.VaultServer, name string, env ...string) *harness.Mount {
 	t.Helper()
-	needsVault(t, "vault plugin register -env")
-	args := []string{"plugin", "register", "-sha256=" + v.pluginSHA256, "-command=" + pluginName}
+	harness.SkipOnOpenBao(t, "vault plugin register -env")
+	args := []string{"plugin", "register", "-sha256=" + v.PluginSHA256, "-command=" + harness.PluginName}
 	for _, pair := range env {
 		args = append(args, "-env="+pair)
 	}
-	v.mustCLI(t, append(args, "secret", name)...)
-	m := &mount{v: v, path: name}
-	require.NoError(t, v.root.Sys().Mount(m.path, &api.MountInput{Type: name}))
+	v.MustCLI(t, append(args, "secret", name)...)
+	m := &harness.Mount{Vault: v, Path: name}
+	require.NoError(t, v.Root.Sys().Mount(m.Path, &api.MountInput{Type: name}))
 	return m
 }
 
 // newTLSMount returns a mount of a Vault of its own, and the TLS configuration of an upstream on
 // 127.0.0.1 that the plugin trusts.
-func newTLSMount(t *testing.T) (*mount, *tls.Config) {
+func newTLSMount(t *testing.T) (*harness.Mount, *tls.Config) {
 	t.Helper()
-	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem, Audit: true})
 	ca := newAuthority(t)
-	return v.enableWith(t, "dingtalk-own-ca", "SSL_CERT_FILE="+ca.file), &tls.Config{
+	return enableWith(t, v, "dingtalk-own-ca", "SSL_CERT_FILE="+ca.file), &tls.Config{
 		MinVersion:   tls.VersionTLS12,
 		Certificates: []tls.Certificate{ca.issue(t, time.Now().Add(day), "127.0.0.1")},
 	}
 }
 
 // appAt is an app of the simulator that is reached by another URL than the simulator's own.
-func (m *mount) appAt(dt *dingtalk, url string) *app {
-	a := m.unstoredApp(&dingtalk{Server: dt.Server, url: url})
-	a.name += "-at"
+func appAt(m *harness.Mount, dt *harness.DingTalk, url string) *harness.App {
+	a := m.UnstoredApp(&harness.DingTalk{Server: dt.Server, URL: url})
+	a.Name += "-at"
 	return a
 }
 
-// store stores the app's config, with a call upstream or without one.
-func (a *app) store(t *testing.T, verify bool) error {
+// storeApp stores the app's config, with a call upstream or without one.
+func storeApp(t *testing.T, a *harness.App, verify bool) error {
 	t.Helper()
-	body := a.config()
+	body := a.Config()
 	body["verify_connection"] = verify
 	body["request_timeout"] = "5s"
-	_, err := a.m.v.root.Logical().Write(a.configPath(), body)
+	_, err := a.Mount.Vault.Root.Logical().Write(a.ConfigPath(), body)
 	return err
 }
 
 // requireWorks checks that the app is verified at the first go and hands out DingTalk's token.
-func (a *app) requireWorks(t *testing.T) {
+func requireWorks(t *testing.T, a *harness.App) {
 	t.Helper()
-	require.NoError(t, a.store(t, true))
-	require.Equal(t, a.dt.url, a.m.readData(t, a.configPath())["base_url"])
-	requireSameToken(t, a.token(t), a.dt.LastToken(a.key))
-	require.Equal(t, 1, a.calls())
+	require.NoError(t, storeApp(t, a, true))
+	require.Equal(t, a.DingTalk.URL, a.Mount.ReadData(t, a.ConfigPath())["base_url"])
+	harness.RequireSameToken(t, a.Token(t), a.DingTalk.LastToken(a.Key))
+	require.Equal(t, 1, a.Calls())
 }
 
 // requireFails checks that neither verification nor a reader gets through, and that both say why.
-func (a *app) requireFails(t *testing.T, says ...string) {
+func requireFails(t *testing.T, a *harness.App, says ...string) {
 	t.Helper()
 	check := func(err error) {
-		text := refused(t, err, http.StatusBadGateway)
-		for _, words := range append(says, regexp.QuoteMeta(a.name), regexp.QuoteMeta(a.dt.url)) {
+		text := harness.Refused(t, err, http.StatusBadGateway)
+		for _, words := range append(says, regexp.QuoteMeta(a.Name), regexp.QuoteMeta(a.DingTalk.URL)) {
 			require.Regexp(t, words, text)
 		}
 	}
-	check(a.store(t, true))
-	require.Equal(t, http.StatusNotFound, a.m.v.http(t, "GET", a.configPath(), "", "").status, "nothing was stored")
+	check(storeApp(t, a, true))
+	stored := a.Mount.Vault.HTTP(t, "GET", a.ConfigPath(), "", "")
+	require.Equal(t, http.StatusNotFound, stored.Status, "nothing was stored")
 
-	require.NoError(t, a.store(t, false))
-	_, err := a.tryRead()
+	require.NoError(t, storeApp(t, a, false))
+	_, err := a.TryRead()
 	check(err)
-	require.Regexp(t, says[0], a.status(t)["last_error"])
+	require.Regexp(t, says[0], a.Status(t)["last_error"])
 }
 
 //nolint:tparallel // the subtests share one Vault
 func TestTLS_only_a_trusted_certificate_of_the_right_name_and_time_gets_the_secret(t *testing.T) {
 	t.Parallel()
-	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem, Audit: true})
 	ca, stranger := newAuthority(t), newAuthority(t)
-	m := v.enableWith(t, "dingtalk-own-ca", "SSL_CERT_FILE="+ca.file)
-	plain := v.enable(t)
-	dt := startDingTalk(t, fullLifetime)
+	m := enableWith(t, v, "dingtalk-own-ca", "SSL_CERT_FILE="+ca.file)
+	plain := v.Enable(t)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	tomorrow, yesterday := time.Now().Add(day), time.Now().Add(-time.Minute)
 	local := []string{"127.0.0.1", "localhost"}
 
@@ -258,14 +260,14 @@ func TestTLS_only_a_trusted_certificate_of_the_right_name_and_time_gets_the_secr
 	} {
 		t.Run("own CA, "+name, func(t *testing.T) {
 			upstream := serveUpstream(t, "127.0.0.1", c.config, dt)
-			m.appAt(dt, "https://"+net.JoinHostPort(c.host, upstream.port(t))).requireWorks(t)
+			requireWorks(t, appAt(m, dt, "https://"+net.JoinHostPort(c.host, upstream.port(t))))
 			require.EqualValues(t, 1, upstream.requests.Load())
 		})
 	}
 
 	const untrusted = "certificate is not trusted"
 	for name, c := range map[string]struct {
-		mount  *mount
+		mount  *harness.Mount
 		config *tls.Config
 		says   []string
 	}{
@@ -297,45 +299,45 @@ func TestTLS_only_a_trusted_certificate_of_the_right_name_and_time_gets_the_secr
 	} {
 		t.Run(name, func(t *testing.T) {
 			upstream := serveUpstream(t, "127.0.0.1", c.config, dt)
-			a := c.mount.appAt(dt, "https://"+upstream.addr)
-			a.requireFails(t, c.says...)
+			a := appAt(c.mount, dt, "https://"+upstream.addr)
+			requireFails(t, a, c.says...)
 			require.Zero(t, upstream.requests.Load(), "no request, so no secret, was sent")
-			require.Zero(t, a.calls())
+			require.Zero(t, a.Calls())
 			require.EqualValues(
 				t,
 				2,
 				upstream.connections.Load(),
-				"what another attempt cannot mend is tried once: for the write, and for the read",
+				"what another attempt cannot fix is tried once: for the write, and for the read",
 			)
 		})
 	}
 
 	t.Run("a certificate that turns bad costs no reader the current token", func(t *testing.T) {
 		upstream := serveUpstream(t, "127.0.0.1", config(good, tls.VersionTLS12, 0), dt)
-		a := m.appAt(dt, "https://"+upstream.addr)
-		a.requireWorks(t)
-		token := a.token(t)
+		a := appAt(m, dt, "https://"+upstream.addr)
+		requireWorks(t, a)
+		token := a.Token(t)
 		upstream.present(ca.issue(t, yesterday, local...))
 
-		_, err := v.root.Logical().Write(a.refreshPath(), nil)
-		require.Regexp(t, untrusted, refused(t, err, http.StatusBadGateway))
-		require.Equal(t, 1, a.calls())
-		requireSameToken(t, a.token(t), token)
+		_, err := v.Root.Logical().Write(a.RefreshPath(), nil)
+		require.Regexp(t, untrusted, harness.Refused(t, err, http.StatusBadGateway))
+		require.Equal(t, 1, a.Calls())
+		harness.RequireSameToken(t, a.Token(t), token)
 
 		upstream.present(good)
-		waitFor(t, 30*time.Second, "refresh/ goes upstream again, which it does once in ten seconds", func() bool {
-			return len(a.refreshNow(t).Warnings) == 0
+		harness.WaitFor(t, 30*time.Second, "refresh/ asks DingTalk again, which it does once in ten seconds", func() bool {
+			return len(a.RefreshNow(t).Warnings) == 0
 		})
-		require.Equal(t, 2, a.calls())
-		require.Equal(t, "fresh", a.status(t)["state"])
+		require.Equal(t, 2, a.Calls())
+		require.Equal(t, "fresh", a.Status(t)["state"])
 	})
 }
 
 func TestRedirect_is_never_followed(t *testing.T) {
 	t.Parallel()
 	m, config := newTLSMount(t)
-	dt := startDingTalk(t, fullLifetime)
-	// Where redirects lead: each would answer with a token.
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	// Where redirects lead: each would respond with a token.
 	elsewhere := serveUpstream(t, "127.0.0.1", config, dt)
 	inClear := serveUpstream(t, "127.0.0.1", nil, dt)
 
@@ -365,8 +367,8 @@ func TestRedirect_is_never_followed(t *testing.T) {
 						w.WriteHeader(status)
 					}),
 				)
-				a := m.appAt(dt, "https://"+upstream.addr)
-				a.requireFails(t, "(?i)redirect", fmt.Sprint(status))
+				a := appAt(m, dt, "https://"+upstream.addr)
+				requireFails(t, a, "(?i)redirect", fmt.Sprint(status))
 				require.EqualValues(
 					t,
 					2,
@@ -388,8 +390,8 @@ func TestRedirect_is_never_followed(t *testing.T) {
 //nolint:tparallel // the subtests count the connections of one server
 func TestAddress_in_clear_text_is_for_literal_loopback_only(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
 
 	for host, listenOn := range map[string]string{
 		"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "LocalHost": "127.0.0.1", "127.0.0.2": "127.0.0.2",
@@ -397,12 +399,12 @@ func TestAddress_in_clear_text_is_for_literal_loopback_only(t *testing.T) {
 	} {
 		t.Run("to "+host, func(t *testing.T) {
 			upstream := serveUpstream(t, listenOn, nil, dt)
-			a := m.appAt(dt, "http://"+host+":"+upstream.port(t))
-			require.NoError(t, a.store(t, true))
-			requireSameToken(t, a.token(t), dt.LastToken(a.key))
-			require.Equal(t, strings.ToLower(a.dt.url), m.readData(t, a.configPath())["base_url"])
+			a := appAt(m, dt, "http://"+host+":"+upstream.port(t))
+			require.NoError(t, storeApp(t, a, true))
+			harness.RequireSameToken(t, a.Token(t), dt.LastToken(a.Key))
+			require.Equal(t, strings.ToLower(a.DingTalk.URL), m.ReadData(t, a.ConfigPath())["base_url"])
 			require.EqualValues(t, 1, upstream.requests.Load())
-			a.update(t, a.config())
+			a.Update(t, a.Config())
 			require.EqualValues(t, 1, upstream.requests.Load(), "the same host in another spelling is the same")
 		})
 	}
@@ -430,8 +432,8 @@ func TestAddress_in_clear_text_is_for_literal_loopback_only(t *testing.T) {
 		"http://:" + port,
 		"http://127.0.0.1.nip.io:" + port,
 		"http://evil.localhost:" + port,
-		"http://user:" + newSecret() + "@127.0.0.1:" + port,
-		"http://" + newSecret() + "@127.0.0.1:" + port,
+		"http://user:" + harness.NewSecret() + "@127.0.0.1:" + port,
+		"http://" + harness.NewSecret() + "@127.0.0.1:" + port,
 		"http://127.0.0.1:" + port + "@127.0.0.1:" + port,
 		"http://@127.0.0.1:" + port,
 		"http://127.0.0.1:" + port + "/v1.0",
@@ -462,16 +464,16 @@ func TestAddress_in_clear_text_is_for_literal_loopback_only(t *testing.T) {
 		urls = append(urls, "http://"+net.JoinHostPort(address, port))
 	}
 	for _, url := range urls {
-		a := m.appAt(dt, url)
+		a := appAt(m, dt, url)
 		for _, verify := range []bool{true, false} {
-			text := refused(t, a.store(t, verify), http.StatusBadRequest)
-			assert.Contains(t, text, "base_url", "%q", mask(url))
-			assert.Contains(t, text, "https://", "%q: what is allowed", mask(url))
+			text := harness.Refused(t, storeApp(t, a, verify), http.StatusBadRequest)
+			assert.Contains(t, text, "base_url", "%q", harness.Mask(url))
+			assert.Contains(t, text, "https://", "%q: what is allowed", harness.Mask(url))
 		}
-		assert.Zero(t, a.calls(), "%q", mask(url))
+		assert.Zero(t, a.Calls(), "%q", harness.Mask(url))
 	}
 	require.Zero(t, upstream.connections.Load(), "nothing went out")
-	require.Equal(t, http.StatusNotFound, m.v.http(t, "GET", m.path+"/config/nobody", "", "").status)
+	require.Equal(t, http.StatusNotFound, m.Vault.HTTP(t, "GET", m.Path+"/config/nobody", "", "").Status)
 }
 
 // ownAddresses are this machine's addresses that are not loopback.
@@ -490,8 +492,8 @@ func ownAddresses(t *testing.T) []string {
 
 func TestAnswer_is_read_to_its_bound_and_the_connection_given_up(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
 	var sent atomic.Int64
 	upstream := serveUpstream(t, "127.0.0.1", nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -505,8 +507,8 @@ func TestAnswer_is_read_to_its_bound_and_the_connection_given_up(t *testing.T) {
 			}
 		}
 	}))
-	a := m.appAt(dt, "http://"+upstream.addr)
-	a.requireFails(t, "longer than 65536 bytes")
+	a := appAt(m, dt, "http://"+upstream.addr)
+	requireFails(t, a, "longer than 65536 bytes")
 	require.Less(t, sent.Load(), int64(32<<20), "bytes that the network's buffers took")
 	require.EqualValues(t, 2, upstream.requests.Load())
 }
@@ -517,7 +519,7 @@ func TestCall_is_one_request_of_HTTP_1_1_on_a_connection_of_its_own(t *testing.T
 	t.Parallel()
 	m, config := newTLSMount(t)
 	config.NextProtos = []string{"h2", "http/1.1"}
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 
 	t.Run("whatever the server offers", func(t *testing.T) {
 		t.Parallel()
@@ -529,7 +531,7 @@ func TestCall_is_one_request_of_HTTP_1_1_on_a_connection_of_its_own(t *testing.T
 		})
 		upstream := serveUpstream(t, "127.0.0.1", config, handler)
 		for range 3 {
-			m.appAt(dt, "https://"+upstream.addr).requireWorks(t)
+			requireWorks(t, appAt(m, dt, "https://"+upstream.addr))
 		}
 		seen.Range(func(got, _ any) bool {
 			return assert.Equal(t, `HTTP/1.1, close true, compressed ""`, got)
@@ -540,16 +542,16 @@ func TestCall_is_one_request_of_HTTP_1_1_on_a_connection_of_its_own(t *testing.T
 	for _, kind := range []string{simulator.FaultHTTP2GoAway, simulator.FaultHTTP2Silent, simulator.FaultHTTP2Flood} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			hostile := startDingTalk(t, fullLifetime)
+			hostile := harness.StartDingTalk(t, harness.FullLifetime)
 			hostile.SetFault(simulator.AnyApp, simulator.Fault{Kind: kind}) // so that HTTP/2 is offered
 			url, err := hostile.StartTLS("127.0.0.1:0", config)
 			require.NoError(t, err)
-			a := m.appAt(hostile, url)
-			a.requireWorks(t) // with one call
-			require.Equal(t, "fresh", a.refreshNow(t).Data["state"])
-			require.Equal(t, 2, a.calls())
-			require.Equal(t, json.Number("2"), a.status(t)["upstream_calls"], "every request is counted")
-			requireNoConnection(t, m.v.pluginPID(t), url)
+			a := appAt(m, hostile, url)
+			requireWorks(t, a) // with one call
+			require.Equal(t, "fresh", a.RefreshNow(t).Data["state"])
+			require.Equal(t, 2, a.Calls())
+			require.Equal(t, json.Number("2"), a.Status(t)["upstream_calls"], "every request is counted")
+			requireNoConnection(t, m.Vault.PluginPID(t), url)
 		})
 	}
 }

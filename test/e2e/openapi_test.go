@@ -4,8 +4,8 @@
 
 package e2e
 
-// What Vault tells about the mount: the OpenAPI document, held against what the engine really
-// answers, and the texts of `vault path-help`.
+// What Vault says about the mount: the OpenAPI document, compared with the engine's real responses,
+// and the texts of `vault path-help`.
 
 import (
 	"fmt"
@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 // The parts of an OpenAPI document that these tests look at.
@@ -117,30 +118,30 @@ func (p *apiPath) operations() map[string]*apiOperation {
 }
 
 // documentOf asks Vault for the document of all mounts.
-func documentOf(t *testing.T, v *vaultServer) *apiDocument {
+func documentOf(t *testing.T, v *harness.VaultServer) *apiDocument {
 	t.Helper()
-	var reply answer
+	var reply harness.Response
 	// Vault asks every mount, and gives up when another test disables one of them meanwhile.
-	waitFor(t, 20*time.Second, "Vault answers with the document", func() bool {
-		reply = v.http(t, "GET", "sys/internal/specs/openapi", "", "")
-		return reply.status == http.StatusOK
+	harness.WaitFor(t, 20*time.Second, "Vault returns the document", func() bool {
+		reply = v.HTTP(t, "GET", "sys/internal/specs/openapi", "", "")
+		return reply.Status == http.StatusOK
 	})
 	var document apiDocument
-	decodeJSON(t, reply.body, &document)
+	harness.DecodeJSON(t, reply.Body, &document)
 	return &document
 }
 
 // genericDocumentOf is documentOf with the CLI and with parameters for the mounts' paths, as
 // clients are generated from it.
-func genericDocumentOf(t *testing.T, v *vaultServer) *apiDocument {
+func genericDocumentOf(t *testing.T, v *harness.VaultServer) *apiDocument {
 	t.Helper()
-	var reply cliResult
-	waitFor(t, 20*time.Second, "Vault answers with the document", func() bool {
-		reply = v.cli(t, "read", "-format=json", "sys/internal/specs/openapi", "generic_mount_paths=true")
-		return reply.status == 0
+	var reply harness.CLIResult
+	harness.WaitFor(t, 20*time.Second, "Vault returns the document", func() bool {
+		reply = v.CLI(t, "read", "-format=json", "sys/internal/specs/openapi", "generic_mount_paths=true")
+		return reply.Status == 0
 	})
 	var got struct{ Data apiDocument }
-	decodeJSON(t, reply.stdout, &got)
+	harness.DecodeJSON(t, reply.Stdout, &got)
 	return &got.Data
 }
 
@@ -159,7 +160,7 @@ func (d *apiDocument) under(prefix string) *apiDocument {
 type describedOperation struct {
 	parameters map[string]string
 	request    map[string]string
-	answer     map[string]string
+	response   map[string]string
 	statuses   string
 }
 
@@ -177,7 +178,7 @@ var (
 		"verify_connection": "boolean",
 	}
 
-	statusAnswer = map[string]string{
+	statusResponse = map[string]string{
 		"state":                 "string, one of [absent fresh due expired]",
 		"expires_at":            "string, date-time",
 		"fetched_at":            "string, date-time",
@@ -199,7 +200,7 @@ var (
 	wantOperations = map[string]describedOperation{
 		"GET config/ dingtalk-list-apps": {
 			parameters: map[string]string{"list": "query, required: string, one of [true]"},
-			answer:     map[string]string{"keys": "array of string"},
+			response:   map[string]string{"keys": "array of string"},
 			statuses:   "200 400 404",
 		},
 		"POST config/{app} dingtalk-configure-app": {
@@ -210,7 +211,7 @@ var (
 		},
 		"GET config/{app} dingtalk-read-app-configuration": {
 			parameters: appParameter,
-			answer: map[string]string{
+			response: map[string]string{
 				"app_key":           "string",
 				"app_secret_set_at": "string, date-time",
 				"corp_id":           "string",
@@ -226,7 +227,7 @@ var (
 		},
 		"GET creds/{app} dingtalk-read-credentials": {
 			parameters: map[string]string{"app": "path, required: string", "min_ttl": "query: string, default 0s"},
-			answer: map[string]string{
+			response: map[string]string{
 				"access_token":        "string, sensitive",
 				"expires_at":          "string, date-time",
 				"ttl":                 "integer, int64",
@@ -236,11 +237,11 @@ var (
 			statuses: "200 400 502 503",
 		},
 		"GET status/{app} dingtalk-read-status": {
-			parameters: appParameter, answer: statusAnswer, statuses: "200 400",
+			parameters: appParameter, response: statusResponse, statuses: "200 400",
 		},
 		"POST refresh/{app} dingtalk-refresh-token": {
 			parameters: appParameter, request: map[string]string{"rejected_token": "string, sensitive"},
-			answer: statusAnswer, statuses: "200 400 502 503",
+			response: statusResponse, statuses: "200 400 502 503",
 		},
 		"GET metrics dingtalk-read-metrics": {parameters: map[string]string{}, statuses: "200"},
 	}
@@ -282,7 +283,7 @@ func requireOperations(t *testing.T, d *apiDocument) {
 				assert.NotEmpty(t, response.Description, "%s: %s", name, status)
 				if fields := d.fields(response.Content); len(fields) > 0 {
 					assert.Equal(t, "200", status, "%s: what has fields", name)
-					found.answer = texts(fields)
+					found.response = texts(fields)
 				}
 			}
 			found.statuses = strings.Join(slices.Sorted(maps.Keys(op.Responses)), " ")
@@ -294,20 +295,20 @@ func requireOperations(t *testing.T, d *apiDocument) {
 
 func TestOpenAPI_document_has_every_operation_with_its_parameters_and_its_answer(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
-	requireOperations(t, documentOf(t, m.v).under("/"+m.path+"/"))
+	m := harness.NewMount(t)
+	requireOperations(t, documentOf(t, m.Vault).under("/"+m.Path+"/"))
 }
 
 func TestOpenAPI_document_with_generic_mount_paths_is_the_same(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
-	parameter := strings.ReplaceAll(m.path, "-", "_") + "_mount_path"
-	generic := genericDocumentOf(t, m.v).under("/{" + parameter + "}/")
+	m := harness.NewMount(t)
+	parameter := strings.ReplaceAll(m.Path, "-", "_") + "_mount_path"
+	generic := genericDocumentOf(t, m.Vault).under("/{" + parameter + "}/")
 	for path, item := range generic.Paths {
 		at := slices.IndexFunc(item.Parameters, func(p apiParameter) bool { return p.Name == parameter })
 		require.GreaterOrEqual(t, at, 0, path)
 		assert.Equal(t, "path", item.Parameters[at].In)
-		assert.Equal(t, m.path, item.Parameters[at].Schema.Default)
+		assert.Equal(t, m.Path, item.Parameters[at].Schema.Default)
 		item.Parameters = slices.Delete(item.Parameters, at, at+1)
 	}
 	requireOperations(t, generic)
@@ -315,26 +316,28 @@ func TestOpenAPI_document_with_generic_mount_paths_is_the_same(t *testing.T) {
 
 func TestOpenAPI_document_is_also_what_path_help_prints_as_JSON(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
+	m := harness.NewMount(t)
 	var document apiDocument
-	decodeJSON(t, m.v.mustCLI(t, "path-help", "-format=json", m.path), &document)
+	harness.DecodeJSON(t, m.Vault.MustCLI(t, "path-help", "-format=json", m.Path), &document)
 	requireOperations(t, document.under("/"))
 }
 
 func TestOpenAPI_defaults_are_what_the_engine_uses(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	d := documentOf(t, m.v).under("/" + m.path + "/")
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	d := documentOf(t, m.Vault).under("/" + m.Path + "/")
 
 	// The least that stores an app; its base_url is the default one, so nothing may be fetched.
-	least := m.unstoredApp(dt)
-	_, err := m.v.root.Logical().
-		Write(least.configPath(), fields{"app_key": least.key, "app_secret": least.secret, "verify_connection": false})
+	least := m.UnstoredApp(dt)
+	_, err := m.Vault.Root.Logical().
+		Write(least.ConfigPath(), harness.Fields{
+			"app_key": least.Key, "app_secret": least.Secret, "verify_connection": false,
+		})
 	require.NoError(t, err)
-	stored := m.readData(t, least.configPath())
+	stored := m.ReadData(t, least.ConfigPath())
 
-	defaults := fields{}
+	defaults := harness.Fields{}
 	for name, field := range d.fields(d.Paths["config/{app}"].Post.RequestBody.Content) {
 		if field.Default == nil {
 			assert.Contains(t, []string{"app_key", "app_secret", "corp_id", "verify_connection"}, name, "has no default")
@@ -344,7 +347,7 @@ func TestOpenAPI_defaults_are_what_the_engine_uses(t *testing.T) {
 		if field.Format == "duration" {
 			given, err := time.ParseDuration(field.Default.(string))
 			require.NoError(t, err, name)
-			assert.Equal(t, seconds(t, stored[name]), given, name)
+			assert.Equal(t, harness.Seconds(t, stored[name]), given, name)
 			continue
 		}
 		assert.Equal(t, stored[name], field.Default, name)
@@ -352,46 +355,46 @@ func TestOpenAPI_defaults_are_what_the_engine_uses(t *testing.T) {
 	require.Len(t, defaults, 4)
 
 	// A client that sends the defaults gets what one gets that sends nothing.
-	explicit := m.unstoredApp(dt)
-	maps.Copy(defaults, fields{"app_key": least.key, "app_secret": explicit.secret, "verify_connection": false})
-	_, err = m.v.root.Logical().Write(explicit.configPath(), defaults)
+	explicit := m.UnstoredApp(dt)
+	maps.Copy(defaults, harness.Fields{"app_key": least.Key, "app_secret": explicit.Secret, "verify_connection": false})
+	_, err = m.Vault.Root.Logical().Write(explicit.ConfigPath(), defaults)
 	require.NoError(t, err)
-	again := m.readData(t, explicit.configPath())
+	again := m.ReadData(t, explicit.ConfigPath())
 	delete(stored, "app_secret_set_at")
 	delete(again, "app_secret_set_at")
 	require.Equal(t, stored, again)
 
-	a := m.newApp(t, dt, nil)
+	a := m.NewApp(t, dt, nil)
 	creds := d.Paths["creds/{app}"].Get.Parameters
 	require.Len(t, creds, 1)
 	minTTL := creds[0].Schema.Default.(string)
-	a.read(t)
-	secret, err := m.v.root.Logical().ReadWithData(a.credsPath(), url.Values{"min_ttl": {minTTL}})
+	a.Read(t)
+	secret, err := m.Vault.Root.Logical().ReadWithData(a.CredsPath(), url.Values{"min_ttl": {minTTL}})
 	require.NoError(t, err)
 	require.Empty(t, secret.Warnings)
-	require.Equal(t, 1, a.calls())
+	require.Equal(t, 1, a.Calls())
 }
 
-// describedMount sends requests to a mount and holds each answer against the mount's part of the
+// describedMount sends requests to a mount and compares each response with the mount's part of the
 // document.
 type describedMount struct {
-	*mount
+	*harness.Mount
 	document *apiDocument
 }
 
 var aDateTime = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$`)
 
-// ask sends a request over HTTP. The answer has that status, and of the described fields those that
-// are named.
+// ask sends a request over HTTP. The response has that status, and of the described fields those
+// that are named.
 func (m describedMount) ask(t *testing.T, method, path, body string, status int, names ...string) map[string]any {
 	t.Helper()
-	what := fmt.Sprintf("%s %s with %s", method, path, mask(body))
+	what := fmt.Sprintf("%s %s with %s", method, path, harness.Mask(body))
 	contentType := ""
 	if method == http.MethodPatch {
 		contentType = patchType
 	}
-	reply := m.v.http(t, method, m.path+"/"+path, contentType, body)
-	require.Equal(t, status, reply.status, "%s: %s", what, mask(reply.body))
+	reply := m.Vault.HTTP(t, method, m.Path+"/"+path, contentType, body)
+	require.Equal(t, status, reply.Status, "%s: %s", what, harness.Mask(reply.Body))
 
 	template, _, _ := strings.Cut(path, "?")
 	if first, app, _ := strings.Cut(template, "/"); app != "" {
@@ -404,7 +407,7 @@ func (m describedMount) ask(t *testing.T, method, path, body string, status int,
 	require.NotNil(t, op, what)
 	response, known := op.Responses[strconv.Itoa(status)]
 	require.True(t, known, "%s: a %d is not described", what, status)
-	if reply.body == "" {
+	if reply.Body == "" {
 		require.Equal(t, http.StatusNoContent, status, what)
 		return nil
 	}
@@ -414,8 +417,9 @@ func (m describedMount) ask(t *testing.T, method, path, body string, status int,
 		Warnings []string
 		Errors   []string
 	}
-	decodeJSON(t, reply.body, &got)
-	require.Equal(t, status >= 400, got.Errors != nil, "%s: errors come with their status: %s", what, mask(reply.body))
+	harness.DecodeJSON(t, reply.Body, &got)
+	require.Equal(t, status >= 400, got.Errors != nil,
+		"%s: errors come with their status: %s", what, harness.Mask(reply.Body))
 	require.ElementsMatch(t, names, slices.Collect(maps.Keys(got.Data)), what)
 	described := m.document.fields(response.Content)
 	for name, value := range got.Data {
@@ -455,8 +459,8 @@ func requireOfType(t *testing.T, schema *apiSchema, value any, what string) {
 
 func newDescribedMount(t *testing.T) describedMount {
 	t.Helper()
-	m := newMount(t)
-	return describedMount{m, documentOf(t, m.v).under("/" + m.path + "/")}
+	m := harness.NewMount(t)
+	return describedMount{m, documentOf(t, m.Vault).under("/" + m.Path + "/")}
 }
 
 var (
@@ -474,12 +478,12 @@ var (
 
 func TestOpenAPI_document_holds_what_config_answers(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	m := newDescribedMount(t)
-	a := m.unstoredApp(dt)
-	config := a.config()
+	a := m.UnstoredApp(dt)
+	config := a.Config()
 	config["corp_id"] = simulator.DefaultCorpID
-	path, whole := "config/"+a.name, jsonOf(t, config)
+	path, whole := "config/"+a.Name, jsonOf(t, config)
 
 	m.ask(t, "LIST", "config/", "", 404)
 	m.ask(t, "GET", "config/?list=true", "", 404)
@@ -487,9 +491,9 @@ func TestOpenAPI_document_holds_what_config_answers(t *testing.T) {
 	m.ask(t, "PATCH", path, `{"leased":true}`, 404)
 	m.ask(t, "DELETE", path, "", 204)
 
-	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultReset})
+	dt.SetFault(a.Key, simulator.Fault{Kind: simulator.FaultReset})
 	m.ask(t, "POST", path, whole, 502)
-	dt.ClearFault(a.key)
+	dt.ClearFault(a.Key)
 	m.ask(t, "POST", path, `{"leased":true}`, 400)
 	m.ask(t, "POST", path, whole, 204)
 	m.ask(t, "POST", path, `{"leased":true,"laesed":false}`, 200) // a warning names it
@@ -497,9 +501,9 @@ func TestOpenAPI_document_holds_what_config_answers(t *testing.T) {
 	m.ask(t, "PATCH", path, `{"leased":true,"laesed":false}`, 200)
 	m.ask(t, "PATCH", path, `{"leased":null}`, 400)
 	m.ask(t, "PATCH", path, `{"app_secret":"not-the-right-one"}`, 400) // it names no base_url
-	m.ask(t, "PATCH", path, jsonOf(t, a.rotation("not-the-right-one")), 400)
-	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultReset})
-	m.ask(t, "PATCH", path, jsonOf(t, a.rotation("one-more-wrong-one")), 502)
+	m.ask(t, "PATCH", path, jsonOf(t, a.Rotation("not-the-right-one")), 400)
+	dt.SetFault(a.Key, simulator.Fault{Kind: simulator.FaultReset})
+	m.ask(t, "PATCH", path, jsonOf(t, a.Rotation("one-more-wrong-one")), 502)
 
 	m.ask(t, "GET", path, "", 200, configNames...)
 	m.ask(t, "LIST", "config/", "", 200, "keys")
@@ -513,33 +517,33 @@ func TestOpenAPI_document_holds_what_config_answers(t *testing.T) {
 
 func TestOpenAPI_document_holds_what_creds_answer(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	m := newDescribedMount(t)
-	leased, unleased := m.newApp(t, dt, nil), m.newApp(t, dt, fields{"leased": false})
+	leased, unleased := m.NewApp(t, dt, nil), m.NewApp(t, dt, harness.Fields{"leased": false})
 
 	m.ask(t, "GET", "creds/nobody", "", 400)
-	m.ask(t, "GET", "creds/"+leased.name+"?min_ttl=soon", "", 400)
-	dt.SetFault(leased.key, simulator.Fault{Kind: simulator.FaultReset})
-	m.ask(t, "GET", "creds/"+leased.name, "", 502)
-	m.ask(t, "GET", "creds/"+leased.name, "", 502) // the remembered error
-	dt.ClearFault(leased.key)
-	m.ask(t, "POST", "refresh/"+leased.name, "", 200, statusNames...)
+	m.ask(t, "GET", "creds/"+leased.Name+"?min_ttl=soon", "", 400)
+	dt.SetFault(leased.Key, simulator.Fault{Kind: simulator.FaultReset})
+	m.ask(t, "GET", "creds/"+leased.Name, "", 502)
+	m.ask(t, "GET", "creds/"+leased.Name, "", 502) // the remembered error
+	dt.ClearFault(leased.Key)
+	m.ask(t, "POST", "refresh/"+leased.Name, "", 200, statusNames...)
 	for _, query := range []string{"", "?min_ttl=30m", "?min_ttl=2h"} { // the last one with a warning
-		got := m.ask(t, "GET", "creds/"+leased.name+query, "", 200, "access_token")
-		noteSecret(got["access_token"].(string), "an access token")
-		m.ask(t, "GET", "creds/"+unleased.name+query, "", 200, unleasedNames...)
+		got := m.ask(t, "GET", "creds/"+leased.Name+query, "", 200, "access_token")
+		harness.NoteSecret(got["access_token"].(string), "an access token")
+		m.ask(t, "GET", "creds/"+unleased.Name+query, "", 200, unleasedNames...)
 	}
-	wrong := m.newApp(t, dt, fields{"app_secret": newSecret()})
-	m.ask(t, "GET", "creds/"+wrong.name, "", 400)
+	wrong := m.NewApp(t, dt, harness.Fields{"app_secret": harness.NewSecret()})
+	m.ask(t, "GET", "creds/"+wrong.Name, "", 400)
 }
 
 func TestOpenAPI_document_holds_what_status_and_refresh_answer(t *testing.T) {
 	t.Parallel()
 	const lifetime = 32 * time.Second // due for the last 8 s, of which the last 2 s count as expired
-	dt := startDingTalk(t, lifetime)
+	dt := harness.StartDingTalk(t, lifetime)
 	m := newDescribedMount(t)
-	a := m.newApp(t, dt, fields{"request_timeout": "2s"})
-	path := "status/" + a.name
+	a := m.NewApp(t, dt, harness.Fields{"request_timeout": "2s"})
+	path := "status/" + a.Name
 	state := func(names ...string) any {
 		t.Helper()
 		return m.ask(t, "GET", path, "", 200, names...)["state"]
@@ -548,32 +552,32 @@ func TestOpenAPI_document_holds_what_status_and_refresh_answer(t *testing.T) {
 	m.ask(t, "GET", "status/nobody", "", 400)
 	m.ask(t, "POST", "refresh/nobody", "", 400)
 	require.Equal(t, "absent", state(absentNames...))
-	wrong := m.newApp(t, dt, fields{"app_secret": newSecret()})
-	m.ask(t, "POST", "refresh/"+wrong.name, "", 400)
+	wrong := m.NewApp(t, dt, harness.Fields{"app_secret": harness.NewSecret()})
+	m.ask(t, "POST", "refresh/"+wrong.Name, "", 400)
 	require.Equal(
 		t,
 		"absent",
-		m.ask(t, "GET", "status/"+wrong.name, "", 200, slices.Concat(absentNames, failedNames)...)["state"],
+		m.ask(t, "GET", "status/"+wrong.Name, "", 200, slices.Concat(absentNames, failedNames)...)["state"],
 	)
 
-	m.ask(t, "POST", "refresh/"+a.name, "", 200, statusNames...)
-	m.ask(t, "POST", "refresh/"+a.name, "", 200, statusNames...) // too soon
-	m.ask(t, "POST", "refresh/"+a.name, `{"rejected_token":"not-the-current-one"}`, 200, statusNames...)
-	m.ask(t, "POST", "refresh/"+a.name, `{"rejected_token":""}`, 400)
+	m.ask(t, "POST", "refresh/"+a.Name, "", 200, statusNames...)
+	m.ask(t, "POST", "refresh/"+a.Name, "", 200, statusNames...) // too soon
+	m.ask(t, "POST", "refresh/"+a.Name, `{"rejected_token":"not-the-current-one"}`, 200, statusNames...)
+	m.ask(t, "POST", "refresh/"+a.Name, `{"rejected_token":""}`, 400)
 	require.Equal(t, "fresh", state(statusNames...))
 
-	token := dt.LastToken(a.key)
-	noteSecret(token, "an access token")
-	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultThrottledBusy})
-	dt.waitForAge(t, token, lifetime-11*time.Second)
-	m.ask(t, "POST", "refresh/"+a.name, "", 502)
+	token := dt.LastToken(a.Key)
+	harness.NoteSecret(token, "an access token")
+	dt.SetFault(a.Key, simulator.Fault{Kind: simulator.FaultThrottledBusy})
+	dt.WaitForAge(t, token, lifetime-11*time.Second)
+	m.ask(t, "POST", "refresh/"+a.Name, "", 502)
 	require.Equal(t, "fresh", state(slices.Concat(statusNames, failedNames)...))
 
 	// Time alone brings the rest. Whether next_attempt_at is there depends on the back-off's end.
 	for _, want := range []string{"due", "expired"} {
-		waitFor(t, lifetime, "the token is "+want, func() bool { return a.status(t)["state"] == want })
+		harness.WaitFor(t, lifetime, "the token is "+want, func() bool { return a.Status(t)["state"] == want })
 		names := slices.Concat(statusNames, failedNames)
-		if _, held := a.status(t)["next_attempt_at"]; !held {
+		if _, held := a.Status(t)["next_attempt_at"]; !held {
 			names = slices.DeleteFunc(names, func(name string) bool { return name == "next_attempt_at" })
 		}
 		require.Equal(t, want, state(names...))
@@ -626,8 +630,8 @@ func requireReadable(t *testing.T, text string) {
 
 func TestPathHelp_of_the_mount_says_what_it_is_and_lists_every_path(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
-	text := m.v.mustCLI(t, "path-help", m.path)
+	m := harness.NewMount(t)
+	text := m.Vault.MustCLI(t, "path-help", m.Path)
 	requireReadable(t, text)
 	description, paths, found := strings.Cut(text, "\n## PATHS\n")
 	require.True(t, found, text)
@@ -650,7 +654,7 @@ func TestPathHelp_of_the_mount_says_what_it_is_and_lists_every_path(t *testing.T
 
 func TestPathHelp_of_every_path_explains_every_parameter(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
+	m := harness.NewMount(t)
 	for path, parameters := range map[string][]string{
 		"config": nil,
 		"config/myapp": {
@@ -663,7 +667,7 @@ func TestPathHelp_of_every_path_explains_every_parameter(t *testing.T) {
 	} {
 		t.Run(path, func(t *testing.T) {
 			t.Parallel()
-			text := m.v.mustCLI(t, "path-help", m.path+"/"+path)
+			text := m.Vault.MustCLI(t, "path-help", m.Path+"/"+path)
 			requireReadable(t, text)
 			help := parseHelp(t, text)
 			assert.NotEmpty(t, help.synopsis)
@@ -674,7 +678,7 @@ func TestPathHelp_of_every_path_explains_every_parameter(t *testing.T) {
 			// The same words as in the document of the same path, and the defaults, which Vault shows only
 			// there.
 			var document apiDocument
-			decodeJSON(t, m.v.mustCLI(t, "path-help", "-format=json", m.path+"/"+path), &document)
+			harness.DecodeJSON(t, m.Vault.MustCLI(t, "path-help", "-format=json", m.Path+"/"+path), &document)
 			require.Len(t, document.Paths, 1)
 			for _, item := range document.Paths {
 				assert.Equal(t, item.Description, help.synopsis)
@@ -703,11 +707,11 @@ func TestPathHelp_of_every_path_explains_every_parameter(t *testing.T) {
 func TestPathHelp_the_commands_in_it_work(t *testing.T) {
 	t.Parallel()
 	w := newPolicyWorld(t) // where the mount and an app are called as in the help
-	secret := newSecret()
+	secret := harness.NewSecret()
 	w.dt.SetApp("dingxxxxxxxx", secret)
 	ran := 0
 	for _, path := range []string{"", "/config", "/config/myapp", "/creds/myapp", "/status/myapp", "/refresh/myapp"} {
-		for line := range strings.Lines(w.v.mustCLI(t, "path-help", "dingtalk"+path)) {
+		for line := range strings.Lines(w.v.MustCLI(t, "path-help", "dingtalk"+path)) {
 			command, found := strings.CutPrefix(line, "    vault ")
 			if !found {
 				continue
@@ -715,11 +719,11 @@ func TestPathHelp_the_commands_in_it_work(t *testing.T) {
 			ran++
 			args := strings.Fields(command)
 			if slices.Contains(args, "app_secret=-") { // where the app's host is DingTalk's, that is all
-				args = append(args, "base_url="+w.dt.url)
+				args = append(args, "base_url="+w.dt.URL)
 			}
-			result := w.v.cliWithInput(t, secret, args...)
-			assert.Zero(t, result.status, "%s: %s", command, mask(result.stderr))
-			noteSecret(w.dt.LastToken("dingxxxxxxxx"), "an access token")
+			result := w.v.CLIWithInput(t, secret, args...)
+			assert.Zero(t, result.Status, "%s: %s", command, harness.Mask(result.Stderr))
+			harness.NoteSecret(w.dt.LastToken("dingxxxxxxxx"), "an access token")
 		}
 	}
 	require.Equal(t, 8, ran)

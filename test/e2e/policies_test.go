@@ -4,8 +4,8 @@
 
 package e2e
 
-// The policies in examples/policies, word for word, with real tokens of Vault: what each allows,
-// and that it allows nothing else.
+// The policies in examples/policies, unchanged, with real Vault tokens: what each allows, and that
+// it allows nothing else.
 
 import (
 	"encoding/json"
@@ -21,20 +21,23 @@ import (
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 const (
-	policiesDir = "../../examples/policies"
-	patchType   = "application/merge-patch+json"
+	policiesDir   = "../../examples/policies"
+	clientsPolicy = "../../examples/clients/policy.hcl"
+	patchType     = "application/merge-patch+json"
 )
 
 // policyWorld is a Vault with the engine where the policies expect it, and the apps that they are
 // about.
 type policyWorld struct {
-	v  *vaultServer
-	dt *dingtalk
+	v  *harness.VaultServer
+	dt *harness.DingTalk
 	// apps are the one that reader.hcl names, another, and one whose name begins like it.
-	apps map[string]*app
+	apps map[string]*harness.App
 
 	attempts int // for names that were not there before
 }
@@ -42,16 +45,16 @@ type policyWorld struct {
 func newPolicyWorld(t *testing.T) *policyWorld {
 	t.Helper()
 	w := &policyWorld{
-		v:    startVault(t, vaultOptions{storage: storageInmem, audit: true}),
-		dt:   startDingTalk(t, fullLifetime),
-		apps: map[string]*app{},
+		v:    harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem, Audit: true}),
+		dt:   harness.StartDingTalk(t, harness.FullLifetime),
+		apps: map[string]*harness.App{},
 	}
-	m := &mount{v: w.v, path: "dingtalk"}
-	require.NoError(t, w.v.root.Sys().Mount(m.path, &api.MountInput{Type: pluginName}))
+	m := &harness.Mount{Vault: w.v, Path: "dingtalk"}
+	require.NoError(t, w.v.Root.Sys().Mount(m.Path, &api.MountInput{Type: harness.PluginName}))
 	for _, name := range []string{"myapp", "other", "myapp-payroll"} {
-		a := m.unstoredApp(w.dt)
-		a.name = name
-		_, err := w.v.root.Logical().Write(a.configPath(), a.config())
+		a := m.UnstoredApp(w.dt)
+		a.Name = name
+		_, err := w.v.Root.Logical().Write(a.ConfigPath(), a.Config())
 		require.NoError(t, err)
 		w.apps[name] = a
 	}
@@ -62,60 +65,60 @@ func newPolicyWorld(t *testing.T) *policyWorld {
 func (w *policyWorld) write(t *testing.T, file string) (name string) {
 	t.Helper()
 	name = "dingtalk-" + strings.TrimSuffix(file, ".hcl")
-	w.v.mustCLI(t, "policy", "write", name, filepath.Join(policiesDir, file))
+	w.v.MustCLI(t, "policy", "write", name, filepath.Join(policiesDir, file))
 	return name
 }
 
 // holder is somebody with a token of Vault.
-type holder struct{ *vaultServer }
+type holder struct{ *harness.VaultServer }
 
 func (w *policyWorld) withToken(token string) holder {
-	noteSecret(token, "a Vault token")
+	harness.NoteSecret(token, "a Vault token")
 	as := *w.v
-	as.rootToken = token
+	as.RootToken = token
 	return holder{&as}
 }
 
-// holderOf makes a token with one policy besides Vault's default one.
+// holderOf makes a token with one policy and Vault's default one.
 func (w *policyWorld) holderOf(t *testing.T, policy string) holder {
 	t.Helper()
-	secret, err := w.v.root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}})
+	secret, err := w.v.Root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{policy}})
 	require.NoError(t, err)
 	require.Contains(t, secret.Auth.TokenPolicies, policy)
 	return w.withToken(secret.Auth.ClientToken)
 }
 
 // operations are all that can be asked of the mount, by name.
-func (w *policyWorld) operations(t *testing.T) map[string]func(holder) answer {
+func (w *policyWorld) operations(t *testing.T) map[string]func(holder) harness.Response {
 	t.Helper()
-	ops := map[string]func(holder) answer{
-		"list config/": func(h holder) answer { return h.http(t, "LIST", "dingtalk/config/", "", "") },
-		"read metrics": func(h holder) answer { return h.http(t, "GET", "dingtalk/metrics", "", "") },
-		"create config/": func(h holder) answer {
+	ops := map[string]func(holder) harness.Response{
+		"list config/": func(h holder) harness.Response { return h.HTTP(t, "LIST", "dingtalk/config/", "", "") },
+		"read metrics": func(h holder) harness.Response { return h.HTTP(t, "GET", "dingtalk/metrics", "", "") },
+		"create config/": func(h holder) harness.Response {
 			w.attempts++
-			body, err := json.Marshal(w.apps["other"].config())
+			body, err := json.Marshal(w.apps["other"].Config())
 			require.NoError(t, err)
-			return h.http(t, "POST", fmt.Sprintf("dingtalk/config/new-%d", w.attempts), "", string(body))
+			return h.HTTP(t, "POST", fmt.Sprintf("dingtalk/config/new-%d", w.attempts), "", string(body))
 		},
-		"delete config/": func(h holder) answer {
+		"delete config/": func(h holder) harness.Response {
 			w.attempts++
 			path := fmt.Sprintf("dingtalk/config/doomed-%d", w.attempts)
-			_, err := w.v.root.Logical().Write(path, w.apps["other"].config())
+			_, err := w.v.Root.Logical().Write(path, w.apps["other"].Config())
 			require.NoError(t, err)
-			return h.http(t, "DELETE", path, "", "")
+			return h.HTTP(t, "DELETE", path, "", "")
 		},
 	}
 	for _, a := range w.apps {
 		for name, op := range map[string]struct{ method, path, contentType, body string }{
-			"read config/":    {"GET", a.configPath(), "", ""},
-			"update config/":  {"POST", a.configPath(), "", `{"refresh_before":"100s"}`},
-			"patch config/":   {"PATCH", a.configPath(), patchType, `{"refresh_before":"100s"}`},
-			"read creds/":     {"GET", a.credsPath(), "", ""},
-			"long creds/":     {"GET", a.credsPath() + "?min_ttl=30m", "", ""},
-			"read status/":    {"GET", a.statusPath(), "", ""},
-			"update refresh/": {"POST", a.refreshPath(), "", ""},
+			"read config/":    {"GET", a.ConfigPath(), "", ""},
+			"update config/":  {"POST", a.ConfigPath(), "", `{"refresh_before":"100s"}`},
+			"patch config/":   {"PATCH", a.ConfigPath(), patchType, `{"refresh_before":"100s"}`},
+			"read creds/":     {"GET", a.CredsPath(), "", ""},
+			"long creds/":     {"GET", a.CredsPath() + "?min_ttl=30m", "", ""},
+			"read status/":    {"GET", a.StatusPath(), "", ""},
+			"update refresh/": {"POST", a.RefreshPath(), "", ""},
 		} {
-			ops[name+a.name] = func(h holder) answer { return h.http(t, op.method, op.path, op.contentType, op.body) }
+			ops[name+a.Name] = func(h holder) harness.Response { return h.HTTP(t, op.method, op.path, op.contentType, op.body) }
 		}
 	}
 	return ops
@@ -136,23 +139,23 @@ func (w *policyWorld) requireAllows(t *testing.T, h holder, allowed ...string) {
 			assert.Contains(
 				t,
 				[]int{http.StatusOK, http.StatusNoContent},
-				reply.status,
+				reply.Status,
 				"%s: %s",
 				name,
-				mask(reply.body),
+				harness.Mask(reply.Body),
 			)
 		} else {
-			assert.Equal(t, http.StatusForbidden, reply.status, "%s: %s", name, mask(reply.body))
-			assert.Contains(t, reply.body, "permission denied", name)
+			assert.Equal(t, http.StatusForbidden, reply.Status, "%s: %s", name, harness.Mask(reply.Body))
+			assert.Contains(t, reply.Body, "permission denied", name)
 		}
 		_, app, gives := strings.Cut(name, "creds/")
 		if !may || !gives {
-			assertNoSecret(t, name, reply.body)
+			harness.AssertNoSecret(t, name, reply.Body)
 			continue
 		}
 		var got struct{ Data map[string]string }
-		decodeJSON(t, reply.body, &got)
-		requireSameToken(t, got.Data["access_token"], w.dt.LastToken(w.apps[app].key))
+		harness.DecodeJSON(t, reply.Body, &got)
+		harness.RequireSameToken(t, got.Data["access_token"], w.dt.LastToken(w.apps[app].Key))
 	}
 }
 
@@ -188,7 +191,7 @@ func TestPolicy_allows_what_it_says_and_nothing_else(t *testing.T) {
 	t.Parallel()
 	w := newPolicyWorld(t)
 	for _, a := range w.apps {
-		noteSecret(a.token(t), "an access token")
+		harness.NoteSecret(a.Token(t), "an access token")
 	}
 
 	t.Run("operator", func(t *testing.T) {
@@ -197,11 +200,11 @@ func TestPolicy_allows_what_it_says_and_nothing_else(t *testing.T) {
 			w.ofEveryApp("read config/", "update config/", "patch config/", "read status/", "update refresh/"),
 			"list config/", "create config/", "delete config/",
 		)...)
-		h.mustCLI(t, "list", "dingtalk/config")
+		h.MustCLI(t, "list", "dingtalk/config")
 		fresh := w.apps["myapp"]
-		h.cliWithInput(t, fresh.secret, "write", fresh.configPath(), "app_key="+fresh.key, "app_secret=-",
-			"base_url="+fresh.dt.url).
-			succeeded(t)
+		h.CLIWithInput(t, fresh.Secret, "write", fresh.ConfigPath(), "app_key="+fresh.Key, "app_secret=-",
+			"base_url="+fresh.DingTalk.URL).
+			Succeeded(t)
 	})
 	t.Run("monitor", func(t *testing.T) {
 		w.requireAllows(t, w.holderOf(t, w.write(t, "monitor.hcl")),
@@ -214,19 +217,19 @@ func TestPolicy_allows_what_it_says_and_nothing_else(t *testing.T) {
 		requireKeepsItsLease(t, h)
 	})
 	t.Run("reader without Vault's default policy", func(t *testing.T) {
-		secret, err := w.v.root.Auth().
+		secret, err := w.v.Root.Auth().
 			Token().
 			Create(&api.TokenCreateRequest{Policies: []string{"dingtalk-reader"}, NoDefaultPolicy: true})
 		require.NoError(t, err)
 		h := w.withToken(secret.Auth.ClientToken)
 		w.requireAllows(t, h, "read creds/myapp", "long creds/myapp")
-		require.Equal(t, http.StatusForbidden, h.renew(t).status, "as the policy's own text says")
+		require.Equal(t, http.StatusForbidden, h.renew(t).Status, "as the policy's own text says")
 	})
 	t.Run("none", func(t *testing.T) {
 		w.requireAllows(t, w.holderOf(t, "default"))
 	})
 	t.Run("all three together give no more than each", func(t *testing.T) {
-		secret, err := w.v.root.Auth().Token().Create(&api.TokenCreateRequest{
+		secret, err := w.v.Root.Auth().Token().Create(&api.TokenCreateRequest{
 			Policies: []string{"dingtalk-operator", "dingtalk-monitor", "dingtalk-reader"},
 		})
 		require.NoError(t, err)
@@ -249,43 +252,43 @@ func (w *policyWorld) requireReachesNothingElse(t *testing.T, h holder) {
 		"dingtalk/creds/+", "dingtalk/creds/", "dingtalk/creds/other?app=myapp", "dingtalk/creds/myapp-payroll",
 		"dingtalk/config/myapp/../../creds/other", "dingtalk/creds/myapp/../../config/myapp", "dingtalk/config/?list=true",
 	} {
-		reply := h.http(t, "GET", path, "", "")
-		assert.GreaterOrEqual(t, reply.status, 400, "%s: %s", path, mask(reply.body))
-		assertNoSecret(t, path, reply.body)
+		reply := h.HTTP(t, "GET", path, "", "")
+		assert.GreaterOrEqual(t, reply.Status, 400, "%s: %s", path, harness.Mask(reply.Body))
+		harness.AssertNoSecret(t, path, reply.Body)
 	}
 
-	// The app is the one of the path, whatever the request says besides.
-	reply := h.http(t, "GET", "dingtalk/creds/myapp?app=other", "", "")
-	require.Equal(t, http.StatusOK, reply.status)
-	require.NotContains(t, reply.body, w.dt.LastToken(w.apps["other"].key))
+	// The app is the one of the path, whatever else the request says.
+	reply := h.HTTP(t, "GET", "dingtalk/creds/myapp?app=other", "", "")
+	require.Equal(t, http.StatusOK, reply.Status)
+	require.NotContains(t, reply.Body, w.dt.LastToken(w.apps["other"].Key))
 }
 
 // readLease reads the token of myapp and returns its lease, as the body of a request about that.
 func (h holder) readLease(t *testing.T) string {
 	t.Helper()
-	reply := h.http(t, "GET", "dingtalk/creds/myapp", "", "")
+	reply := h.HTTP(t, "GET", "dingtalk/creds/myapp", "", "")
 	var lease struct {
 		ID string `json:"lease_id"`
 	}
-	decodeJSON(t, reply.body, &lease)
+	harness.DecodeJSON(t, reply.Body, &lease)
 	require.NotEmpty(t, lease.ID)
 	return fmt.Sprintf(`{"lease_id":%q}`, lease.ID)
 }
 
 // renew renews a lease of the holder's own.
-func (h holder) renew(t *testing.T) answer {
+func (h holder) renew(t *testing.T) harness.Response {
 	t.Helper()
-	return h.http(t, "POST", "sys/leases/renew", "", h.readLease(t))
+	return h.HTTP(t, "POST", "sys/leases/renew", "", h.readLease(t))
 }
 
 func requireKeepsItsLease(t *testing.T, h holder) {
 	t.Helper()
-	require.Equal(t, http.StatusOK, h.renew(t).status)
+	require.Equal(t, http.StatusOK, h.renew(t).Status)
 	for _, path := range []string{"sys/leases/revoke", "sys/leases/revoke-prefix/dingtalk/creds/myapp"} {
 		require.Equal(
 			t,
 			http.StatusForbidden,
-			h.http(t, "POST", path, "", h.readLease(t)).status,
+			h.HTTP(t, "POST", path, "", h.readLease(t)).Status,
 			"which would end nothing anyway",
 		)
 	}
@@ -295,29 +298,29 @@ func TestPolicy_by_entity_gives_everybody_the_app_of_their_own(t *testing.T) {
 	t.Parallel()
 	w := newPolicyWorld(t)
 	for _, a := range w.apps {
-		noteSecret(a.token(t), "an access token")
+		harness.NoteSecret(a.Token(t), "an access token")
 	}
 	policy := w.write(t, "reader-by-entity.hcl")
-	require.NoError(t, w.v.root.Sys().EnableAuthWithOptions("userpass", &api.EnableAuthOptions{Type: "userpass"}))
-	mounts, err := w.v.root.Sys().ListAuth()
+	require.NoError(t, w.v.Root.Sys().EnableAuthWithOptions("userpass", &api.EnableAuthOptions{Type: "userpass"}))
+	mounts, err := w.v.Root.Sys().ListAuth()
 	require.NoError(t, err)
 	accessor := mounts["userpass/"].Accessor
 
 	// login makes an entity with that metadata and somebody who logs in as it.
 	login := func(t *testing.T, name string, metadata map[string]string) holder {
 		t.Helper()
-		password := newSecret()
-		_, err := w.v.root.Logical().Write("auth/userpass/users/"+name, map[string]any{"password": password})
+		password := harness.NewSecret()
+		_, err := w.v.Root.Logical().Write("auth/userpass/users/"+name, map[string]any{"password": password})
 		require.NoError(t, err)
-		entity, err := w.v.root.Logical().Write("identity/entity", map[string]any{
+		entity, err := w.v.Root.Logical().Write("identity/entity", map[string]any{
 			"name": name, "metadata": metadata, "policies": []string{policy},
 		})
 		require.NoError(t, err)
-		_, err = w.v.root.Logical().Write("identity/entity-alias", map[string]any{
+		_, err = w.v.Root.Logical().Write("identity/entity-alias", map[string]any{
 			"name": name, "canonical_id": entity.Data["id"], "mount_accessor": accessor,
 		})
 		require.NoError(t, err)
-		secret, err := w.v.root.Logical().Write("auth/userpass/login/"+name, map[string]any{"password": password})
+		secret, err := w.v.Root.Logical().Write("auth/userpass/login/"+name, map[string]any{"password": password})
 		require.NoError(t, err)
 		require.Contains(t, secret.Auth.IdentityPolicies, policy)
 		return w.withToken(secret.Auth.ClientToken)
@@ -339,7 +342,7 @@ func TestPolicy_by_entity_gives_everybody_the_app_of_their_own(t *testing.T) {
 	w.requireAllows(t, login(t, "holder-of-a-path", map[string]string{"dingtalk_app": "../config/myapp"}))
 
 	// A token that is out already follows the metadata.
-	_, err = w.v.root.Logical().Write("identity/entity/name/holder-of-myapp", map[string]any{
+	_, err = w.v.Root.Logical().Write("identity/entity/name/holder-of-myapp", map[string]any{
 		"metadata": map[string]string{"dingtalk_app": "other"}, "policies": []string{policy},
 	})
 	require.NoError(t, err)
@@ -352,18 +355,29 @@ func TestPolicy_by_entity_gives_everybody_the_app_of_their_own(t *testing.T) {
 	}
 }
 
+func TestPolicy_of_the_clients_allows_what_they_do_and_no_more(t *testing.T) {
+	t.Parallel()
+	w := newPolicyWorld(t)
+	const policy = "dingtalk-client"
+	w.v.MustCLI(t, "policy", "write", policy, clientsPolicy)
+	h := w.holderOf(t, policy)
+	harness.NoteSecret(w.apps["myapp"].Token(t), "an access token")
+	w.requireAllows(t, h, "read creds/myapp", "long creds/myapp", "update refresh/myapp")
+	w.requireReachesNothingElse(t, h)
+}
+
 func TestPolicies_are_in_the_form_that_Vault_writes(t *testing.T) {
 	t.Parallel()
-	v := sharedVault(t)
+	v := harness.SharedVault(t)
 	files, err := filepath.Glob(filepath.Join(policiesDir, "*.hcl"))
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
-	for _, file := range files {
+	for _, file := range append(files, clientsPolicy) {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		formatted := filepath.Join(t.TempDir(), filepath.Base(file))
 		require.NoError(t, os.WriteFile(formatted, text, 0o600))
-		v.mustCLI(t, "policy", "fmt", formatted)
+		v.MustCLI(t, "policy", "fmt", formatted)
 		again, err := os.ReadFile(formatted)
 		require.NoError(t, err)
 		require.Equal(t, string(text), string(again), "vault policy fmt %s", file)

@@ -4,8 +4,8 @@
 
 package e2e
 
-// The plugin behind a forward proxy, as its environment says. The upstream has a made-up name that
-// only the proxy can reach, since Go never sends loopback addresses through a proxy.
+// The plugin behind a forward proxy that its environment names. The upstream has a made-up name
+// that only the proxy can resolve, as Go never sends loopback addresses through a proxy.
 
 import (
 	"bufio"
@@ -20,14 +20,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 // connectProxy is an HTTP proxy that knows CONNECT and nothing else.
@@ -36,8 +35,8 @@ type connectProxy struct {
 
 	mu      sync.Mutex
 	routes  map[string]string // from the host and port asked for to the server meant
-	refusal string            // a whole answer in place of the tunnel
-	hang    bool              // no answer at all
+	refusal string            // a whole response in place of the tunnel
+	hang    bool              // no response at all
 	asked   []string          // the request lines
 	logins  []string          // the Proxy-Authorization of each request
 	relayed bytes.Buffer      // all that went through the tunnels, in either direction
@@ -73,7 +72,8 @@ func startProxy(t *testing.T) *connectProxy {
 	return p
 }
 
-// keep has a connection closed at the end; it reports whether the end has not come yet.
+// keep makes sure that a connection is closed at the end. It reports whether the end is yet to
+// come.
 func (p *connectProxy) keep(conn net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,7 +109,7 @@ func (p *connectProxy) serve(client net.Conn) {
 
 	switch {
 	case hang:
-		_, _ = io.Copy(io.Discard, client) // until the client goes, or the test ends
+		_, _ = io.Copy(io.Discard, client) // until the client or the test ends
 		return
 	case refusal != "":
 		_, _ = io.WriteString(client, refusal)
@@ -163,13 +163,13 @@ func (p *connectProxy) seen() []string {
 func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 	t.Parallel()
 	const host = "api.dingtalk.test"
-	v := startVault(t, vaultOptions{storage: storageInmem, audit: true})
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem, Audit: true})
 	ca := newAuthority(t)
 	tomorrow := time.Now().Add(day)
 	serverWith := func(certificate tls.Certificate) *tls.Config {
 		return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}}
 	}
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	upstream := serveUpstream(t, "127.0.0.1", serverWith(ca.issue(t, tomorrow, host)), dt)
 	otherName := serveUpstream(t, "127.0.0.1", serverWith(ca.issue(t, tomorrow, "other.dingtalk.test")), dt)
 	expired := serveUpstream(t, "127.0.0.1", serverWith(ca.issue(t, time.Now().Add(-time.Minute), host)), dt)
@@ -180,33 +180,33 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 		host + ":443": upstream.addr, host + ":8443": upstream.addr,
 		host + ":1001": otherName.addr, host + ":1002": expired.addr, host + ":1003": inClear.addr,
 	}
-	password := newSecret()
+	password := harness.NewSecret()
 	const user = "vault"
 	proxyURL := "http://" + user + ":" + password + "@" + proxy.addr
-	m := v.enableWith(t, "dingtalk-proxied", "HTTPS_PROXY="+proxyURL, "HTTP_PROXY="+proxyURL, "SSL_CERT_FILE="+ca.file)
+	m := enableWith(t, v, "dingtalk-proxied", "HTTPS_PROXY="+proxyURL, "HTTP_PROXY="+proxyURL, "SSL_CERT_FILE="+ca.file)
 
-	t.Run("a token comes through it", func(t *testing.T) {
-		a := m.appAt(dt, "https://"+host)
-		a.requireWorks(t)
+	t.Run("a token is fetched through it", func(t *testing.T) {
+		a := appAt(m, dt, "https://"+host)
+		requireWorks(t, a)
 		require.Equal(t, []string{"CONNECT " + host + ":443"}, proxy.seen())
-		require.Equal(t, "fresh", a.refreshNow(t).Data["state"])
-		require.Equal(t, 2, a.calls())
+		require.Equal(t, "fresh", a.RefreshNow(t).Data["state"])
+		require.Equal(t, 2, a.Calls())
 
-		custom := m.appAt(dt, "https://"+host+":8443")
-		custom.requireWorks(t)
+		custom := appAt(m, dt, "https://"+host+":8443")
+		requireWorks(t, custom)
 		require.Contains(t, proxy.seen(), "CONNECT "+host+":8443")
-		login := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+		credentials := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
 		proxy.mu.Lock()
 		defer proxy.mu.Unlock()
 		for _, given := range proxy.logins {
-			requireSameToken(t, given, login) // the proxy is given the login of its URL
+			harness.RequireSameToken(t, given, credentials) // those of the proxy's URL
 		}
 	})
 	t.Run("the proxy sees neither a secret nor a token", func(t *testing.T) {
 		proxy.mu.Lock()
 		defer proxy.mu.Unlock()
 		require.Greater(t, proxy.relayed.Len(), 1000)
-		assertNoSecret(t, "what went through the proxy", proxy.relayed.String())
+		harness.AssertNoSecret(t, "what went through the proxy", proxy.relayed.String())
 		require.NotContains(t, proxy.relayed.String(), simulator.TokenPath)
 		require.NotContains(t, proxy.relayed.String(), "appKey")
 	})
@@ -220,15 +220,15 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 			"1002": {expired, []string{untrusted, "expired"}},
 			"1003": {inClear, []string{"does not speak TLS"}},
 		} {
-			a := m.appAt(dt, "https://"+host+":"+port)
-			a.requireFails(t, c.says...)
+			a := appAt(m, dt, "https://"+host+":"+port)
+			requireFails(t, a, c.says...)
 			require.Zero(t, c.upstream.requests.Load())
-			require.Zero(t, a.calls())
+			require.Zero(t, a.Calls())
 		}
 	})
 	t.Run("loopback addresses do not go through it", func(t *testing.T) {
 		before := proxy.seen()
-		m.appAt(dt, dt.url).requireWorks(t)
+		requireWorks(t, appAt(m, dt, dt.URL))
 		require.Equal(t, before, proxy.seen())
 	})
 	t.Run("a refusal is told by its status alone", func(t *testing.T) {
@@ -246,67 +246,67 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 					host,
 				)
 			})
-			a := m.appAt(dt, fmt.Sprintf("https://status-%d.%s", status, host))
-			a.requireFails(t, fmt.Sprintf("(?i)proxy.*%d", status))
-			require.NotContains(t, a.status(t)["last_error"], reason)
-			require.Zero(t, a.calls())
+			a := appAt(m, dt, fmt.Sprintf("https://status-%d.%s", status, host))
+			requireFails(t, a, fmt.Sprintf("(?i)proxy.*%d", status))
+			require.NotContains(t, a.Status(t)["last_error"], reason)
+			require.Zero(t, a.Calls())
 		}
 	})
 	t.Run("a name that the proxy does not know", func(t *testing.T) {
-		a := m.appAt(dt, "https://nobody.dingtalk.test")
-		a.requireFails(t, "(?i)proxy.*404")
+		a := appAt(m, dt, "https://nobody.dingtalk.test")
+		requireFails(t, a, "(?i)proxy.*404")
 	})
-	t.Run("a proxy that answers nonsense", func(t *testing.T) {
+	t.Run("a proxy that responds with nonsense", func(t *testing.T) {
 		proxy.behave(func() { proxy.refusal = "what do you want with " + password + "?\r\n\r\n" })
 		defer proxy.behave(func() { proxy.refusal = "" })
-		m.appAt(dt, "https://nonsense."+host).requireFails(t, "could not get a token for app")
+		requireFails(t, appAt(m, dt, "https://nonsense."+host), "could not get a token for app")
 	})
-	t.Run("a proxy that does not answer", func(t *testing.T) {
+	t.Run("a proxy that does not respond", func(t *testing.T) {
 		proxy.behave(func() { proxy.hang = true })
 		defer proxy.behave(func() { proxy.hang = false })
-		a := m.appAt(dt, "https://hanging."+host)
-		require.NoError(t, a.store(t, false))
-		a.update(t, fields{"request_timeout": "1s"})
+		a := appAt(m, dt, "https://hanging."+host)
+		require.NoError(t, storeApp(t, a, false))
+		a.Update(t, harness.Fields{"request_timeout": "1s"})
 		began := time.Now()
-		_, err := a.tryRead()
+		_, err := a.TryRead()
 		require.Less(t, time.Since(began), 5*time.Second) // below the 10 s of an app that sets no request_timeout
-		require.Regexp(t, "no whole response within", refused(t, err, http.StatusBadGateway))
+		require.Regexp(t, "no whole response within", harness.Refused(t, err, http.StatusBadGateway))
 	})
 	t.Run("a proxy that is not there", func(t *testing.T) {
-		dead := deadAddress(t)
-		lost := v.enableWith(
-			t,
+		dead := harness.DeadAddress(t)
+		lost := enableWith(
+			t, v,
 			"dingtalk-lost",
 			"HTTPS_PROXY=http://"+user+":"+password+"@"+dead,
 			"SSL_CERT_FILE="+ca.file,
 		)
-		a := lost.appAt(dt, "https://"+host)
-		a.requireFails(t, "connection refused")
-		require.Zero(t, a.calls())
+		a := appAt(lost, dt, "https://"+host)
+		requireFails(t, a, "connection refused")
+		require.Zero(t, a.Calls())
 	})
 	t.Run("NO_PROXY is honoured", func(t *testing.T) {
-		direct := v.enableWith(
-			t,
+		direct := enableWith(
+			t, v,
 			"dingtalk-direct",
 			"HTTPS_PROXY="+proxyURL,
 			"NO_PROXY=.dingtalk.test",
 			"SSL_CERT_FILE="+ca.file,
 		)
 		before := proxy.seen()
-		a := direct.appAt(dt, "https://"+host)
-		require.NoError(t, a.store(t, false))
-		_, err := a.tryRead()
-		refused(t, err, http.StatusBadGateway) // nobody else knows the name
+		a := appAt(direct, dt, "https://"+host)
+		require.NoError(t, storeApp(t, a, false))
+		_, err := a.TryRead()
+		harness.Refused(t, err, http.StatusBadGateway) // nobody else knows the name
 		require.Equal(t, before, proxy.seen())
-		require.Zero(t, a.calls())
+		require.Zero(t, a.Calls())
 	})
 	t.Run("no environment, no proxy", func(t *testing.T) {
-		bare := v.enable(t)
+		bare := v.Enable(t)
 		before := proxy.seen()
-		a := bare.appAt(dt, "https://"+host)
-		require.NoError(t, a.store(t, false))
-		_, err := a.tryRead()
-		refused(t, err, http.StatusBadGateway)
+		a := appAt(bare, dt, "https://"+host)
+		require.NoError(t, storeApp(t, a, false))
+		_, err := a.TryRead()
+		harness.Refused(t, err, http.StatusBadGateway)
 		require.Equal(t, before, proxy.seen())
 	})
 	for _, line := range proxy.seen() {
@@ -317,19 +317,5 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 			line,
 		)
 	}
-	require.NoError(t, v.findLeaks())
-}
-
-// deadAddress is an address on loopback where nobody listens. It is taken as long as the test runs:
-// else somebody might.
-func deadAddress(t *testing.T) string {
-	t.Helper()
-	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
-	require.NoError(t, err)
-	syscall.CloseOnExec(socket)
-	t.Cleanup(func() { assert.NoError(t, syscall.Close(socket)) })
-	require.NoError(t, syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
-	bound, err := syscall.Getsockname(socket)
-	require.NoError(t, err)
-	return fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port)
+	require.NoError(t, v.FindLeaks())
 }

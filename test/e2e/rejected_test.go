@@ -4,8 +4,8 @@
 
 package e2e
 
-// refresh/<app> with rejected_token: many clients that meet a token which DingTalk ended before its
-// time cost one call.
+// refresh/<app> with rejected_token: many clients whose token DingTalk ended before its time cost
+// one call.
 
 import (
 	"fmt"
@@ -17,100 +17,103 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 func TestRejectedToken_of_50_clients_costs_one_call_however_far_apart_they_notice(t *testing.T) {
 	t.Parallel()
 	const clients = 50
 	const spread = 30 * time.Second // longer than the ten seconds for which any refresh counts
-	dt := startDingTalk(t, fullLifetime)
-	a := newMount(t).newApp(t, dt, nil)
-	dead := a.token(t)
-	dt.ExpireTokens(a.key)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	a := harness.NewMount(t).NewApp(t, dt, nil)
+	dead := a.Token(t)
+	dt.ExpireTokens(a.Key)
 
 	var all sync.WaitGroup
 	for i := range clients {
-		client, notices := a.m.v.client(t), time.After(spread/(clients-1)*time.Duration(i))
+		client, notices := a.Mount.Vault.Client(t), time.After(spread/(clients-1)*time.Duration(i))
 		all.Go(func() {
 			<-notices
-			refreshed, err := client.Logical().Write(a.refreshPath(), fields{"rejected_token": dead})
+			refreshed, err := client.Logical().Write(a.RefreshPath(), harness.Fields{"rejected_token": dead})
 			if assert.NoError(t, err) {
 				assert.Empty(t, refreshed.Warnings)
 				assert.Equal(t, "fresh", refreshed.Data["state"])
 			}
-			secret, err := client.Logical().Read(a.credsPath())
+			secret, err := client.Logical().Read(a.CredsPath())
 			if assert.NoError(t, err) {
-				assert.Positive(t, dt.left(tokenIn(secret)), "the token lives")
+				assert.Positive(t, dt.Remaining(harness.TokenIn(secret)), "the token lives")
 			}
 		})
 	}
 	all.Wait()
-	noteSecret(dt.LastToken(a.key), "an access token")
-	require.Equal(t, 2, a.calls(), "the first one's, and one for all of them")
+	harness.NoteSecret(dt.LastToken(a.Key), "an access token")
+	require.Equal(t, 2, a.Calls(), "the first one's, and one for all of them")
 }
 
 func TestRejectedToken_that_is_not_the_current_one_fetches_nothing(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	a := newMount(t).newApp(t, dt, nil)
-	token := a.token(t)
-	refreshed, err := a.m.v.root.Logical().Write(a.refreshPath(), fields{"rejected_token": newSecret()})
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	a := harness.NewMount(t).NewApp(t, dt, nil)
+	token := a.Token(t)
+	rejected := harness.Fields{"rejected_token": harness.NewSecret()}
+	refreshed, err := a.Mount.Vault.Root.Logical().Write(a.RefreshPath(), rejected)
 	require.NoError(t, err)
 	require.Empty(t, refreshed.Warnings)
-	require.Equal(t, a.status(t)["fetched_at"], refreshed.Data["fetched_at"])
-	require.Equal(t, 1, a.calls())
-	requireSameToken(t, a.token(t), token)
+	require.Equal(t, a.Status(t)["fetched_at"], refreshed.Data["fetched_at"])
+	require.Equal(t, 1, a.Calls())
+	harness.RequireSameToken(t, a.Token(t), token)
 }
 
 func TestRejectedToken_that_is_the_current_one_is_replaced(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	a := newMount(t).newApp(t, dt, nil)
-	dead := a.token(t)
-	dt.ExpireTokens(a.key)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	a := harness.NewMount(t).NewApp(t, dt, nil)
+	dead := a.Token(t)
+	dt.ExpireTokens(a.Key)
 
 	// As people type it: the token on standard input, with the line break that echo adds.
-	a.m.v.cliWithInput(t, dead+"\n", "write", a.refreshPath(), "rejected_token=-").succeeded(t)
-	require.Equal(t, 2, a.calls())
-	requireSameToken(t, a.token(t), dt.LastToken(a.key))
-	requireOtherToken(t, a.token(t), dead)
+	a.Mount.Vault.CLIWithInput(t, dead+"\n", "write", a.RefreshPath(), "rejected_token=-").Succeeded(t)
+	require.Equal(t, 2, a.Calls())
+	harness.RequireSameToken(t, a.Token(t), dt.LastToken(a.Key))
+	harness.RequireOtherToken(t, a.Token(t), dead)
 }
 
 // It may be a secret, whatever its form: nothing of it is repeated. The server's log and its audit
 // log are searched for it as the run ends.
 func TestRejectedToken_of_a_wrong_form_is_refused_and_not_repeated(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	a := newMount(t).newApp(t, dt, nil)
-	a.read(t)
-	hidden := func() string { return fmt.Sprintf("%q", newSecret()) }
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	a := harness.NewMount(t).NewApp(t, dt, nil)
+	a.Read(t)
+	hidden := func() string { return fmt.Sprintf("%q", harness.NewSecret()) }
 	for _, value := range []string{
 		`[` + hidden() + `]`,
 		`[` + hidden() + `,` + hidden() + `]`,
 		`{"token":` + hidden() + `}`,
 		secretNumber(), `true`, `null`,
 		`""`, `"\n"`,
-		fmt.Sprintf(`"%s %s"`, newSecret(), newSecret()),
-		fmt.Sprintf(`"%s钉"`, newSecret()),
-		fmt.Sprintf(`"%s%s"`, newSecret(), strings.Repeat("x", 2048)),
+		fmt.Sprintf(`"%s %s"`, harness.NewSecret(), harness.NewSecret()),
+		fmt.Sprintf(`"%s钉"`, harness.NewSecret()),
+		fmt.Sprintf(`"%s%s"`, harness.NewSecret(), strings.Repeat("x", 2048)),
 	} {
-		reply := a.m.v.http(t, "POST", a.refreshPath(), "", `{"rejected_token":`+value+`}`)
-		require.Equal(t, http.StatusBadRequest, reply.status, mask(value))
-		require.Contains(t, reply.body, "rejected_token", mask(value))
-		assertNoSecret(t, "the refusal", reply.body)
+		reply := a.Mount.Vault.HTTP(t, "POST", a.RefreshPath(), "", `{"rejected_token":`+value+`}`)
+		require.Equal(t, http.StatusBadRequest, reply.Status, harness.Mask(value))
+		require.Contains(t, reply.Body, "rejected_token", harness.Mask(value))
+		harness.AssertNoSecret(t, "the refusal", reply.Body)
 	}
-	require.Equal(t, 1, a.calls(), "none of them fetched anything")
+	require.Equal(t, 1, a.Calls(), "none of them fetched anything")
 }
 
 func TestRejectedToken_may_be_as_long_as_a_token_is(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	a := newMount(t).newApp(t, dt, nil)
-	a.read(t)
-	secret := newSecret()
-	refreshed, err := a.m.v.root.Logical().Write(a.refreshPath(),
-		fields{"rejected_token": secret + strings.Repeat("x", 2048-len(secret))})
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	a := harness.NewMount(t).NewApp(t, dt, nil)
+	a.Read(t)
+	secret := harness.NewSecret()
+	refreshed, err := a.Mount.Vault.Root.Logical().Write(a.RefreshPath(),
+		harness.Fields{"rejected_token": secret + strings.Repeat("x", 2048-len(secret))})
 	require.NoError(t, err)
 	require.Equal(t, "fresh", refreshed.Data["state"])
-	require.Equal(t, 1, a.calls())
+	require.Equal(t, 1, a.Calls())
 }

@@ -4,9 +4,9 @@
 
 package e2e
 
-// Load held over time: many clients over many apps whose tokens live for half a minute, with a
-// DingTalk that fails one call in ten. Every single answer is checked against the truth, and what
-// the plugin's process takes must not grow.
+// Load over a long time: many clients read many apps whose tokens live for half a minute, while
+// DingTalk fails one call in ten. Every response is checked, and the memory, goroutines and files
+// of the plugin's process must not grow.
 
 import (
 	"encoding/json"
@@ -29,6 +29,8 @@ import (
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 const (
@@ -80,7 +82,7 @@ var upstreamErrors = []knownError{
 		text:   regexp.MustCompile(`answered the request for a token of app ".*" with a redirect`),
 	},
 	{
-		kind:   "malformed answer",
+		kind:   "malformed response",
 		status: http.StatusBadGateway,
 		text:   regexp.MustCompile(`answered the request for a token of app ".*" with something that is not a token`),
 	},
@@ -96,19 +98,19 @@ func TestSoak_holds_its_promises_under_load_and_takes_no_more_over_time(t *testi
 	duration, seed := soakSettings(t)
 	t.Logf("%s of %d clients over %d apps, seed %d", duration, soakClients, soakApps, seed)
 
-	v := startVault(t, vaultOptions{storage: storageInmem})
-	m, process := v.enableMeasured(t)
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
+	m, process := enableMeasured(t, v)
 	dt := startUnreliableDingTalk(t, soakLifetime, soakFailures, seed)
 	s := &soak{v: v, dt: dt, started: time.Now(), errors: map[string]int{}, wrong: map[string]int{}}
 	for i := range soakApps {
-		a := m.newApp(t, dt.dingtalk, fields{"leased": i%2 == 0, "request_timeout": "3s"})
-		dt.RotateTokens(a.key, i%5 == 0) // DingTalk is not said to do that, but a lease has to end if it does
+		a := m.NewApp(t, dt.DingTalk, harness.Fields{"leased": i%2 == 0, "request_timeout": "3s"})
+		dt.RotateTokens(a.Key, i%5 == 0) // DingTalk is not said to do that, but a lease has to end if it does
 		s.apps = append(s.apps, a)
 	}
 	idle := process.usage(t)
 
 	clients := make([]*soakClient, soakClients)
-	for i, client := range v.patientClients(t, soakClients) {
+	for i, client := range patientClients(t, v, soakClients) {
 		clients[i] = &soakClient{soak: s, client: client, random: rand.New(rand.NewPCG(seed, uint64(i)+1))}
 	}
 	s.started = time.Now()
@@ -125,7 +127,7 @@ func TestSoak_holds_its_promises_under_load_and_takes_no_more_over_time(t *testi
 	// two goroutines.
 	kept := int64(runtime.NumCPU() + 1)
 	var after usage
-	waitFor(t, time.Minute, "the load over, its goroutines and files go", func() bool {
+	harness.WaitFor(t, time.Minute, "the load over, its goroutines and files go", func() bool {
 		after = process.usage(t)
 		return after.goroutines <= idle.goroutines+2*kept+1 && after.files <= idle.files+kept+1
 	})
@@ -150,24 +152,24 @@ func soakSettings(t *testing.T) (duration time.Duration, seed uint64) {
 	return duration, seed
 }
 
-// soak is the load and what came of it.
+// soak is the load and its results.
 type soak struct {
-	v       *vaultServer
+	v       *harness.VaultServer
 	dt      *unreliable
-	apps    []*app // every other one leased
+	apps    []*harness.App // every other one leased
 	started time.Time
 	held    time.Duration // how long the load was held
 
 	mu       sync.Mutex
 	reads    int
 	renewals int
-	warned   int            // tokens that came with a warning, since they could not be refreshed
+	warned   int            // tokens that came with a warning, as they could not be refreshed
 	ended    int            // renewals that ended a lease, its token having been replaced
 	failed   int            // errors for want of a token
 	errors   map[string]int // the same by kind
 	wrong    map[string]int // whatever breaks a promise
 	slowest  time.Duration
-	shortest time.Duration // the least life left of a token on its arrival, below a full life
+	shortest time.Duration // the lowest remaining TTL of a token on its arrival, below a full one
 }
 
 // soakClient is one of the clients: mostly it reads an app, now and then it renews the lease that
@@ -180,14 +182,14 @@ type soakClient struct {
 }
 
 type heldLease struct {
-	*app
+	*harness.App
 	id, token string
 	ends      time.Time // no earlier than so
 }
 
 func (c *soakClient) turn(turn int) {
 	if turn == 0 {
-		time.Sleep(time.Duration(c.random.Int64N(int64(soakPause)))) // else all clients ask in the same moment for ever
+		time.Sleep(time.Duration(c.random.Int64N(int64(soakPause)))) // otherwise all clients ask at the same moment forever
 	}
 	if c.lease != nil && c.random.IntN(10) == 0 {
 		c.renew(c.lease)
@@ -197,16 +199,16 @@ func (c *soakClient) turn(turn int) {
 	c.read(c.apps[i], i%2 == 0)
 }
 
-func (c *soakClient) read(a *app, leased bool) {
-	usable, began := c.dt.usableUntil(a.key), time.Now()
-	secret, err := c.client.Logical().Read(a.credsPath())
+func (c *soakClient) read(a *harness.App, leased bool) {
+	usable, began := c.dt.usableUntil(a.Key), time.Now()
+	secret, err := c.client.Logical().Read(a.CredsPath())
 	now := time.Now()
 	if err != nil || secret == nil {
 		c.refused(a, err, usable, began)
 		return
 	}
-	token := tokenIn(secret)
-	left := c.dt.left(token)
+	token := harness.TokenIn(secret)
+	left := c.dt.Remaining(token)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.reads++
@@ -215,7 +217,7 @@ func (c *soakClient) read(a *app, leased bool) {
 	if c.shortest == 0 || left < c.shortest {
 		c.shortest = left
 	}
-	if c.dt.owner(token) != a.key {
+	if c.dt.owner(token) != a.Key {
 		c.wrong["a token that is not the app's"]++
 	}
 	if left <= 0 {
@@ -225,7 +227,7 @@ func (c *soakClient) read(a *app, leased bool) {
 		if outlives(secret, left, now.Sub(began)) {
 			c.wrong["a lease that outlives its token"]++
 		}
-		c.lease = &heldLease{app: a, id: secret.LeaseID, token: token, ends: began.Add(leaseTTL(secret))}
+		c.lease = &heldLease{App: a, id: secret.LeaseID, token: token, ends: began.Add(harness.LeaseTTL(secret))}
 		return
 	}
 	said, err := time.Parse(time.RFC3339, fmt.Sprint(secret.Data["expires_at"]))
@@ -238,30 +240,30 @@ func (c *soakClient) read(a *app, leased bool) {
 }
 
 func (c *soakClient) renew(held *heldLease) {
-	usable, began := c.dt.usableUntil(held.key), time.Now()
+	usable, began := c.dt.usableUntil(held.Key), time.Now()
 	renewal, err := c.client.Sys().Renew(held.id, 0)
 	now := time.Now()
 	c.lease = nil
 	if err != nil && (leaseOver.MatchString(err.Error()) && !now.Before(held.ends.Add(-time.Second)) ||
-		pastEnd.MatchString(err.Error()) && c.dt.left(held.token) < 2*time.Second) {
+		pastEnd.MatchString(err.Error()) && c.dt.Remaining(held.token) < 2*time.Second) {
 		return
 	}
 	if err != nil || renewal == nil {
-		c.refused(held.app, err, usable, began)
+		c.refused(held.App, err, usable, began)
 		return
 	}
-	left := c.dt.left(held.token)
+	left := c.dt.Remaining(held.token)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.renewals++
 	c.slowest = max(c.slowest, now.Sub(began))
 	switch {
-	case leaseTTL(renewal) == time.Second && len(renewal.Warnings) > 0:
+	case harness.LeaseTTL(renewal) == time.Second && len(renewal.Warnings) > 0:
 		c.ended++
 	case outlives(renewal, left, now.Sub(began)):
 		c.wrong["a renewed lease that outlives its token"]++
 	default:
-		held.ends = began.Add(leaseTTL(renewal))
+		held.ends = began.Add(harness.LeaseTTL(renewal))
 		c.lease = held
 	}
 }
@@ -269,20 +271,20 @@ func (c *soakClient) renew(held *heldLease) {
 // outlives reports whether a lease certainly ends after its token: counted from when it was asked
 // for, though it began later.
 func outlives(lease *api.Secret, left, took time.Duration) bool {
-	return leaseTTL(lease) > left+took+time.Second
+	return harness.LeaseTTL(lease) > left+took+time.Second
 }
 
 var (
 	// leaseOver is how Vault refuses to renew a lease that has ended.
 	leaseOver = regexp.MustCompile(`lease not found|lease expired|lease is not renewable`)
-	// pastEnd is how it refuses one whose token ran out between the plugin's answer and its own sum.
+	// pastEnd is how it refuses one whose token ran out between the plugin's response and its own sum.
 	pastEnd = regexp.MustCompile(`past the max TTL, cannot renew`)
 )
 
-// refused books an error: there may only be one where the engine had no token to serve.
-func (c *soakClient) refused(a *app, err error, usable, began time.Time) {
+// refused counts an error: there may only be one where the engine had no token to serve.
+func (c *soakClient) refused(a *harness.App, err error, usable, began time.Time) {
 	now := time.Now()
-	kind, text := "an empty answer", ""
+	kind, text := "an empty response", ""
 	known := false
 	var response *api.ResponseError
 	switch {
@@ -293,7 +295,7 @@ func (c *soakClient) refused(a *app, err error, usable, began time.Time) {
 			asRead := response.StatusCode == e.status
 			asRenewal := response.StatusCode == http.StatusBadRequest &&
 				strings.HasPrefix(text, "failed to renew entry: ") // Vault's doing
-			named := strings.Contains(text, a.name) || e.status == http.StatusServiceUnavailable
+			named := strings.Contains(text, a.Name) || e.status == http.StatusServiceUnavailable
 			if (asRead || asRenewal) && named && e.text.MatchString(text) {
 				kind, known = e.kind, true
 			}
@@ -304,13 +306,13 @@ func (c *soakClient) refused(a *app, err error, usable, began time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.slowest = max(c.slowest, now.Sub(began))
-	if strings.Contains(text, a.secret) ||
-		text != "" && c.dt.LastToken(a.key) != "" && strings.Contains(text, c.dt.LastToken(a.key)) {
+	if strings.Contains(text, a.Secret) ||
+		text != "" && c.dt.LastToken(a.Key) != "" && strings.Contains(text, c.dt.LastToken(a.Key)) {
 		c.wrong["a secret in an error"]++
 	}
 	switch {
 	case !known:
-		c.wrong["an error of another kind: "+mask(kind)]++
+		c.wrong["an error of another kind: "+harness.Mask(kind)]++
 	case now.Before(usable):
 		c.wrong["an error although a token was there: "+kind]++
 	default:
@@ -328,7 +330,7 @@ type soakRow struct {
 	usage
 }
 
-// observe looks on for the whole time, and answers one row for each interval.
+// observe watches for the whole time, and returns one row for each interval.
 func (s *soak) observe(t *testing.T, process measured, duration time.Duration) []soakRow {
 	t.Helper()
 	interval := max(10*time.Second, duration/30)
@@ -341,7 +343,7 @@ func (s *soak) observe(t *testing.T, process measured, duration time.Duration) [
 			<-looks.C
 			least = least.least(process.usage(t))
 		}
-		row := soakRow{at: end, leases: s.v.leaseCount(t), usage: least}
+		row := soakRow{at: end, leases: leaseCount(t, s.v), usage: least}
 		row.calls, row.faults = s.dt.counts()
 		s.mu.Lock()
 		row.reads, row.renewals, row.errors = s.reads, s.renewals, s.failed
@@ -388,7 +390,7 @@ func (s *soak) report(t *testing.T, rows []soakRow) {
 	calls, failed := s.dt.counts()
 	perApp := float64(s.held) / float64(soakLifetime-soakLifetime/4)
 	t.Logf(
-		"%d reads (%d with a warning), %d renewals (%d ended a lease); the slowest answer after %s, the least life left on arrival %s",
+		"%d reads (%d with a warning), %d renewals (%d ended a lease); the slowest response after %s, the lowest remaining TTL on arrival %s",
 		s.reads,
 		s.warned,
 		s.renewals,
@@ -406,8 +408,8 @@ func (s *soak) report(t *testing.T, rows []soakRow) {
 
 func mib(bytes int64) float64 { return float64(bytes) / (1 << 20) }
 
-// requireTruth checks that no answer was wrong, and that the run was one: enough of everything that
-// it is about.
+// requireTruth checks that no response was wrong, and that the run was one: enough of everything
+// that it is about.
 func (s *soak) requireTruth(t *testing.T) {
 	t.Helper()
 	s.mu.Lock()
@@ -416,19 +418,19 @@ func (s *soak) requireTruth(t *testing.T) {
 		t.Errorf("%6d × %s", count, kind)
 	}
 	for _, a := range s.apps {
-		early, failed := s.dt.earlyCalls(a.key)
+		early, failed := s.dt.earlyCalls(a.Key)
 		if len(early) == 0 {
 			continue
 		}
-		// On a machine that stands still a good answer can come too late for the engine, which counts a
-		// failure then.
-		counted, err := a.status(t)["upstream_failures"].(json.Number).Int64()
+		// On a machine that stands still a good response can arrive too late for the engine, which counts
+		// a failure then.
+		counted, err := a.Status(t)["upstream_failures"].(json.Number).Int64()
 		require.NoError(t, err)
 		assert.LessOrEqual(
 			t,
 			len(early),
 			int(counted)-failed,
-			"calls for a token with more than half of its life left: %s",
+			"calls for a token with more than half of its TTL remaining: %s",
 			early,
 		)
 	}
@@ -508,17 +510,17 @@ func trend(figures []float64) (mean, rise float64) {
 }
 
 // leaseCount is how many leases Vault holds, by its own metrics.
-func (v *vaultServer) leaseCount(t *testing.T) int {
+func leaseCount(t *testing.T, v *harness.VaultServer) int {
 	t.Helper()
-	reply := v.http(t, http.MethodGet, "sys/metrics", "", "")
-	require.Equal(t, http.StatusOK, reply.status)
+	reply := v.HTTP(t, http.MethodGet, "sys/metrics", "", "")
+	require.Equal(t, http.StatusOK, reply.Status)
 	var metrics struct {
 		Gauges []struct {
 			Name  string
 			Value float64
 		}
 	}
-	require.NoError(t, json.Unmarshal([]byte(reply.body), &metrics))
+	require.NoError(t, json.Unmarshal([]byte(reply.Body), &metrics))
 	for _, gauge := range metrics.Gauges {
 		if strings.HasSuffix(gauge.Name, "expire.num_leases") {
 			return int(gauge.Value)

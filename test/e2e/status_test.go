@@ -4,7 +4,7 @@
 
 package e2e
 
-// What programs and the person on call learn: the status after failures, the log, and when a secret
+// What monitoring and operators learn: the status after failures, the log, and when a secret
 // was last set.
 
 import (
@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 // failureFields are those of a status that are there only while fetches fail.
@@ -28,13 +29,13 @@ var failureFields = []string{
 
 func TestStatus_says_for_programs_what_fetches_fail_with_until_one_works(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	a := newMount(t).newApp(t, dt, nil)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	a := harness.NewMount(t).NewApp(t, dt, nil)
 
-	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultThrottledQPS})
-	_, err := a.tryRead()
-	text := refused(t, err, http.StatusBadGateway)
-	first := a.status(t)
+	dt.SetFault(a.Key, simulator.Fault{Kind: simulator.FaultThrottledQPS})
+	_, err := a.TryRead()
+	text := harness.Refused(t, err, http.StatusBadGateway)
+	first := a.Status(t)
 	require.Equal(t, "throttled", first["last_error_class"])
 	require.Equal(t, "Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", first["last_error_code"])
 	require.NotEmpty(t, first["last_error_request_id"])
@@ -42,14 +43,14 @@ func TestStatus_says_for_programs_what_fetches_fail_with_until_one_works(t *test
 	require.Equal(t, json.Number("1"), first["consecutive_failures"])
 	require.Equal(t, first["last_error_at"], first["failing_since"])
 	since := utcTime(t, first["failing_since"])
-	waitFor(t, 5*time.Second, "the clock shows another second", func() bool {
+	harness.WaitFor(t, 5*time.Second, "the clock shows another second", func() bool {
 		return time.Now().After(since.Add(time.Second))
 	})
 
-	dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultReset})
-	_, err = a.m.v.root.Logical().Write(a.refreshPath(), nil) // goes past the back-off
-	refused(t, err, http.StatusBadGateway)
-	second := a.status(t)
+	dt.SetFault(a.Key, simulator.Fault{Kind: simulator.FaultReset})
+	_, err = a.Mount.Vault.Root.Logical().Write(a.RefreshPath(), nil) // ignores the back-off
+	harness.Refused(t, err, http.StatusBadGateway)
+	second := a.Status(t)
 	require.Equal(t, "unreachable", second["last_error_class"])
 	require.NotContains(t, second, "last_error_code", "a connection has none")
 	require.NotContains(t, second, "last_error_request_id")
@@ -58,8 +59,8 @@ func TestStatus_says_for_programs_what_fetches_fail_with_until_one_works(t *test
 	require.True(t, utcTime(t, second["last_error_at"]).After(since), "of the last failure")
 
 	dt.ClearFaults()
-	waitFor(t, 30*time.Second, "a fetch works", func() bool { return len(a.refreshNow(t).Warnings) == 0 })
-	after := a.status(t)
+	harness.WaitFor(t, 30*time.Second, "a fetch works", func() bool { return len(a.RefreshNow(t).Warnings) == 0 })
+	after := a.Status(t)
 	for _, field := range failureFields {
 		require.NotContains(t, after, field)
 	}
@@ -69,34 +70,34 @@ func TestStatus_says_for_programs_what_fetches_fail_with_until_one_works(t *test
 // the current token serves.
 func TestLog_warns_of_the_first_failure_and_of_another_class(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	without, with := m.newApp(t, dt, nil), m.newApp(t, dt, nil)
-	with.read(t)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	without, with := m.NewApp(t, dt, nil), m.NewApp(t, dt, nil)
+	with.Read(t)
 
 	dt.SetFault(simulator.AnyApp, simulator.Fault{Kind: simulator.FaultThrottledQPS})
-	_, err := without.tryRead()
-	refused(t, err, http.StatusBadGateway)
-	calls := without.calls()
-	waitFor(t, 30*time.Second, "a second fetch has failed in the same way", func() bool {
-		_, err := without.tryRead()
-		refused(t, err, http.StatusBadGateway)
-		return without.calls() > calls
+	_, err := without.TryRead()
+	harness.Refused(t, err, http.StatusBadGateway)
+	calls := without.Calls()
+	harness.WaitFor(t, 30*time.Second, "a second fetch has failed in the same way", func() bool {
+		_, err := without.TryRead()
+		harness.Refused(t, err, http.StatusBadGateway)
+		return without.Calls() > calls
 	})
 	dt.SetFault(simulator.AnyApp, simulator.Fault{Kind: simulator.FaultRejectedCredentials})
-	for _, a := range []*app{without, with} {
-		_, err = m.v.root.Logical().Write(a.refreshPath(), nil)
-		refused(t, err, http.StatusBadRequest)
+	for _, a := range []*harness.App{without, with} {
+		_, err = m.Vault.Root.Logical().Write(a.RefreshPath(), nil)
+		harness.Refused(t, err, http.StatusBadRequest)
 	}
 
 	require.Equal(t, []failureLine{
 		{"WARN", "throttled", ""},
 		{"DEBUG", "throttled", ""},
 		{"WARN", "rejected_credentials", ""},
-	}, without.failureLines(t))
-	expires, _ := with.status(t)["expires_at"].(string)
+	}, failureLines(t, without))
+	expires, _ := with.Status(t)["expires_at"].(string)
 	require.NotEmpty(t, expires)
-	require.Equal(t, []failureLine{{"WARN", "rejected_credentials", expires}}, with.failureLines(t))
+	require.Equal(t, []failureLine{{"WARN", "rejected_credentials", expires}}, failureLines(t, with))
 }
 
 // failureLine is a line of the log about a failed fetch. Without a token it has no time.
@@ -109,15 +110,15 @@ var (
 )
 
 // failureLines are the log's lines about the app's failed fetches, as many as its status counts.
-func (a *app) failureLines(t *testing.T) (lines []failureLine) {
+func failureLines(t *testing.T, a *harness.App) (lines []failureLine) {
 	t.Helper()
-	want, err := a.status(t)["consecutive_failures"].(json.Number).Int64()
+	want, err := a.Status(t)["consecutive_failures"].(json.Number).Int64()
 	require.NoError(t, err)
-	waitFor(t, 10*time.Second, "the log has a line for each failure", func() bool {
+	harness.WaitFor(t, 10*time.Second, "the log has a line for each failure", func() bool {
 		lines = nil
-		for line := range strings.Lines(fileText(t, a.m.v.logPath())) {
+		for line := range strings.Lines(harness.FileText(t, a.Mount.Vault.LogPath())) {
 			level := failureLevel.FindStringSubmatch(line)
-			if level == nil || !strings.Contains(line, "app="+a.name) {
+			if level == nil || !strings.Contains(line, "app="+a.Name) {
 				continue
 			}
 			class, expires := failureClass.FindStringSubmatch(line), tokenExpiresAt.FindStringSubmatch(line)
@@ -133,65 +134,65 @@ func (a *app) failureLines(t *testing.T) (lines []failureLine) {
 	return lines
 }
 
-// A status is for monitoring: of an app that nobody uses it tells what is stored.
+// A status is for monitoring: for an app that nobody uses it shows what is stored.
 func TestStatus_of_an_app_not_in_memory_sets_nothing_off_and_keeps_nothing(t *testing.T) {
 	t.Parallel()
 	const lifetime = 20 * time.Second
-	dt := startDingTalk(t, lifetime)
-	v := startVault(t, vaultOptions{storage: storageInmem})
-	m := v.enable(t)
-	a := m.newApp(t, dt, nil)
-	token := a.token(t)
-	require.Equal(t, json.Number("1"), a.status(t)["upstream_calls"])
+	dt := harness.StartDingTalk(t, lifetime)
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
+	m := v.Enable(t)
+	a := m.NewApp(t, dt, nil)
+	token := a.Token(t)
+	require.Equal(t, json.Number("1"), a.Status(t)["upstream_calls"])
 
-	m.reload(t)
-	stored := a.status(t)
+	m.Reload(t)
+	stored := a.Status(t)
 	require.Equal(t, "fresh", stored["state"])
 	require.Equal(t, json.Number("0"), stored["upstream_calls"], "since the app came into memory")
-	waitFor(t, 2*lifetime, "the stored token has expired", func() bool {
-		return dt.left(token) < 0 && a.status(t)["state"] == "expired"
+	harness.WaitFor(t, 2*lifetime, "the stored token has expired", func() bool {
+		return dt.Remaining(token) < 0 && a.Status(t)["state"] == "expired"
 	})
-	require.Equal(t, 1, a.calls(), "no refresh ahead and no fetch")
+	require.Equal(t, 1, a.Calls(), "no refresh ahead and no fetch")
 
 	// If the app had been kept, its token would be in memory.
-	mounted, err := v.root.Sys().GetMount(m.path)
+	mounted, err := v.Root.Sys().GetMount(m.Path)
 	require.NoError(t, err)
-	_, err = v.root.Logical().Delete("sys/raw/logical/" + mounted.UUID + "/token/" + a.name)
+	_, err = v.Root.Logical().Delete("sys/raw/logical/" + mounted.UUID + "/token/" + a.Name)
 	require.NoError(t, err)
-	require.Equal(t, "absent", a.status(t)["state"])
+	require.Equal(t, "absent", a.Status(t)["state"])
 }
 
 func TestConfig_app_secret_set_at_moves_with_another_secret_alone(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	m := newMount(t)
-	a := m.newApp(t, dt, nil)
-	setAt := func() time.Time { return utcTime(t, m.readData(t, a.configPath())["app_secret_set_at"]) }
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	m := harness.NewMount(t)
+	a := m.NewApp(t, dt, nil)
+	setAt := func() time.Time { return utcTime(t, m.ReadData(t, a.ConfigPath())["app_secret_set_at"]) }
 	created := setAt()
-	waitFor(t, 5*time.Second, "the clock shows another second", func() bool {
+	harness.WaitFor(t, 5*time.Second, "the clock shows another second", func() bool {
 		return time.Now().After(created.Add(time.Second))
 	})
 
-	elsewhere := startDingTalk(t, fullLifetime)
-	for _, changes := range []fields{
+	elsewhere := harness.StartDingTalk(t, harness.FullLifetime)
+	for _, changes := range []harness.Fields{
 		{"refresh_before": "5m", "leased": false},
-		a.rotation(a.secret),
+		a.Rotation(a.Secret),
 		{"corp_id": simulator.DefaultCorpID},
-		{"app_secret": a.secret, "base_url": elsewhere.url, "verify_connection": false},
-		a.config(),
+		{"app_secret": a.Secret, "base_url": elsewhere.URL, "verify_connection": false},
+		a.Config(),
 	} {
-		a.update(t, changes)
+		a.Update(t, changes)
 		require.Equal(t, created, setAt(), "the secret is the same")
 	}
 
-	wrong := a.rotation(newSecret())
-	_, err := m.v.root.Logical().Write(a.configPath(), wrong)
-	refused(t, err, http.StatusBadRequest)
+	wrong := a.Rotation(harness.NewSecret())
+	_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), wrong)
+	harness.Refused(t, err, http.StatusBadRequest)
 	require.Equal(t, created, setAt(), "nothing was stored")
 
 	before := time.Now().Truncate(time.Second)
-	fresh := newSecret()
-	dt.SetApp(a.key, fresh)
-	a.update(t, a.rotation(fresh))
+	fresh := harness.NewSecret()
+	dt.SetApp(a.Key, fresh)
+	a.Update(t, a.Rotation(fresh))
 	require.WithinRange(t, setAt(), before, time.Now())
 }

@@ -5,9 +5,9 @@
 //nolint:thelper // a provocation is the test, no helper of it
 package e2e
 
-// What the engine says only where its storage fails or is slow, an hour has passed or something in
-// it is broken, and what it says to requests that Vault ends itself before the engine does: the
-// engine without a Vault, over a storage that does as it is told.
+// Errors that the engine returns only where its storage fails or is slow, after an hour, or where
+// something in it is broken, and its responses to requests that Vault ends first. The engine runs
+// without a Vault, over a storage that the test controls.
 
 import (
 	"bytes"
@@ -26,6 +26,7 @@ import (
 
 	engine "vault-plugin-secrets-dingtalk"
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 // hookedStorage calls a function before each of its calls, and does what was asked even if nobody
@@ -107,10 +108,10 @@ func newBareEngine(t *testing.T, baseURL string) *bareEngine {
 	return e
 }
 
-// does has the engine do something with the app, and returns all that it says: in the error, in
+// does makes the engine do something with the app, and returns all that it says: in the error, in
 // warnings and in its log.
 func (e *bareEngine) does(ctx context.Context, operation logical.Operation, path string, data map[string]any) string {
-	answer, err := e.HandleRequest(
+	response, err := e.HandleRequest(
 		ctx,
 		&logical.Request{Operation: operation, Path: path, Data: data, Storage: e.storage},
 	)
@@ -118,8 +119,8 @@ func (e *bareEngine) does(ctx context.Context, operation logical.Operation, path
 	if err != nil {
 		said = append(said, err.Error())
 	}
-	if answer != nil {
-		said = append(said, answer.Warnings...)
+	if response != nil {
+		said = append(said, response.Warnings...)
 	}
 	return strings.Join(append(said, e.logged()), "\n")
 }
@@ -157,9 +158,9 @@ func anHourLater(before func(call string) error) provocation {
 }
 
 func ofTheEngineAlone() map[string]provocation {
-	known := func(t *testing.T) *dingtalk {
+	known := func(t *testing.T) *harness.DingTalk {
 		t.Helper()
-		dt := startDingTalk(t, fullLifetime)
+		dt := harness.StartDingTalk(t, harness.FullLifetime)
 		dt.SetApp("dingstored", "x") // as in storedConfig
 		return dt
 	}
@@ -171,10 +172,10 @@ func ofTheEngineAlone() map[string]provocation {
 			return nil
 		}
 	}
-	// while has the engine do something while a call to storage fails.
+	// while makes the engine do something while a call to storage fails.
 	while := func(call string, operation logical.Operation, path string, data map[string]any) provocation {
 		return func(t *testing.T) string {
-			e := newBareEngine(t, known(t).url)
+			e := newBareEngine(t, known(t).URL)
 			e.storage.before = failsAt(call)
 			return e.does(t.Context(), operation, path, data)
 		}
@@ -182,10 +183,10 @@ func ofTheEngineAlone() map[string]provocation {
 	whileVerified := func(t *testing.T) string {
 		dt := known(t)
 		dt.SetApp("dingstored", "another")
-		e := newBareEngine(t, dt.url)
+		e := newBareEngine(t, dt.URL)
 		e.storage.before = failsAt("put token/myapp")
 		return e.does(t.Context(), logical.UpdateOperation, "config/myapp", map[string]any{
-			"app_secret": "another", "base_url": dt.url,
+			"app_secret": "another", "base_url": dt.URL,
 		})
 	}
 	return map[string]provocation{
@@ -205,7 +206,7 @@ func ofTheEngineAlone() map[string]provocation {
 		),
 		`listing the apps in storage`: while("list config/", logical.ListOperation, "config/", nil),
 		`could not get a token for app "…", since Vault's storage failed`: func(t *testing.T) string {
-			e := newBareEngine(t, known(t).url)
+			e := newBareEngine(t, known(t).URL)
 			e.storage.before = onceLoaded(func() error { return errors.New("no space left on device") })
 			return e.read(t.Context())
 		},
@@ -230,7 +231,7 @@ func ofTheEngineAlone() map[string]provocation {
 			failsAt("delete token/orphan"),
 		),
 		`no response in time`: func(t *testing.T) string {
-			e := newBareEngine(t, known(t).url)
+			e := newBareEngine(t, known(t).URL)
 			e.storage.before = onceLoaded(func() error {
 				time.Sleep(3 * time.Second) // request_timeout and more, heeding no context
 				return nil
@@ -240,11 +241,11 @@ func ofTheEngineAlone() map[string]provocation {
 		`the secrets engine is being unloaded: try again`: func(t *testing.T) string {
 			dt := known(t)
 			dt.SetFault("dingstored", simulator.Fault{Kind: simulator.FaultHang})
-			e := newBareEngine(t, dt.url)
+			e := newBareEngine(t, dt.URL)
 			var said string
 			var reading sync.WaitGroup
 			reading.Go(func() { said = e.read(t.Context()) })
-			waitFor(t, 10*time.Second, "the call upstream hangs", func() bool { return dt.Requests("dingstored") > 0 })
+			harness.WaitFor(t, 10*time.Second, "the call upstream hangs", func() bool { return dt.Requests("dingstored") > 0 })
 			e.Cleanup(t.Context())
 			reading.Wait()
 			return said
@@ -252,7 +253,7 @@ func ofTheEngineAlone() map[string]provocation {
 		`the token expired while it was being handed out: try again`: func(t *testing.T) string {
 			dt := known(t)
 			dt.SetTokenLifetime(5 * time.Second)
-			e := newBareEngine(t, dt.url)
+			e := newBareEngine(t, dt.URL)
 			e.does(
 				t.Context(),
 				logical.UpdateOperation,
@@ -268,7 +269,7 @@ func ofTheEngineAlone() map[string]provocation {
 			return e.read(t.Context())
 		},
 		`app "…": waiting for its storage`: func(t *testing.T) string {
-			e := newBareEngine(t, known(t).url)
+			e := newBareEngine(t, known(t).URL)
 			reached, release := make(chan struct{}), make(chan struct{})
 			var once sync.Once
 			e.storage.before = func(string) error {
@@ -287,7 +288,7 @@ func ofTheEngineAlone() map[string]provocation {
 			return said
 		},
 		`app "…": loading it from storage`: func(t *testing.T) string {
-			e := newBareEngine(t, known(t).url)
+			e := newBareEngine(t, known(t).URL)
 			ctx, cancel := context.WithCancel(t.Context())
 			e.storage.before = func(call string) error {
 				if call == "get token/myapp" { // another node writes the app meanwhile, and the reader gives up
@@ -299,12 +300,12 @@ func ofTheEngineAlone() map[string]provocation {
 			return e.read(ctx)
 		},
 		`internal error while fetching a token of app "…"`: func(t *testing.T) string {
-			e := newBareEngine(t, known(t).url)
+			e := newBareEngine(t, known(t).URL)
 			e.panicInFlight()
 			return e.read(t.Context())
 		},
 		`panic while fetching a token: please report this`: func(t *testing.T) string {
-			e := newBareEngine(t, known(t).url)
+			e := newBareEngine(t, known(t).URL)
 			e.panicInFlight()
 			return e.read(t.Context())
 		},
@@ -317,7 +318,7 @@ func (e *bareEngine) panicInFlight() {
 }
 
 // onceLoaded does something at every read of the app's configuration but the first, which loads the
-// app: by the flight that needs its secret.
+// app: by the fetch that needs its secret.
 func onceLoaded(do func() error) (before func(call string) error) {
 	var reads atomic.Int32
 	return func(call string) error {

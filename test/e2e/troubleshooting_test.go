@@ -5,9 +5,9 @@
 //nolint:thelper // a provocation is the test, no helper of it
 package e2e
 
-// docs/troubleshooting.md lists errors by their texts. Each text in a heading is held here against
-// what is really said: every one is provoked, with the simulator's faults and the real programs.
-// What needs a storage that fails, or an hour, comes from the engine alone
+// docs/troubleshooting.md lists errors by their texts. The tests compare each text in a heading
+// with the real one: they provoke every error, with the simulator's faults and the real binaries.
+// Errors that need a storage that fails, or an hour, are tested with the engine alone
 // (troubleshooting_engine_test.go).
 
 import (
@@ -42,18 +42,19 @@ import (
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 	"vault-plugin-secrets-dingtalk/internal/subprocess"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 const troubleshooting = "../../docs/troubleshooting.md"
 
-// provocation has somebody say something, and returns all that was said.
+// provocation makes somebody say something, and returns all of it.
 type provocation func(t *testing.T) string
 
 func TestTroubleshooting_every_text_in_a_heading_is_what_is_really_said(t *testing.T) {
 	t.Parallel()
-	texts := textsInHeadings(t, fileText(t, troubleshooting))
-	m := newMount(t)
-	own := startVault(t, vaultOptions{storage: storageInmem})
+	texts := textsInHeadings(t, harness.FileText(t, troubleshooting))
+	m := harness.NewMount(t)
+	own := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
 	provocations := map[string]provocation{}
 	for _, some := range []map[string]provocation{
 		ofDingTalk(m), ofTheWay(m, own), ofRequests(m), ofWarnings(m), ofStorage(m), ofTheLog(m),
@@ -72,17 +73,10 @@ func TestTroubleshooting_every_text_in_a_heading_is_what_is_really_said(t *testi
 		t.Run(text, func(t *testing.T) {
 			t.Parallel()
 			said := provoke(t)
-			assertNoSecret(t, "what was said", said)
+			harness.AssertNoSecret(t, "what was said", said)
 			require.Regexp(t, pattern(text), said)
 		})
 	}
-}
-
-func fileText(t *testing.T, path string) string {
-	t.Helper()
-	content, err := os.ReadFile(path)
-	require.NoError(t, err)
-	return string(content)
 }
 
 // textsInHeadings are the texts in code in the headings. A heading without one is of a symptom that
@@ -113,80 +107,80 @@ func words(t *testing.T, err error) string {
 	return strings.Join(response.Errors, "\n")
 }
 
-// ofDingTalk are the errors for what DingTalk answers.
-func ofDingTalk(m *mount) map[string]provocation {
-	answers := func(fault simulator.Fault) provocation {
+// ofDingTalk are the errors for DingTalk's responses.
+func ofDingTalk(m *harness.Mount) map[string]provocation {
+	afterFault := func(fault simulator.Fault) provocation {
 		return func(t *testing.T) string {
-			dt := startDingTalk(t, fullLifetime)
-			a := m.newApp(t, dt, fields{"request_timeout": "1s"})
-			dt.SetFault(a.key, fault)
-			_, err := a.tryRead()
-			noteSecret(dt.LastToken(a.key), "an access token")
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
+			a := m.NewApp(t, dt, harness.Fields{"request_timeout": "1s"})
+			dt.SetFault(a.Key, fault)
+			_, err := a.TryRead()
+			harness.NoteSecret(dt.LastToken(a.Key), "an access token")
 			return words(t, err)
 		}
 	}
 	return map[string]provocation{
-		`DingTalk rejected the credentials of app "…"`: answers(
+		`DingTalk rejected the credentials of app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultRejectedCredentials},
 		),
-		`DingTalk does not allow Vault's IP address for app "…"`: answers(
+		`DingTalk does not allow Vault's IP address for app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultIPNotAllowed},
 		),
-		`DingTalk rejected the request for a token of app "…"`: answers(
+		`DingTalk rejected the request for a token of app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultPermissionDenied},
 		),
-		`DingTalk throttles the requests for a token of app "…"`: answers(
+		`DingTalk throttles the requests for a token of app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultThrottledQPS},
 		),
-		`DingTalk could not serve the request for a token of app "…"`: answers(
+		`DingTalk could not serve the request for a token of app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultUnavailableUnknown},
 		),
-		`DingTalk has banned Vault's egress IP, which app "…" shares with all other apps at …`: answers(
+		`DingTalk has banned Vault's egress IP, which app "…" shares with all other apps at …`: afterFault(
 			simulator.Fault{Kind: simulator.FaultBanned},
 		),
-		`… answered the request for a token of app "…" with a redirect, which is never followed`: answers(
+		`… answered the request for a token of app "…" with a redirect, which is never followed`: afterFault(
 			simulator.Fault{Kind: simulator.FaultRedirect},
 		),
-		`… answered the request for a token of app "…" with something that is not a token`: answers(
+		`… answered the request for a token of app "…" with something that is not a token`: afterFault(
 			simulator.Fault{Kind: simulator.FaultEmptyToken},
 		),
-		`the response is an HTML page, as a proxy or a ban of Vault's egress IP sends`: answers(
+		`the response is an HTML page, as a proxy or a ban of Vault's egress IP sends`: afterFault(
 			simulator.Fault{Kind: simulator.FaultHTML},
 		),
-		`the response has no accessToken`: answers(
+		`the response has no accessToken`: afterFault(
 			simulator.Fault{Kind: simulator.FaultErrcode},
 		),
-		`the response is not a JSON object`: answers(
+		`the response is not a JSON object`: afterFault(
 			simulator.Fault{Kind: simulator.FaultTruncated},
 		),
-		`the response is longer than 65536 bytes`: answers(
+		`the response is longer than 65536 bytes`: afterFault(
 			simulator.Fault{Kind: simulator.FaultHuge},
 		),
-		`expireIn is missing, not a number or not positive`: answers(
+		`expireIn is missing, not a number or not positive`: afterFault(
 			simulator.Fault{Kind: simulator.FaultExpireIn},
 		),
-		`the token had expired when it arrived (expireIn …)`: answers(
+		`the token had expired when it arrived (expireIn …)`: afterFault(
 			simulator.Fault{Kind: simulator.FaultExpireIn, ExpireIn: "1"},
 		),
-		`could not get a token for app "…" from …`: answers(
+		`could not get a token for app "…" from …`: afterFault(
 			simulator.Fault{Kind: simulator.FaultReset},
 		),
-		`connection reset`:           answers(simulator.Fault{Kind: simulator.FaultReset}),
-		`no whole response within …`: answers(simulator.Fault{Kind: simulator.FaultHang}),
-		`accessToken is not 1 to 2048 visible ASCII characters`: answers(simulator.Fault{
+		`connection reset`:           afterFault(simulator.Fault{Kind: simulator.FaultReset}),
+		`no whole response within …`: afterFault(simulator.Fault{Kind: simulator.FaultHang}),
+		`accessToken is not 1 to 2048 visible ASCII characters`: afterFault(simulator.Fault{
 			Kind: simulator.FaultToken, Token: "two words",
 		}),
-		`message withheld: it repeats the request`: answers(simulator.Fault{Kind: simulator.FaultEchoRequest}),
+		`message withheld: it repeats the request`: afterFault(simulator.Fault{Kind: simulator.FaultEchoRequest}),
 	}
 }
 
 // ofTheWay are the errors for what stands between Vault and DingTalk.
-func ofTheWay(m *mount, own *vaultServer) map[string]provocation {
-	from := func(t *testing.T, m *mount, url string) string {
+func ofTheWay(m *harness.Mount, own *harness.VaultServer) map[string]provocation {
+	from := func(t *testing.T, m *harness.Mount, url string) string {
 		t.Helper()
-		a := m.appAt(startDingTalk(t, fullLifetime), url)
-		require.NoError(t, a.store(t, false))
-		_, err := a.tryRead()
+		a := appAt(m, harness.StartDingTalk(t, harness.FullLifetime), url)
+		require.NoError(t, storeApp(t, a, false))
+		_, err := a.TryRead()
 		return words(t, err)
 	}
 	at := func(url string) provocation {
@@ -225,7 +219,7 @@ func ofTheWay(m *mount, own *vaultServer) map[string]provocation {
 		`the name "…" cannot be resolved`: at("https://" + strings.Repeat("n", 64) + ".dingtalk.test"),
 		`connection refused`: func(t *testing.T) string {
 			return from(t, m,
-				"https://"+deadAddress(t))
+				"https://"+harness.DeadAddress(t))
 		},
 		`network is unreachable`:                       at("https://255.255.255.255"),
 		`the connection ended before the response did`: behaving(func(net.Conn) {}),
@@ -238,12 +232,12 @@ func ofTheWay(m *mount, own *vaultServer) map[string]provocation {
 			return from(t, m, "https://"+serveUpstream(t, "127.0.0.1", nil, http.NotFoundHandler()).addr)
 		},
 		`the proxy refused to connect with HTTP status …`: func(t *testing.T) string {
-			proxied := own.enableWith(t, "dingtalk-proxied", "HTTPS_PROXY=http://"+startProxy(t).addr)
+			proxied := enableWith(t, own, "dingtalk-proxied", "HTTPS_PROXY=http://"+startProxy(t).addr)
 			return from(t, proxied, "https://api.dingtalk.test")
 		},
 		`base_url is not usable`: func(t *testing.T) string {
-			m.putRaw(t, "config/unusable", storedConfig("http://["))
-			_, err := m.v.root.Logical().Read(m.path + "/creds/unusable")
+			putRaw(t, m, "config/unusable", storedConfig("http://["))
+			_, err := m.Vault.Root.Logical().Read(m.Path + "/creds/unusable")
 			return words(t, err)
 		},
 	}
@@ -258,32 +252,32 @@ func storedConfig(baseURL string) string {
 }
 
 // putRaw writes into the mount's storage past the engine.
-func (m *mount) putRaw(t *testing.T, key, value string) {
+func putRaw(t *testing.T, m *harness.Mount, key, value string) {
 	t.Helper()
-	_, err := m.v.root.Logical().Write("sys/raw/logical/"+m.uuid(t)+"/"+key, map[string]any{"value": value})
+	_, err := m.Vault.Root.Logical().Write("sys/raw/logical/"+mountUUID(t, m)+"/"+key, map[string]any{"value": value})
 	require.NoError(t, err)
 }
 
-func (m *mount) uuid(t *testing.T) string {
+func mountUUID(t *testing.T, m *harness.Mount) string {
 	t.Helper()
-	mounted, err := m.v.root.Sys().GetMount(m.path)
+	mounted, err := m.Vault.Root.Sys().GetMount(m.Path)
 	require.NoError(t, err)
 	return mounted.UUID
 }
 
 // ofRequests are the errors for requests that are not right.
-func ofRequests(m *mount) map[string]provocation {
+func ofRequests(m *harness.Mount) map[string]provocation {
 	read := func(path string) provocation {
 		return func(t *testing.T) string {
-			_, err := m.v.root.Logical().Read(m.path + "/" + path)
+			_, err := m.Vault.Root.Logical().Read(m.Path + "/" + path)
 			return words(t, err)
 		}
 	}
 	// writes changes an app that exists.
-	writes := func(changes fields) provocation {
+	writes := func(changes harness.Fields) provocation {
 		return func(t *testing.T) string {
-			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
-			_, err := m.v.root.Logical().Write(a.configPath(), changes)
+			a := m.NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+			_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), changes)
 			return words(t, err)
 		}
 	}
@@ -293,154 +287,155 @@ func ofRequests(m *mount) map[string]provocation {
 			"creds/" + strings.Repeat("n", 129),
 		),
 		`app: the name "…" has two dots in a row, which Vault's storage refuses; allowed are single ones`: func(t *testing.T) string {
-			_, err := m.v.root.Logical().Write(m.path+"/config/a..b", fields{"app_key": "k", "app_secret": "s"})
+			_, err := m.Vault.Root.Logical().Write(m.Path+"/config/a..b", harness.Fields{"app_key": "k", "app_secret": "s"})
 			return words(t, err)
 		},
 		`app "…" is not configured: nothing to patch`: func(t *testing.T) string {
-			_, err := m.v.root.Logical().JSONMergePatch(t.Context(), m.path+"/config/nobody", fields{"leased": false})
+			changes := harness.Fields{"leased": false}
+			_, err := m.Vault.Root.Logical().JSONMergePatch(t.Context(), m.Path+"/config/nobody", changes)
 			return words(t, err)
 		},
 		`No value found at …`: func(t *testing.T) string {
-			return m.v.cli(t, "read", m.path+"/config/nobody").stderr
+			return m.Vault.CLI(t, "read", m.Path+"/config/nobody").Stderr
 		},
 		`app "…" does not exist yet: to create it, app_key and app_secret are required`: func(t *testing.T) string {
-			_, err := m.v.root.Logical().Write(m.path+"/config/nobody", fields{"leased": true})
+			_, err := m.Vault.Root.Logical().Write(m.Path+"/config/nobody", harness.Fields{"leased": true})
 			return words(t, err)
 		},
 		`app "…": changing base_url or app_key requires app_secret in the same request`: writes(
-			fields{"app_key": "dingother"},
+			harness.Fields{"app_key": "dingother"},
 		),
 		`app "…": a write with app_secret must name base_url too, since the stored one, …, is not one of DingTalk's hosts`: writes(
-			fields{"app_secret": newSecret()},
+			harness.Fields{"app_secret": harness.NewSecret()},
 		),
 		`…: expected one string, got …`: writes(
-			fields{"app_secret": []string{newSecret(), newSecret()}},
+			harness.Fields{"app_secret": []string{harness.NewSecret(), harness.NewSecret()}},
 		),
-		`…; allowed are 1 to 512 printable ASCII characters without spaces`: writes(fields{"app_secret": "two words"}),
+		`…; allowed are 1 to 512 printable ASCII characters without spaces`: writes(harness.Fields{"app_secret": "two words"}),
 		`corp_id: … given; allowed are 1 to 64 letters and digits, or an empty string for none`: writes(
-			fields{"corp_id": "ding-corp"},
+			harness.Fields{"corp_id": "ding-corp"},
 		),
-		`…; allowed is a duration of whole seconds from … to …`: writes(fields{"refresh_before": "500ms"}),
-		`…; allowed are true and false`:                         writes(fields{"leased": "perhaps"}),
+		`…; allowed is a duration of whole seconds from … to …`: writes(harness.Fields{"refresh_before": "500ms"}),
+		`…; allowed are true and false`:                         writes(harness.Fields{"leased": "perhaps"}),
 		`base_url: … given: …; allowed is https://host[:port]`: writes(
-			fields{"base_url": "https://api.dingtalk.io/v1.0", "app_secret": newSecret()},
+			harness.Fields{"base_url": "https://api.dingtalk.io/v1.0", "app_secret": harness.NewSecret()},
 		),
 		`nothing was stored: …`: func(t *testing.T) string {
-			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
-			_, err := m.v.root.Logical().Write(a.configPath(), a.rotation(newSecret()))
+			a := m.NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+			_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), a.Rotation(harness.NewSecret()))
 			return words(t, err)
 		},
 		`app "…" was tried a moment ago, without success: the last refresh was less than 10s ago; try again at …`: func(t *testing.T) string {
-			dt := startDingTalk(t, 4*time.Second)
-			a := m.newApp(t, dt, nil)
-			a.refreshNow(t)
-			dt.waitForAge(t, dt.LastToken(a.key), 2*time.Second) // it is no longer served
-			_, err := m.v.root.Logical().Write(a.configPath(), fields{"verify_connection": true})
+			dt := harness.StartDingTalk(t, 4*time.Second)
+			a := m.NewApp(t, dt, nil)
+			a.RefreshNow(t)
+			dt.WaitForAge(t, dt.LastToken(a.Key), 2*time.Second) // it is no longer served
+			_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), harness.Fields{"verify_connection": true})
 			return words(t, err)
 		},
 		`nothing was stored: the configuration of app "…" changed while this request was under way; read it and try again`: func(t *testing.T) string {
-			dt := startDingTalk(t, fullLifetime)
-			a := m.newApp(t, dt, nil)
-			dt.SetFault(a.key, simulator.Fault{Delay: 4 * time.Second})
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
+			a := m.NewApp(t, dt, nil)
+			dt.SetFault(a.Key, simulator.Fault{Delay: 4 * time.Second})
 			var first error
 			var writing sync.WaitGroup
 			writing.Go(func() {
-				_, first = m.v.client(t).
+				_, first = m.Vault.Client(t).
 					Logical().
-					Write(a.configPath(), fields{"leased": false, "verify_connection": true})
+					Write(a.ConfigPath(), harness.Fields{"leased": false, "verify_connection": true})
 			})
-			waitFor(t, 10*time.Second, "the first write verifies", func() bool { return a.calls() == 1 })
-			a.update(t, fields{"refresh_before": "5m"})
+			harness.WaitFor(t, 10*time.Second, "the first write verifies", func() bool { return a.Calls() == 1 })
+			a.Update(t, harness.Fields{"refresh_before": "5m"})
 			writing.Wait()
-			noteSecret(dt.LastToken(a.key), "an access token")
+			harness.NoteSecret(dt.LastToken(a.Key), "an access token")
 			return words(t, first)
 		},
 	}
 }
 
-// ofWarnings are what comes with an answer that is good all the same.
-func ofWarnings(m *mount) map[string]provocation {
+// ofWarnings are the warnings of responses that are good all the same.
+func ofWarnings(m *harness.Mount) map[string]provocation {
 	warnings := func(t *testing.T, secret *api.Secret, err error) string {
 		t.Helper()
 		require.NoError(t, err)
 		require.NotNil(t, secret)
-		noteSecret(tokenIn(secret), "an access token")
+		harness.NoteSecret(harness.TokenIn(secret), "an access token")
 		return strings.Join(secret.Warnings, "\n")
 	}
-	reads := func(t *testing.T, a *app, minTTL string) string {
+	reads := func(t *testing.T, a *harness.App, minTTL string) string {
 		t.Helper()
-		secret, err := m.v.root.Logical().ReadWithData(a.credsPath(), map[string][]string{"min_ttl": {minTTL}})
+		secret, err := m.Vault.Root.Logical().ReadWithData(a.CredsPath(), map[string][]string{"min_ttl": {minTTL}})
 		return warnings(t, secret, err)
 	}
 	// In the second quarter of its life, a token of 8 s has less left than three quarters of that.
 	const lifetime, most = 8 * time.Second, "6s"
 	return map[string]provocation{
 		`The token could not be refreshed and is good until …: …`: func(t *testing.T) string {
-			dt := startDingTalk(t, lifetime)
-			a := m.newApp(t, dt, fields{"request_timeout": "1s"})
-			dt.waitForAge(t, a.token(t), lifetime*5/8)
-			dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultRejectedCredentials})
+			dt := harness.StartDingTalk(t, lifetime)
+			a := m.NewApp(t, dt, harness.Fields{"request_timeout": "1s"})
+			dt.WaitForAge(t, a.Token(t), lifetime*5/8)
+			dt.SetFault(a.Key, simulator.Fault{Kind: simulator.FaultRejectedCredentials})
 			return reads(t, a, most)
 		},
 		`min_ttl of … is more than three quarters of the token's lifetime of …, and counts as …`: func(t *testing.T) string {
-			return reads(t, m.newApp(t, startDingTalk(t, fullLifetime), nil), "24h")
+			return reads(t, m.NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil), "24h")
 		},
 		`The token has a shorter remaining TTL than min_ttl, but the last refresh was less than 10s ago`: func(t *testing.T) string {
-			dt := startDingTalk(t, lifetime)
-			a := m.newApp(t, dt, nil)
-			a.refreshNow(t)
-			dt.waitForAge(t, dt.LastToken(a.key), lifetime*5/8)
+			dt := harness.StartDingTalk(t, lifetime)
+			a := m.NewApp(t, dt, nil)
+			a.RefreshNow(t)
+			dt.WaitForAge(t, dt.LastToken(a.Key), lifetime*5/8)
 			return reads(t, a, most)
 		},
 		`Nothing was fetched: the last refresh was less than 10s ago`: func(t *testing.T) string {
-			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
-			a.refreshNow(t)
-			return strings.Join(a.refreshNow(t).Warnings, "\n")
+			a := m.NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+			a.RefreshNow(t)
+			return strings.Join(a.RefreshNow(t).Warnings, "\n")
 		},
 		`Nothing was fetched: …`: func(t *testing.T) string {
-			dt := startDingTalk(t, fullLifetime)
-			a := m.newApp(t, dt, nil)
-			dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "60"})
-			_, err := a.tryRead()
-			refused(t, err, http.StatusBadGateway)
-			return strings.Join(a.refreshNow(t).Warnings, "\n")
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
+			a := m.NewApp(t, dt, nil)
+			dt.SetFault(a.Key, simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "60"})
+			_, err := a.TryRead()
+			harness.Refused(t, err, http.StatusBadGateway)
+			return strings.Join(a.RefreshNow(t).Warnings, "\n")
 		},
 		`This lease ends now: app "…" has another token`: func(t *testing.T) string {
-			dt := startDingTalk(t, fullLifetime)
-			a := m.newApp(t, dt, nil)
-			lease := a.read(t).LeaseID
-			dt.ExpireTokens(a.key)
-			fresh := newSecret()
-			dt.SetApp(a.key, fresh)
-			a.update(t, a.rotation(fresh))
-			noteSecret(dt.LastToken(a.key), "an access token")
-			return strings.Join(a.renew(t, lease, 0).Warnings, "\n")
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
+			a := m.NewApp(t, dt, nil)
+			lease := a.Read(t).LeaseID
+			dt.ExpireTokens(a.Key)
+			fresh := harness.NewSecret()
+			dt.SetApp(a.Key, fresh)
+			a.Update(t, a.Rotation(fresh))
+			harness.NoteSecret(dt.LastToken(a.Key), "an access token")
+			return strings.Join(renewLease(t, a, lease, 0).Warnings, "\n")
 		},
 		`This lease ends now: app "…" is no longer configured`: func(t *testing.T) string {
-			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
-			lease := a.read(t).LeaseID
-			a.delete(t)
-			return strings.Join(a.renew(t, lease, 0).Warnings, "\n")
+			a := m.NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+			lease := a.Read(t).LeaseID
+			a.Delete(t)
+			return strings.Join(renewLease(t, a, lease, 0).Warnings, "\n")
 		},
 		`The credentials were not verified again, since a token was fetched with them less than 10 seconds ago`: func(t *testing.T) string {
-			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
-			a.refreshNow(t)
-			return warnings(t, a.update(t, fields{"verify_connection": true}), nil)
+			a := m.NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+			a.RefreshNow(t)
+			return warnings(t, a.Update(t, harness.Fields{"verify_connection": true}), nil)
 		},
 		`Endpoint ignored these unrecognized parameters: …`: func(t *testing.T) string {
-			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
-			return warnings(t, a.update(t, fields{"leasd": true}), nil)
+			a := m.NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+			return warnings(t, a.Update(t, harness.Fields{"leasd": true}), nil)
 		},
 	}
 }
 
 // ofStorage are the errors of a storage that holds what it should not.
-func ofStorage(m *mount) map[string]provocation {
+func ofStorage(m *harness.Mount) map[string]provocation {
 	reads := func(stored string) provocation {
 		return func(t *testing.T) string {
-			name := "stored-" + randomHex(4)
-			m.putRaw(t, "config/"+name, stored)
-			_, err := m.v.root.Logical().Read(m.path + "/creds/" + name)
+			name := "stored-" + harness.RandomHex(4)
+			putRaw(t, m, "config/"+name, stored)
+			_, err := m.Vault.Root.Logical().Read(m.Path + "/creds/" + name)
 			return words(t, err)
 		}
 	}
@@ -455,18 +450,18 @@ func ofStorage(m *mount) map[string]provocation {
 }
 
 // ofTheLog are the lines in Vault's log.
-func ofTheLog(m *mount) map[string]provocation {
+func ofTheLog(m *harness.Mount) map[string]provocation {
 	fetches := func(wait string) provocation {
 		return func(t *testing.T) string {
-			dt := startDingTalk(t, fullLifetime)
-			a := m.newApp(t, dt, nil)
-			dt.SetFault(a.key, simulator.Fault{Kind: simulator.FaultRejectedCredentials})
-			_, err := a.tryRead()
-			refused(t, err, http.StatusBadRequest)
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
+			a := m.NewApp(t, dt, nil)
+			dt.SetFault(a.Key, simulator.Fault{Kind: simulator.FaultRejectedCredentials})
+			_, err := a.TryRead()
+			harness.Refused(t, err, http.StatusBadRequest)
 			dt.ClearFaults()
-			a.refreshNow(t)
-			noteSecret(dt.LastToken(a.key), "an access token")
-			return m.v.logged(t, a.name, wait)
+			a.RefreshNow(t)
+			harness.NoteSecret(dt.LastToken(a.Key), "an access token")
+			return vaultLogged(t, m.Vault, a.Name, wait)
 		}
 	}
 	return map[string]provocation{
@@ -474,28 +469,28 @@ func ofTheLog(m *mount) map[string]provocation {
 		`fetching tokens works again`: fetches(`fetching tokens works again`),
 		`fetched a token`:             fetches(`fetched a token`),
 		`verifying credentials failed`: func(t *testing.T) string {
-			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
-			_, err := m.v.root.Logical().Write(a.configPath(), a.rotation(newSecret()))
-			refused(t, err, http.StatusBadRequest)
-			return m.v.logged(t, a.name, `verifying credentials failed`)
+			a := m.NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+			_, err := m.Vault.Root.Logical().Write(a.ConfigPath(), a.Rotation(harness.NewSecret()))
+			harness.Refused(t, err, http.StatusBadRequest)
+			return vaultLogged(t, m.Vault, a.Name, `verifying credentials failed`)
 		},
 		`the stored token is not used: another will be fetched`: func(t *testing.T) string {
-			name := "stored-" + randomHex(4)
-			m.putRaw(t, "config/"+name, storedConfig("https://api.dingtalk.io"))
-			m.putRaw(t, "token/"+name, "not what this engine writes")
-			require.Equal(t, "absent", m.readData(t, m.path+"/status/"+name)["state"])
-			return m.v.logged(t, name, `the stored token is not used`)
+			name := "stored-" + harness.RandomHex(4)
+			putRaw(t, m, "config/"+name, storedConfig("https://api.dingtalk.io"))
+			putRaw(t, m, "token/"+name, "not what this engine writes")
+			require.Equal(t, "absent", m.ReadData(t, m.Path+"/status/"+name)["state"])
+			return vaultLogged(t, m.Vault, name, `the stored token is not used`)
 		},
 		`plugin shutting down`: func(t *testing.T) string { return byHand(t, "-no-such-flag") },
 	}
 }
 
-// logged waits for a line of the log about an app, and returns it.
-func (v *vaultServer) logged(t *testing.T, name, text string) string {
+// vaultLogged waits for a line of the log about an app, and returns it.
+func vaultLogged(t *testing.T, v *harness.VaultServer, name, text string) string {
 	t.Helper()
 	var line string
-	waitFor(t, 15*time.Second, "a line in the log: "+text, func() bool {
-		for each := range strings.Lines(fileText(t, v.logPath())) {
+	harness.WaitFor(t, 15*time.Second, "a line in the log: "+text, func() bool {
+		for each := range strings.Lines(harness.FileText(t, v.LogPath())) {
 			if strings.Contains(each, "app="+name) && strings.Contains(each, text) {
 				line = each
 			}
@@ -508,50 +503,50 @@ func (v *vaultServer) logged(t *testing.T, name, text string) string {
 // byHand runs the plugin as nobody should, and returns what it says.
 func byHand(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), pluginBin, args...).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), harness.PluginBin, args...).CombinedOutput()
 	require.Error(t, err)
 	return string(out)
 }
 
 // ofTheCatalog are the errors of registering, enabling and starting a plugin.
-func ofTheCatalog(v *vaultServer) map[string]provocation {
+func ofTheCatalog(v *harness.VaultServer) map[string]provocation {
 	register := func(input api.RegisterPluginInput) error {
 		input.Type = api.PluginTypeSecrets
-		return v.root.Sys().RegisterPlugin(&input)
+		return v.Root.Sys().RegisterPlugin(&input)
 	}
 	// starts registers a file, which Vault does not object to whatever it is, and enables it. What was
 	// tampered with is no longer in the file.
 	starts := func(content string, mode os.FileMode, tampered string) provocation {
 		return func(t *testing.T) string {
-			name := "odd-" + randomHex(4)
-			file := filepath.Join(filepath.Dir(v.pluginPath), name)
+			name := "odd-" + harness.RandomHex(4)
+			file := filepath.Join(filepath.Dir(v.PluginPath), name)
 			require.NoError(t, os.WriteFile(file, []byte(content), mode))
 			digest := sha256.Sum256([]byte(content + tampered))
 			require.NoError(
 				t,
 				register(api.RegisterPluginInput{Name: name, Command: name, SHA256: hex.EncodeToString(digest[:])}),
 			)
-			return words(t, v.root.Sys().Mount(name, &api.MountInput{Type: name}))
+			return words(t, v.Root.Sys().Mount(name, &api.MountInput{Type: name}))
 		}
 	}
 	return map[string]provocation{
 		`could not set plugin, plugin directory is not configured`: func(t *testing.T) string {
 			client := startDevVault(t)
 			return words(t, client.Sys().RegisterPlugin(&api.RegisterPluginInput{
-				Name: pluginName, Type: api.PluginTypeSecrets, Command: pluginName, SHA256: v.pluginSHA256,
+				Name: harness.PluginName, Type: api.PluginTypeSecrets, Command: harness.PluginName, SHA256: v.PluginSHA256,
 			}))
 		},
 		`error while validating the command path: …`: func(t *testing.T) string {
 			return words(
 				t,
-				register(api.RegisterPluginInput{Name: "missing", Command: "missing", SHA256: v.pluginSHA256}),
+				register(api.RegisterPluginInput{Name: "missing", Command: "missing", SHA256: v.PluginSHA256}),
 			)
 		},
 		`cannot execute files outside of configured plugin directory …`: func(t *testing.T) string {
-			require.NoError(t, os.Symlink(pluginBin, filepath.Join(filepath.Dir(v.pluginPath), "linked")))
+			require.NoError(t, os.Symlink(harness.PluginBin, filepath.Join(filepath.Dir(v.PluginPath), "linked")))
 			return words(
 				t,
-				register(api.RegisterPluginInput{Name: "linked", Command: "linked", SHA256: v.pluginSHA256}),
+				register(api.RegisterPluginInput{Name: "linked", Command: "linked", SHA256: v.PluginSHA256}),
 			)
 		},
 		`checksums did not match`:            starts("#!/bin/sh\n", 0o755, "exit 0\n"),
@@ -565,8 +560,8 @@ func ofTheCatalog(v *vaultServer) map[string]provocation {
 				register(
 					api.RegisterPluginInput{
 						Name:    "mismatch",
-						Command: pluginName,
-						SHA256:  v.pluginSHA256,
+						Command: harness.PluginName,
+						SHA256:  v.PluginSHA256,
 						Version: "v99.0.0",
 					},
 				),
@@ -578,15 +573,15 @@ func ofTheCatalog(v *vaultServer) map[string]provocation {
 				register(
 					api.RegisterPluginInput{
 						Name:    "version",
-						Command: pluginName,
-						SHA256:  v.pluginSHA256,
+						Command: harness.PluginName,
+						SHA256:  v.PluginSHA256,
 						Version: "latest",
 					},
 				),
 			)
 		},
 		`plugin not found in the catalog`: func(t *testing.T) string {
-			return words(t, v.root.Sys().Mount("unregistered", &api.MountInput{Type: "unregistered"}))
+			return words(t, v.Root.Sys().Mount("unregistered", &api.MountInput{Type: "unregistered"}))
 		},
 	}
 }
@@ -596,24 +591,25 @@ func startDevVault(t *testing.T) *api.Client {
 	t.Helper()
 	port, err := subprocess.ServerPorts.Free()
 	require.NoError(t, err)
-	v := &vaultServer{
-		opts:      vaultOptions{name: "dev"},
-		dir:       t.TempDir(),
-		addr:      "http://127.0.0.1:" + strconv.Itoa(port),
-		rootToken: "root-" + randomHex(12),
+	v := &harness.VaultServer{
+		Opts:      harness.VaultOptions{Name: "dev"},
+		Dir:       t.TempDir(),
+		Addr:      "http://127.0.0.1:" + strconv.Itoa(port),
+		RootToken: "root-" + harness.RandomHex(12),
 	}
-	noteSecret(v.rootToken, "a root token")
+	harness.NoteSecret(v.RootToken, "a root token")
 	env := append(
-		v.env(""),
-		"VAULT_DEV_ROOT_TOKEN_ID="+v.rootToken,
-		"VAULT_DEV_LISTEN_ADDRESS="+strings.TrimPrefix(v.addr, "http://"),
+		v.Env(""),
+		"VAULT_DEV_ROOT_TOKEN_ID="+v.RootToken,
+		"VAULT_DEV_LISTEN_ADDRESS="+strings.TrimPrefix(v.Addr, "http://"),
 	)
-	v.proc, err = startProcess("vault dev", v.logPath(), env, vaultBin, "server", "-dev", "-dev-no-store-token")
+	v.Proc, err = harness.StartProcess("vault dev", v.LogPath(), env,
+		harness.VaultBin, "server", "-dev", "-dev-no-store-token")
 	require.NoError(t, err)
-	t.Cleanup(func() { assert.NoError(t, v.stop()) })
-	require.NoError(t, v.waitForAnswer())
-	client := v.client(t)
-	waitFor(t, 30*time.Second, "the dev server serves", func() bool {
+	t.Cleanup(func() { assert.NoError(t, v.Stop()) })
+	require.NoError(t, v.WaitForResponse())
+	client := v.Client(t)
+	harness.WaitFor(t, 30*time.Second, "the dev server serves", func() bool {
 		_, err := client.Auth().Token().LookupSelf()
 		return err == nil
 	})
@@ -621,72 +617,72 @@ func startDevVault(t *testing.T) *api.Client {
 }
 
 // ofVault are Vault's own errors around the engine.
-func ofVault(m *mount, own *vaultServer) map[string]provocation {
+func ofVault(m *harness.Mount, own *harness.VaultServer) map[string]provocation {
 	// asked is a request by hand: of a 404, the CLI does not show what Vault said.
 	asked := func(path string) provocation {
 		return func(t *testing.T) string {
 			var said struct{ Errors []string }
-			decodeJSON(t, m.v.http(t, http.MethodGet, path, "", "").body, &said)
+			harness.DecodeJSON(t, m.Vault.HTTP(t, http.MethodGet, path, "", "").Body, &said)
 			return strings.Join(said.Errors, "\n")
 		}
 	}
 	return map[string]provocation{
 		`no handler for route "…"`: asked("nowhere/creds/myapp"),
-		`unsupported path`:         asked(m.path + "/cred/myapp"),
-		`unsupported operation`:    asked(m.path + "/refresh/myapp"),
+		`unsupported path`:         asked(m.Path + "/cred/myapp"),
+		`unsupported operation`:    asked(m.Path + "/refresh/myapp"),
 		`permission denied`: func(t *testing.T) string {
-			login, err := m.v.root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{"default"}})
+			created, err := m.Vault.Root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{"default"}})
 			require.NoError(t, err)
-			noteSecret(login.Auth.ClientToken, "a Vault token")
-			client := m.v.client(t)
-			client.SetToken(login.Auth.ClientToken)
-			_, err = client.Logical().Read(m.path + "/creds/myapp")
+			harness.NoteSecret(created.Auth.ClientToken, "a Vault token")
+			client := m.Vault.Client(t)
+			client.SetToken(created.Auth.ClientToken)
+			_, err = client.Logical().Read(m.Path + "/creds/myapp")
 			return words(t, err)
 		},
 		`lease not found`: func(t *testing.T) string {
-			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
-			lease := a.read(t).LeaseID
-			require.NoError(t, m.v.root.Sys().Revoke(lease))
-			_, err := m.v.root.Sys().Renew(lease, 0)
+			a := m.NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+			lease := a.Read(t).LeaseID
+			require.NoError(t, m.Vault.Root.Sys().Revoke(lease))
+			_, err := m.Vault.Root.Sys().Renew(lease, 0)
 			return words(t, err)
 		},
 		`past the max TTL, cannot renew`: func(t *testing.T) string {
-			mounted := own.enable(t)
-			a := mounted.newApp(t, startDingTalk(t, fullLifetime), nil)
-			lease := a.read(t).LeaseID
+			mounted := own.Enable(t)
+			a := mounted.NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+			lease := a.Read(t).LeaseID
 			second := "1s"
 			require.NoError(
 				t,
-				own.root.Sys().
-					TuneMountAllowNil(mounted.path, api.TuneMountConfigInput{DefaultLeaseTTL: &second, MaxLeaseTTL: &second}),
+				own.Root.Sys().
+					TuneMountAllowNil(mounted.Path, api.TuneMountConfigInput{DefaultLeaseTTL: &second, MaxLeaseTTL: &second}),
 			)
 			var err error
-			waitFor(t, 15*time.Second, "the lease is older than the mount allows", func() bool {
-				_, err = own.root.Sys().Renew(lease, 0)
+			harness.WaitFor(t, 15*time.Second, "the lease is older than the mount allows", func() bool {
+				_, err = own.Root.Sys().Renew(lease, 0)
 				return err != nil
 			})
 			return words(t, err)
 		},
 		`rate limit quota exceeded`: func(t *testing.T) string {
-			mounted := own.enable(t)
-			_, err := own.root.Logical().
-				Write("sys/quotas/rate-limit/"+mounted.path, map[string]any{"path": mounted.path + "/", "rate": 1})
+			mounted := own.Enable(t)
+			_, err := own.Root.Logical().
+				Write("sys/quotas/rate-limit/"+mounted.Path, map[string]any{"path": mounted.Path + "/", "rate": 1})
 			require.NoError(t, err)
-			waitFor(t, 15*time.Second, "the quota is used up", func() bool {
-				_, err = own.root.Logical().List(mounted.path + "/config")
+			harness.WaitFor(t, 15*time.Second, "the quota is used up", func() bool {
+				_, err = own.Root.Logical().List(mounted.Path + "/config")
 				return err != nil
 			})
 			return words(t, err)
 		},
 		`rpc error: code = Unavailable`: func(t *testing.T) string {
-			v := startVault(t, vaultOptions{storage: storageInmem})
-			a := v.enable(t).newApp(t, startDingTalk(t, fullLifetime), nil)
-			a.token(t)
+			v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
+			a := v.Enable(t).NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+			a.Token(t)
 			// Vault repeats a request whose plugin has died, so it takes several to meet that moment.
 			said := make(chan string, 1)
-			clients := v.patientClients(t, 16)
+			clients := patientClients(t, v, 16)
 			load := startReaders(t, len(clients), time.Millisecond, func(i, _ int) {
-				_, err := clients[i].Logical().Read(a.credsPath())
+				_, err := clients[i].Logical().Read(a.CredsPath())
 				var response *api.ResponseError
 				if !errors.As(err, &response) {
 					return
@@ -701,9 +697,9 @@ func ofVault(m *mount, own *vaultServer) map[string]provocation {
 			})
 			defer load.end()
 			for range 20 {
-				require.NoError(t, syscall.Kill(v.pluginPID(t), syscall.SIGKILL))
-				waitFor(t, 20*time.Second, "the app is served again", func() bool {
-					_, err := a.tryRead()
+				require.NoError(t, syscall.Kill(v.PluginPID(t), syscall.SIGKILL))
+				harness.WaitFor(t, 20*time.Second, "the app is served again", func() bool {
+					_, err := a.TryRead()
 					return err == nil
 				})
 				select {
@@ -715,47 +711,47 @@ func ofVault(m *mount, own *vaultServer) map[string]provocation {
 			return ""
 		},
 		`Vault is sealed`: func(t *testing.T) string {
-			v := startVault(t, vaultOptions{storage: storageInmem})
-			mounted := v.enable(t)
-			require.NoError(t, v.root.Sys().Seal())
-			_, err := v.root.Logical().Read(mounted.path + "/creds/myapp")
+			v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
+			mounted := v.Enable(t)
+			require.NoError(t, v.Root.Sys().Seal())
+			_, err := v.Root.Logical().Read(mounted.Path + "/creds/myapp")
 			return words(t, err)
 		},
 	}
 }
 
 // ofReaders are what those say who read tokens, or use them.
-func ofReaders(m *mount) map[string]provocation {
-	renders := func(template func(*app) string, text string) provocation {
+func ofReaders(m *harness.Mount) map[string]provocation {
+	renders := func(template func(*harness.App) string, text string) provocation {
 		return func(t *testing.T) string {
-			a := m.newApp(t, startDingTalk(t, fullLifetime), nil)
-			return m.v.agentSays(t, template(a), text)
+			a := m.NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+			return agentSays(t, m.Vault, template(a), text)
 		}
 	}
 	return map[string]provocation{
-		`no secret exists at …`: renders(func(*app) string {
+		`no secret exists at …`: renders(func(*harness.App) string {
 			return `{{ with secret "nowhere/creds/myapp" }}{{ .Data.access_token }}{{ end }}`
 		}, `no secret exists at `),
-		`nil pointer evaluating interface {}.access_token`: renders(func(a *app) string {
-			return fmt.Sprintf(`{{ with secret %q }}{{ .Data.data.access_token }}{{ end }}`, a.credsPath())
+		`nil pointer evaluating interface {}.access_token`: renders(func(a *harness.App) string {
+			return fmt.Sprintf(`{{ with secret %q }}{{ .Data.data.access_token }}{{ end }}`, a.CredsPath())
 		}, `nil pointer evaluating`),
 		`InvalidAuthentication`: func(t *testing.T) string {
-			dt := startDingTalk(t, fullLifetime)
-			a := m.newApp(t, dt, nil)
-			old := a.token(t)
-			dt.ExpireTokens(a.key)
-			return dt.apiSays(t, old)
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
+			a := m.NewApp(t, dt, nil)
+			old := a.Token(t)
+			dt.ExpireTokens(a.Key)
+			return apiSays(t, dt, old)
 		},
 		`AuthenticationFailed.MissingParameter`: func(t *testing.T) string {
-			return startDingTalk(t, fullLifetime).apiSays(t, "")
+			return apiSays(t, harness.StartDingTalk(t, harness.FullLifetime), "")
 		},
 	}
 }
 
-// apiSays calls an API of DingTalk's with a token, and returns the answer.
-func (d *dingtalk) apiSays(t *testing.T, accessToken string) string {
+// apiSays calls an API of DingTalk's with a token, and returns the response.
+func apiSays(t *testing.T, d *harness.DingTalk, accessToken string) string {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, d.url+simulator.AppsPath, http.NoBody)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, d.URL+simulator.AppsPath, http.NoBody)
 	require.NoError(t, err)
 	if accessToken != "" {
 		request.Header.Set(simulator.TokenHeader, accessToken)
@@ -770,7 +766,7 @@ func (d *dingtalk) apiSays(t *testing.T, accessToken string) string {
 }
 
 // agentSays runs an Agent with a template until its log has the text, and returns what it logged.
-func (v *vaultServer) agentSays(t *testing.T, template, text string) string {
+func agentSays(t *testing.T, v *harness.VaultServer, template, text string) string {
 	t.Helper()
 	dir := t.TempDir()
 	write := func(name, content string) string {
@@ -795,25 +791,25 @@ template {
   source      = %q
   destination = %q
 }
-`, v.addr, write("token", v.rootToken), write("template", template), filepath.Join(dir, "rendered")))
+`, v.Addr, write("token", v.RootToken), write("template", template), filepath.Join(dir, "rendered")))
 	log := filepath.Join(dir, "agent.log")
-	proc, err := startProcess("agent of "+t.Name(), log, v.env(""), vaultBin, "agent", "-config="+config)
+	proc, err := harness.StartProcess("agent of "+t.Name(), log, v.Env(""), harness.VaultBin, "agent", "-config="+config)
 	require.NoError(t, err)
-	t.Cleanup(func() { assert.NoError(t, proc.stop(10*time.Second)) })
-	waitFor(t, 20*time.Second, "the Agent says: "+text, func() bool {
+	t.Cleanup(func() { assert.NoError(t, proc.Terminate(10*time.Second)) })
+	harness.WaitFor(t, 20*time.Second, "the Agent says: "+text, func() bool {
 		content, err := os.ReadFile(log)
 		return err == nil && bytes.Contains(content, []byte(text))
 	})
-	return fileText(t, log)
+	return harness.FileText(t, log)
 }
 
 // Each of the engine's classes of failure is in the log. Whoever looks for one there must find it
 // on the page.
 func TestTroubleshooting_has_every_class_of_failure_under_a_heading(t *testing.T) {
 	t.Parallel()
-	page := fileText(t, troubleshooting)
+	page := harness.FileText(t, troubleshooting)
 	classes := regexp.MustCompile(`(?m)^\tclass\w+\s+errorClass = "(\w+)"`).
-		FindAllStringSubmatch(fileText(t, "../../client.go"), -1)
+		FindAllStringSubmatch(harness.FileText(t, "../../client.go"), -1)
 	require.Greater(t, len(classes), 5)
 	for _, class := range classes {
 		require.Regexp(t, "(?m)^### `[^`]+`\n\n[^#]*`class="+class[1]+"`", page)
@@ -824,7 +820,7 @@ func TestTroubleshooting_has_every_class_of_failure_under_a_heading(t *testing.T
 // makes an error, a warning or a line of the log of.
 func TestTroubleshooting_has_every_text_of_the_engine(t *testing.T) {
 	t.Parallel()
-	page := strings.Join(strings.Fields(fileText(t, troubleshooting)), " ")
+	page := strings.Join(strings.Fields(harness.FileText(t, troubleshooting)), " ")
 	elsewhere := []string{
 		// The hints at an error's end, which is on the page by its beginning.
 		"check app_key and app_secret",

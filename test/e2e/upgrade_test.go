@@ -4,8 +4,8 @@
 
 package e2e
 
-// A mount moves from one version of the plugin to the next and back, under load, with its apps,
-// tokens and leases.
+// A mount moves from one version of the plugin to the next and back, under load. Its apps, tokens
+// and leases stay.
 
 import (
 	"encoding/json"
@@ -15,89 +15,95 @@ import (
 
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 	t.Parallel()
-	v := startVault(t, vaultOptions{storage: storageRaft})
-	older, newer := v.build(t, pluginPackage, "v0.1.0-old"), v.build(t, pluginPackage, "v0.2.0")
-	v.register(t, older)
-	m := v.enableVersion(t, older)
-	dt := startDingTalk(t, fullLifetime)
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageRaft})
+	older, newer := buildPlugin(t, v, pluginPackage, "v0.1.0-old"), buildPlugin(t, v, pluginPackage, "v0.2.0")
+	registerBuild(t, v, older)
+	m := v.EnableVersion(t, older.version)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 
-	leased := m.newApp(t, dt, fields{"refresh_before": "5m"})
-	unleased := m.newApp(t, dt, fields{"leased": false, "request_timeout": "3s"})
-	verified := m.unstoredApp(dt)
-	_, err := v.root.Logical().Write(verified.configPath(), verified.config())
+	leased := m.NewApp(t, dt, harness.Fields{"refresh_before": "5m"})
+	unleased := m.NewApp(t, dt, harness.Fields{"leased": false, "request_timeout": "3s"})
+	verified := m.UnstoredApp(dt)
+	_, err := v.Root.Logical().Write(verified.ConfigPath(), verified.Config())
 	require.NoError(t, err)
-	unread := m.newApp(t, dt, nil)
-	apps := []*app{leased, unleased, verified}
+	unread := m.NewApp(t, dt, nil)
+	apps := []*harness.App{leased, unleased, verified}
 
-	lease := leased.read(t)
-	tokens := map[*app]string{leased: tokenIn(lease), unleased: unleased.token(t), verified: dt.LastToken(verified.key)}
-	noteSecret(tokens[verified], "an access token")
-	configs := map[*app]map[string]any{}
+	lease := leased.Read(t)
+	tokens := map[*harness.App]string{
+		leased: harness.TokenIn(lease), unleased: unleased.Token(t), verified: dt.LastToken(verified.Key),
+	}
+	harness.NoteSecret(tokens[verified], "an access token")
+	configs := map[*harness.App]map[string]any{}
 	for _, a := range append(apps, unread) {
-		configs[a] = m.readData(t, a.configPath())
+		configs[a] = m.ReadData(t, a.ConfigPath())
 	}
 	calls := 3
 	require.Equal(t, calls, dt.Requests("*"))
 
 	check := func(running, pinned string) {
 		t.Helper()
-		mounts, err := v.root.Sys().ListMounts()
+		mounts, err := v.Root.Sys().ListMounts()
 		require.NoError(t, err)
-		require.Equal(t, running, mounts[m.path+"/"].RunningVersion)
-		require.Equal(t, pinned, mounts[m.path+"/"].PluginVersion)
-		require.Len(t, m.list(t, m.path+"/config"), len(configs))
+		require.Equal(t, running, mounts[m.Path+"/"].RunningVersion)
+		require.Equal(t, pinned, mounts[m.Path+"/"].PluginVersion)
+		require.Len(t, m.List(t, m.Path+"/config"), len(configs))
 		for a, config := range configs {
-			require.Equal(t, config, m.readData(t, a.configPath()), "the stored config")
+			require.Equal(t, config, m.ReadData(t, a.ConfigPath()), "the stored config")
 		}
 		for _, a := range apps {
-			requireSameToken(t, a.token(t), tokens[a])
-			require.Equal(t, "fresh", a.status(t)["state"])
+			harness.RequireSameToken(t, a.Token(t), tokens[a])
+			require.Equal(t, "fresh", a.Status(t)["state"])
 		}
-		require.Equal(t, "absent", unread.status(t)["state"])
-		renewal, took := leased.timedRenew(t, lease.LeaseID, 0)
+		require.Equal(t, "absent", unread.Status(t)["state"])
+		renewal, took := timedRenew(t, leased, lease.LeaseID, 0)
 		requireNoWarning(t, renewal, time.Now(), took)
-		require.InDelta(t, dt.left(tokens[leased]).Seconds(), leaseTTL(renewal).Seconds(), leaseSlack.Seconds())
+		require.InDelta(
+			t, dt.Remaining(tokens[leased]).Seconds(), harness.LeaseTTL(renewal).Seconds(), harness.LeaseSlack.Seconds(),
+		)
 		require.Equal(t, calls, dt.Requests("*"), "no call upstream")
 	}
 	check(older.version, older.version)
 
 	// Readers go on all the while, and must not notice: no error is allowed.
 	got := newAccount(nil, func(_, _ time.Time) bool { return false })
-	load := got.load(t, v.patientClients(t, 4), 5*time.Millisecond, maps.Clone(tokens))
+	load := got.load(t, patientClients(t, v, 4), 5*time.Millisecond, maps.Clone(tokens))
 	move := func(from, to pluginBuild) {
 		t.Helper()
 		got.waitForCalm(t, 100)
-		require.NoError(t, v.root.Sys().TuneMountAllowNil(m.path, api.TuneMountConfigInput{PluginVersion: &to.version}))
+		require.NoError(t, v.Root.Sys().TuneMountAllowNil(m.Path, api.TuneMountConfigInput{PluginVersion: &to.version}))
 		check(from.version, to.version)
-		m.reload(t)
+		m.Reload(t)
 		check(to.version, to.version)
 		got.waitForCalm(t, 100)
 		require.Empty(t, processesRunning(t, from.path), "the version before is no longer running")
 	}
 
-	v.register(t, newer)
+	registerBuild(t, v, newer)
 	check(older.version, older.version)
 	move(older, newer)
 
 	// What the newer version writes, the older one reads.
-	added := m.newApp(t, dt, fields{"leased": false})
-	tokens[added], configs[added] = added.token(t), m.readData(t, added.configPath())
-	unleased.update(t, fields{"request_timeout": "4s"})
+	added := m.NewApp(t, dt, harness.Fields{"leased": false})
+	tokens[added], configs[added] = added.Token(t), m.ReadData(t, added.ConfigPath())
+	unleased.Update(t, harness.Fields{"request_timeout": "4s"})
 	configs[unleased]["request_timeout"] = json.Number("4")
-	lease = leased.read(t)
+	lease = leased.Read(t)
 	calls++
 	move(newer, older)
-	requireSameToken(t, added.token(t), tokens[added])
+	harness.RequireSameToken(t, added.Token(t), tokens[added])
 
-	// A restart comes up in the version that the mount is pinned to.
+	// A restart starts the version that the mount is pinned to.
 	load.end()
-	v.restart(t)
+	v.Restart(t)
 	check(older.version, older.version)
-	requireSameToken(t, added.token(t), tokens[added])
+	harness.RequireSameToken(t, added.Token(t), tokens[added])
 	require.Equal(t, calls, dt.Requests("*"))
 	got.requireClean(t)
 }
@@ -105,35 +111,35 @@ func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 // The way back to the first release and forward again: each reads what the other one has written.
 func TestUpgrade_back_to_the_first_release_and_forward_reads_what_each_wrote(t *testing.T) {
 	t.Parallel()
-	v := startVault(t, vaultOptions{storage: storageInmem})
-	older, newer := v.buildFirstRelease(t), v.build(t, pluginPackage, "v0.2.0")
-	v.register(t, older)
-	v.register(t, newer)
-	m := v.enableVersion(t, newer)
+	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
+	older, newer := buildFirstRelease(t, v), buildPlugin(t, v, pluginPackage, "v0.2.0")
+	registerBuild(t, v, older)
+	registerBuild(t, v, newer)
+	m := v.EnableVersion(t, newer.version)
 	move := func(to pluginBuild) {
 		t.Helper()
-		require.NoError(t, v.root.Sys().TuneMountAllowNil(m.path, api.TuneMountConfigInput{PluginVersion: &to.version}))
-		m.reload(t)
-		mounts, err := v.root.Sys().ListMounts()
+		require.NoError(t, v.Root.Sys().TuneMountAllowNil(m.Path, api.TuneMountConfigInput{PluginVersion: &to.version}))
+		m.Reload(t)
+		mounts, err := v.Root.Sys().ListMounts()
 		require.NoError(t, err)
-		require.Equal(t, to.version, mounts[m.path+"/"].RunningVersion)
+		require.Equal(t, to.version, mounts[m.Path+"/"].RunningVersion)
 	}
-	dt := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
 
 	// Of each kind of app one that the older release rewrites, and one that it leaves alone.
-	plain, plainAlone := m.newApp(t, dt, fields{"refresh_before": "5m"}), m.newApp(t, dt, nil)
-	ofCorp, ofCorpAlone := m.newAppsIn(t, dt, otherCorpID)[0], m.newAppsIn(t, dt, otherCorpID)[0]
-	apps := []*app{plain, plainAlone, ofCorp, ofCorpAlone}
-	configs, leases := map[*app]map[string]any{}, map[*app]*api.Secret{}
+	plain, plainAlone := m.NewApp(t, dt, harness.Fields{"refresh_before": "5m"}), m.NewApp(t, dt, nil)
+	ofCorp, ofCorpAlone := newAppsIn(t, m, dt, otherCorpID)[0], newAppsIn(t, m, dt, otherCorpID)[0]
+	apps := []*harness.App{plain, plainAlone, ofCorp, ofCorpAlone}
+	configs, leases := map[*harness.App]map[string]any{}, map[*harness.App]*api.Secret{}
 	for _, a := range apps {
-		configs[a], leases[a] = m.readData(t, a.configPath()), a.read(t)
+		configs[a], leases[a] = m.ReadData(t, a.ConfigPath()), a.Read(t)
 		require.NotEmpty(t, configs[a]["app_secret_set_at"])
 	}
 	requireServed := func() {
 		t.Helper()
 		for _, a := range apps {
-			requireSameToken(t, a.token(t), tokenIn(leases[a]))
-			a.renew(t, leases[a].LeaseID, 0)
+			harness.RequireSameToken(t, a.Token(t), harness.TokenIn(leases[a]))
+			renewLease(t, a, leases[a].LeaseID, 0)
 		}
 		require.Equal(t, len(apps), dt.Requests("*"), "no call upstream")
 	}
@@ -144,29 +150,29 @@ func TestUpgrade_back_to_the_first_release_and_forward_reads_what_each_wrote(t *
 		want := maps.Clone(configs[a])
 		delete(want, "app_secret_set_at")
 		delete(want, "corp_id")
-		require.Equal(t, want, m.readData(t, a.configPath()), "what the older release knows of it")
+		require.Equal(t, want, m.ReadData(t, a.ConfigPath()), "what the older release knows of it")
 	}
-	for _, a := range []*app{plain, ofCorp} {
-		a.update(t, fields{"request_timeout": "7s"})
+	for _, a := range []*harness.App{plain, ofCorp} {
+		a.Update(t, harness.Fields{"request_timeout": "7s"})
 		configs[a]["request_timeout"], configs[a]["corp_id"] = json.Number("7"), ""
 		delete(configs[a], "app_secret_set_at")
 	}
-	added := m.newApp(t, dt, fields{"leased": false})
+	added := m.NewApp(t, dt, harness.Fields{"leased": false})
 
 	move(newer)
 	requireServed()
 	for _, a := range apps {
-		require.Equal(t, configs[a], m.readData(t, a.configPath()))
+		require.Equal(t, configs[a], m.ReadData(t, a.ConfigPath()))
 	}
-	require.NotContains(t, m.readData(t, added.configPath()), "app_secret_set_at", "it is not known")
-	requireSameToken(t, added.token(t), dt.LastToken(added.key))
+	require.NotContains(t, m.ReadData(t, added.ConfigPath()), "app_secret_set_at", "it is not known")
+	harness.RequireSameToken(t, added.Token(t), dt.LastToken(added.Key))
 
-	// What the older release dropped is given again.
-	ofCorp.update(t, fields{"corp_id": otherCorpID})
-	requireSameToken(t, ofCorp.token(t), dt.LastTokenIn(ofCorp.key, otherCorpID))
-	plain.update(t, plain.rotation(plain.secret))
-	require.NotContains(t, m.readData(t, plain.configPath()), "app_secret_set_at", "the secret is the same")
-	dt.SetApp(plain.key, "another-"+plain.secret)
-	plain.update(t, plain.rotation("another-"+plain.secret))
-	require.Contains(t, m.readData(t, plain.configPath()), "app_secret_set_at")
+	// What the older release dropped is set again.
+	ofCorp.Update(t, harness.Fields{"corp_id": otherCorpID})
+	harness.RequireSameToken(t, ofCorp.Token(t), dt.LastTokenIn(ofCorp.Key, otherCorpID))
+	plain.Update(t, plain.Rotation(plain.Secret))
+	require.NotContains(t, m.ReadData(t, plain.ConfigPath()), "app_secret_set_at", "the secret is the same")
+	dt.SetApp(plain.Key, "another-"+plain.Secret)
+	plain.Update(t, plain.Rotation("another-"+plain.Secret))
+	require.Contains(t, m.ReadData(t, plain.ConfigPath()), "app_secret_set_at")
 }

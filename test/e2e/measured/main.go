@@ -36,11 +36,11 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	go answer(listener)
+	go respond(listener)
 	return plugin.ServeMultiplex(&plugin.ServeOpts{BackendFactoryFunc: dingtalk.Factory})
 }
 
-func answer(listener net.Listener) {
+func respond(listener net.Listener) {
 	for {
 		conn, err := listener.Accept()
 		if err != nil {

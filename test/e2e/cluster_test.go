@@ -4,9 +4,9 @@
 
 package e2e
 
-// Three Vault servers over raft storage as one cluster, any of which a test may kill, and the
-// account that is kept of what readers get meanwhile: the right token, an error that is Vault's own
-// and expected, or something that must not be.
+// Three Vault servers over raft storage as one cluster, any of which a test may kill. An account
+// counts what readers get meanwhile: the right token, an expected error of Vault's own, or anything
+// else, which fails the test.
 
 import (
 	"context"
@@ -15,7 +15,6 @@ import (
 	"maps"
 	"net"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -27,14 +26,16 @@ import (
 
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// clientPatience is how long a reader waits for an answer: longer than any election, so that a wait
-// without end is seen.
+// clientPatience is how long a reader waits for a response: longer than any election, so that a
+// wait without end is seen.
 const clientPatience = 20 * time.Second
 
 type cluster struct {
-	nodes []*vaultServer
+	nodes []*harness.VaultServer
 
 	mu    sync.Mutex
 	downs []downtime
@@ -53,85 +54,42 @@ func (d downtime) overlaps(from, to time.Time) bool {
 // startCluster starts servers that share one raft storage, the first of them being the leader.
 func startCluster(t *testing.T, size int) *cluster {
 	t.Helper()
-	first := startVault(t, vaultOptions{name: "node-0", storage: storageRaft})
-	c := &cluster{nodes: []*vaultServer{first}}
+	first := harness.StartVault(t, harness.VaultOptions{Name: "node-0", Storage: harness.StorageRaft})
+	c := &cluster{nodes: []*harness.VaultServer{first}}
 	// A new node becomes a voter once it was stable for this long.
-	_, err := first.root.Logical().
-		Write("sys/storage/raft/autopilot/configuration", fields{"server_stabilization_time": "1s"})
+	_, err := first.Root.Logical().
+		Write("sys/storage/raft/autopilot/configuration", harness.Fields{"server_stabilization_time": "1s"})
 	require.NoError(t, err, "configure raft")
 	for i := range size - 1 {
-		c.join(t, "node-"+strconv.Itoa(i+1))
+		c.nodes = append(c.nodes, harness.StartNode(t, "node-"+strconv.Itoa(i+1), first))
 	}
 	for _, v := range c.nodes {
 		c.waitUntilServing(t, v)
 	}
-	waitFor(t, time.Minute, "every node votes", func() bool {
-		state, err := first.root.Sys().RaftAutopilotState()
+	harness.WaitFor(t, time.Minute, "every node votes", func() bool {
+		state, err := first.Root.Sys().RaftAutopilotState()
 		return err == nil && state.Healthy && len(state.Voters) == size
 	})
 	return c
 }
 
-// join adds a node, sealed with the same key as the first.
-func (c *cluster) join(t *testing.T, name string) {
-	t.Helper()
-	first := c.nodes[0]
-	v, err := launchNode(name, first)
-	require.NoError(t, err, "start %s", name)
-	t.Cleanup(func() {
-		if err := v.stop(); err != nil {
-			t.Errorf("stop %s: %v", name, err)
-		}
-		if err := v.findLeaks(); err != nil {
-			t.Errorf("secrets in the files of %s: %v", name, err)
-		}
-	})
-	v.reportOnFailure(t)
-	joined, err := v.root.Sys().RaftJoin(&api.RaftJoinRequest{LeaderAPIAddr: first.addr})
-	require.NoError(t, err, "join the cluster")
-	require.True(t, joined.Joined)
-	_, err = v.root.Sys().Unseal(v.unsealKey)
-	require.NoError(t, err, "unseal %s", name)
-	c.nodes = append(c.nodes, v)
-}
-
-// launchNode starts a server that is to join another's cluster.
-func launchNode(name string, first *vaultServer) (*vaultServer, error) {
-	dir, err := os.MkdirTemp(workRoot, "vault-")
-	if err != nil {
-		return nil, err
-	}
-	v := &vaultServer{
-		opts: vaultOptions{name: name, storage: storageRaft}, dir: dir,
-		rootToken: first.rootToken, unsealKey: first.unsealKey,
-	}
-	if err := v.installPlugin(); err != nil {
-		return nil, err
-	}
-	if err := v.start(); err != nil {
-		return nil, err
-	}
-	v.root, err = v.newClient(v.rootToken)
-	return v, err
-}
-
 // leader is the node that says it is active, if any does.
-func (c *cluster) leader() *vaultServer {
+func (c *cluster) leader() *harness.VaultServer {
 	for _, v := range c.nodes {
-		if v.proc == nil || !v.proc.Running() {
+		if v.Proc == nil || !v.Proc.Running() {
 			continue
 		}
-		if health, err := v.root.Sys().Health(); err == nil && health.Initialized && !health.Sealed && !health.Standby {
+		if health, err := v.Root.Sys().Health(); err == nil && health.Initialized && !health.Sealed && !health.Standby {
 			return v
 		}
 	}
 	return nil
 }
 
-func (c *cluster) waitForLeader(t *testing.T) *vaultServer {
+func (c *cluster) waitForLeader(t *testing.T) *harness.VaultServer {
 	t.Helper()
-	var leader *vaultServer
-	waitFor(t, time.Minute, "the cluster has a leader", func() bool {
+	var leader *harness.VaultServer
+	harness.WaitFor(t, time.Minute, "the cluster has a leader", func() bool {
 		leader = c.leader()
 		return leader != nil
 	})
@@ -140,32 +98,32 @@ func (c *cluster) waitForLeader(t *testing.T) *vaultServer {
 
 // kill ends a node with SIGKILL: the server alone, whose plugin process then outlives it for a
 // while as a crash of the server leaves it, or both, as a machine that loses its power does.
-func (c *cluster) kill(t *testing.T, v *vaultServer, withPlugin bool) {
+func (c *cluster) kill(t *testing.T, v *harness.VaultServer, withPlugin bool) {
 	t.Helper()
 	c.mu.Lock()
-	c.downs = append(c.downs, downtime{host: strings.TrimPrefix(v.addr, "http://"), from: time.Now()})
+	c.downs = append(c.downs, downtime{host: strings.TrimPrefix(v.Addr, "http://"), from: time.Now()})
 	c.mu.Unlock()
 	if withPlugin {
-		require.NoError(t, v.proc.Kill(), "kill %s", v.opts.name)
+		require.NoError(t, v.Proc.Kill(), "kill %s", v.Opts.Name)
 		return
 	}
-	require.NoError(t, syscall.Kill(v.proc.PID(), syscall.SIGKILL), "kill %s", v.opts.name)
+	require.NoError(t, syscall.Kill(v.Proc.PID(), syscall.SIGKILL), "kill %s", v.Opts.Name)
 }
 
 // revive starts a killed node over its own storage and unseals it, and waits until it serves.
-func (c *cluster) revive(t *testing.T, v *vaultServer) {
+func (c *cluster) revive(t *testing.T, v *harness.VaultServer) {
 	t.Helper()
-	require.NoError(t, v.proc.Kill(), "end what is left of %s", v.opts.name)
-	require.NoError(t, v.start(), "start %s again", v.opts.name)
-	_, err := v.root.Sys().Unseal(v.unsealKey)
-	require.NoError(t, err, "unseal %s again", v.opts.name)
-	// Without this port Vault goes on, and never serves.
-	waitFor(
+	require.NoError(t, v.Proc.Kill(), "end what is left of %s", v.Opts.Name)
+	require.NoError(t, v.Start(), "start %s again", v.Opts.Name)
+	_, err := v.Root.Sys().Unseal(v.UnsealKey)
+	require.NoError(t, err, "unseal %s again", v.Opts.Name)
+	// Without this port Vault keeps running, and never serves.
+	harness.WaitFor(
 		t,
 		30*time.Second,
-		v.opts.name+" listens at "+v.cluster+", unless another program has taken that port",
+		v.Opts.Name+" listens at "+v.ClusterAddr+", unless another program has taken that port",
 		func() bool {
-			connection, err := (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", v.cluster)
+			connection, err := (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", v.ClusterAddr)
 			if err != nil {
 				return false
 			}
@@ -178,19 +136,19 @@ func (c *cluster) revive(t *testing.T, v *vaultServer) {
 	c.downs[len(c.downs)-1].to = time.Now()
 }
 
-// waitUntilServing waits until a node answers requests, by itself or by the leader.
-func (c *cluster) waitUntilServing(t *testing.T, v *vaultServer) {
+// waitUntilServing waits until a node serves requests, by itself or through the leader.
+func (c *cluster) waitUntilServing(t *testing.T, v *harness.VaultServer) {
 	t.Helper()
 	var last error
 	defer func() {
 		if t.Failed() {
-			t.Logf("%s answered: %v", v.opts.name, last)
+			t.Logf("%s responded: %v", v.Opts.Name, last)
 		}
 	}()
-	waitFor(t, time.Minute, v.opts.name+" serves", func() bool {
+	harness.WaitFor(t, time.Minute, v.Opts.Name+" serves", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // one that hangs must not take the whole minute
 		defer cancel()
-		_, last = v.root.Auth().Token().LookupSelfWithContext(ctx)
+		_, last = v.Root.Auth().Token().LookupSelfWithContext(ctx)
 		return last == nil
 	})
 }
@@ -211,11 +169,11 @@ func (c *cluster) wasDown(host string, from, to time.Time) bool {
 
 // patientClients are clients as readers use them: each with connections of its own, no retries, and
 // an end to its patience.
-func (v *vaultServer) patientClients(t *testing.T, count int) []*api.Client {
+func patientClients(t *testing.T, v *harness.VaultServer, count int) []*api.Client {
 	t.Helper()
 	clients := make([]*api.Client, count)
 	for i := range clients {
-		clients[i] = v.client(t)
+		clients[i] = v.Client(t)
 		clients[i].SetClientTimeout(clientPatience)
 	}
 	return clients
@@ -240,8 +198,8 @@ func wording(response *api.ResponseError) string {
 // account is what many readers got.
 type account struct {
 	allowed []knownError
-	// disturbed reports whether there was a fault between two moments: without one only what may come at
-	// any time is allowed.
+	// disturbed reports whether there was a fault between two moments: without one only what may come
+	// at any time is allowed.
 	disturbed func(from, to time.Time) bool
 	// unreachable reports whether the fault explains that a host could not be talked to; nil means it
 	// never does.
@@ -250,7 +208,7 @@ type account struct {
 	mu      sync.Mutex
 	right   map[string]int // right tokens, by the address that was asked
 	errors  map[string]int // the allowed ones, by kind
-	wrong   map[string]int // whatever else came
+	wrong   map[string]int // everything else
 	slowest time.Duration
 }
 
@@ -264,11 +222,11 @@ func newAccount(allowed []knownError, disturbed func(from, to time.Time) bool) *
 	}
 }
 
-// read reads an app through the client and books the answer, which is to be the token or an allowed
-// error. It reports whether it was the token.
-func (k *account) read(client *api.Client, a *app, token string) bool {
+// read reads an app through the client and counts the response, which must be the token or an
+// allowed error. It reports whether it was the token.
+func (k *account) read(client *api.Client, a *harness.App, token string) bool {
 	began := time.Now()
-	secret, err := client.Logical().Read(a.credsPath())
+	secret, err := client.Logical().Read(a.CredsPath())
 	now := time.Now()
 	kind, explained := "", false
 	switch {
@@ -279,8 +237,8 @@ func (k *account) read(client *api.Client, a *app, token string) bool {
 			kind, explained = kind+", with nothing amiss", false
 		}
 	case secret == nil:
-		kind = "an empty answer"
-	case tokenIn(secret) != token:
+		kind = "an empty response"
+	case harness.TokenIn(secret) != token:
 		kind = "not the token of the app"
 	case len(secret.Warnings) > 0:
 		kind = "a warning: " + strings.Join(secret.Warnings, "; ")
@@ -295,7 +253,7 @@ func (k *account) read(client *api.Client, a *app, token string) bool {
 	case explained:
 		k.errors[kind]++
 	default:
-		k.wrong[mask(socketPath.ReplaceAllString(kind, "<socket>"))]++
+		k.wrong[harness.Mask(socketPath.ReplaceAllString(kind, "<socket>"))]++
 	}
 	return false
 }
@@ -317,7 +275,7 @@ func (k *account) explain(err error, from, to time.Time) (kind string, explained
 		return err.Error(), false, false
 	}
 	if failed.Timeout() {
-		return "no answer in time: " + err.Error(), false, false
+		return "no response in time: " + err.Error(), false, false
 	}
 	where, parseErr := url.Parse(failed.URL)
 	if parseErr != nil || k.unreachable == nil || !k.unreachable(where.Host, from, to) {
@@ -344,10 +302,10 @@ func (k *account) rightSoFar() int {
 func (k *account) waitForCalm(t *testing.T, more int) {
 	t.Helper()
 	enough := k.rightSoFar() + more
-	waitFor(t, 30*time.Second, "readers get tokens", func() bool { return k.rightSoFar() >= enough })
+	harness.WaitFor(t, 30*time.Second, "readers get tokens", func() bool { return k.rightSoFar() >= enough })
 }
 
-// requireClean checks that nothing came but right tokens and allowed errors, and says how many of
+// requireClean requires that there were only right tokens and allowed errors, and logs how many of
 // each.
 func (k *account) requireClean(t *testing.T) {
 	t.Helper()
@@ -356,7 +314,7 @@ func (k *account) requireClean(t *testing.T) {
 	for _, address := range slices.Sorted(maps.Keys(k.right)) {
 		t.Logf("%6d × the right token from %s", k.right[address], address)
 	}
-	t.Logf("the slowest answer came after %s", k.slowest.Round(time.Millisecond))
+	t.Logf("the slowest response took %s", k.slowest.Round(time.Millisecond))
 	for _, kind := range slices.Sorted(maps.Keys(k.errors)) {
 		t.Logf("%6d × %s", k.errors[kind], kind)
 	}
@@ -365,8 +323,10 @@ func (k *account) requireClean(t *testing.T) {
 	}
 }
 
-// load has every client read the apps in turn, without end until it is stopped.
-func (k *account) load(t *testing.T, clients []*api.Client, pause time.Duration, tokens map[*app]string) *readers {
+// load makes every client read the apps in turn until it is stopped.
+func (k *account) load(
+	t *testing.T, clients []*api.Client, pause time.Duration, tokens map[*harness.App]string,
+) *readers {
 	t.Helper()
 	apps := slices.Collect(maps.Keys(tokens))
 	return startReaders(t, len(clients), pause, func(i, turn int) {
@@ -375,7 +335,7 @@ func (k *account) load(t *testing.T, clients []*api.Client, pause time.Duration,
 	})
 }
 
-// readers read without end until they are stopped.
+// readers read until they are stopped.
 type readers struct {
 	stop chan struct{}
 	all  sync.WaitGroup
@@ -402,7 +362,7 @@ func startReaders(t *testing.T, count int, pause time.Duration, read func(i, tur
 	return r
 }
 
-// end stops the readers and waits for them; again does nothing.
+// end stops the readers and waits for them. A second call does nothing.
 func (r *readers) end() {
 	select {
 	case <-r.stop:

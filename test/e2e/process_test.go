@@ -4,10 +4,9 @@
 
 package e2e
 
-// Processes that the tests start, and how much memory one takes.
+// The memory and the connections of the plugin's process, and the plugin run by hand.
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -19,33 +18,11 @@ import (
 	"time"
 
 	"vault-plugin-secrets-dingtalk/internal/subprocess"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-type process struct {
-	*subprocess.Process
-	name string
-}
-
-// startProcess runs a program with its output appended to the file log. env holds all of its
-// environment.
-func startProcess(name, log string, env []string, program string, args ...string) (*process, error) {
-	started, err := subprocess.Start(log, env, program, args...)
-	if err != nil {
-		return nil, err
-	}
-	return &process{Process: started, name: name}, nil
-}
-
-// stop asks the process to end, waits for it, and removes by force whatever is left of its group.
-func (p *process) stop(grace time.Duration) error {
-	byItself, err := p.Stop(grace)
-	if !byItself {
-		err = errors.Join(fmt.Errorf("%s did not end within %s of SIGTERM", p.name, grace), err)
-	}
-	return err
-}
-
-// memoryMeter tells how far a process's memory rose above where it stood when the meter was made.
+// memoryMeter measures how far a process's memory rose above where it stood when the meter was
+// made.
 type memoryMeter struct {
 	pid      int
 	field    string
@@ -55,7 +32,7 @@ type memoryMeter struct {
 func newMemoryMeter(t *testing.T, pid int) memoryMeter {
 	t.Helper()
 	// Resetting the high-water mark gives the true peak; where that is not permitted, the difference
-	// in resident size has to do.
+	// in resident size must do.
 	field := "VmHWM"
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil {
 		t.Logf("measuring resident memory instead of its peak: %v", err)
@@ -87,7 +64,7 @@ func requireNoConnection(t *testing.T, pid int, url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, 5*time.Second, "no connection to "+url+" is left", func() bool {
+	harness.WaitFor(t, 5*time.Second, "no connection to "+url+" is left", func() bool {
 		return countConnections(t, pid, port) == 0
 	})
 }
@@ -124,28 +101,10 @@ func countConnections(t *testing.T, pid int, port string) (count int) {
 	return count
 }
 
-// waitFor polls a condition until it holds, and fails the test if that takes longer than the bound.
-func waitFor(t *testing.T, bound time.Duration, what string, holds func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(bound)
-	for {
-		last := time.Now().
-			After(deadline)
-			// before the look, so that a machine that stands still meanwhile fails nothing
-		if holds() {
-			return
-		}
-		if last {
-			t.Fatalf("not within %s: %s", bound, what)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-// runPlugin runs the plugin's program by hand and returns what it prints.
+// runPlugin runs the plugin's binary by hand and returns what it prints.
 func runPlugin(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), pluginBin, args...).Output()
+	out, err := exec.CommandContext(t.Context(), harness.PluginBin, args...).Output()
 	if err != nil {
 		t.Fatalf("run the plugin: %v", err)
 	}

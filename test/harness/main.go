@@ -2,12 +2,9 @@
 
 //go:build e2e
 
-// Package e2e drives the plugin as its users do: the real binary in a real Vault server process,
-// through Vault's client library, its CLI and its Agent, with the simulator on loopback in
-// DingTalk's place. Without the two binaries the run fails and says how to build them. Nothing is
-// skipped, except on OpenBao what that lacks, and the way back to the first release where git's
-// history does not reach it.
-package e2e
+// Package harness holds what the end-to-end tests share: a real Vault server with the plugin, a
+// simulator in place of DingTalk, apps that both know, and the search for secrets in logs.
+package harness
 
 import (
 	"context"
@@ -27,21 +24,24 @@ import (
 	"vault-plugin-secrets-dingtalk/internal/subprocess"
 )
 
-const pluginName = "vault-plugin-secrets-dingtalk"
+// PluginName is the name of the plugin's binary, and its name in the catalog.
+const PluginName = "vault-plugin-secrets-dingtalk"
 
-// Where the run finds its programs and keeps its files; set once by TestMain.
+// Where the tests find their binaries and keep their files. Main sets them once.
 var (
-	vaultBin  string
-	pluginBin string
-	workRoot  string
-	onOpenBao bool // vaultBin is OpenBao, Vault's fork
+	VaultBin  string
+	PluginBin string
+	WorkRoot  string
+	onOpenBao bool // VaultBin is OpenBao, a fork of Vault
 )
 
-// parallelTests is how many tests run at once unless -parallel says otherwise. They mostly wait for
-// tokens to age, so there may be more of them than processors.
+// parallelTests is how many tests run at once, unless -parallel is set. They mostly wait for tokens
+// to age, so there can be more of them than processors.
 const parallelTests = 8
 
-func TestMain(m *testing.M) {
+// Main runs the tests of a package and ends the process. Without the two binaries it fails and says
+// how to build them.
+func Main(m *testing.M) {
 	subprocess.RunGuard()
 	os.Exit(runAll(m))
 }
@@ -55,21 +55,21 @@ func runAll(m *testing.M) int {
 	}
 
 	var err error
-	if vaultBin, err = findBinary("VAULT_BIN", "../../bin/vault"); err != nil {
+	if VaultBin, err = FindBinary("VAULT_BIN", "../../bin/vault"); err != nil {
 		return fail(err)
 	}
-	if pluginBin, err = findBinary("PLUGIN_BIN", "../../bin/"+pluginName); err != nil {
+	if PluginBin, err = FindBinary("PLUGIN_BIN", "../../bin/"+PluginName); err != nil {
 		return fail(err)
 	}
 	clearVaultEnvironment()
-	if onOpenBao, err = isOpenBao(vaultBin); err != nil {
+	if onOpenBao, err = isOpenBao(VaultBin); err != nil {
 		return fail(err)
 	}
 
-	if workRoot, err = os.MkdirTemp("", "dingtalk-e2e-"); err != nil {
+	if WorkRoot, err = os.MkdirTemp("", "dingtalk-e2e-"); err != nil {
 		return fail(err)
 	}
-	if err = subprocess.StartGuard(workRoot); err != nil {
+	if err = subprocess.StartGuard(WorkRoot); err != nil {
 		return fail(err)
 	}
 
@@ -96,7 +96,9 @@ func flagGiven(name string) bool {
 	return given
 }
 
-func findBinary(env, fallback string) (string, error) {
+// FindBinary returns the absolute path of a binary: the one that the environment variable names, or
+// the fallback.
+func FindBinary(env, fallback string) (string, error) {
 	path := os.Getenv(env)
 	if path == "" {
 		path = fallback
@@ -114,7 +116,7 @@ func findBinary(env, fallback string) (string, error) {
 	return path, nil
 }
 
-// isOpenBao tells Vault and OpenBao apart, which any build does by the first word of its version.
+// isOpenBao reports whether a binary is OpenBao. The first word of its version tells.
 func isOpenBao(path string) (bool, error) {
 	version, err := exec.CommandContext(context.Background(), path, "version").Output()
 	if err != nil {
@@ -127,15 +129,15 @@ func isOpenBao(path string) (bool, error) {
 	return product == "OpenBao", nil
 }
 
-// needsVault skips the test where it needs what OpenBao lacks.
-func needsVault(t *testing.T, feature string) {
+// SkipOnOpenBao skips a test of a feature that OpenBao lacks.
+func SkipOnOpenBao(t *testing.T, feature string) {
 	t.Helper()
 	if onOpenBao {
 		t.Skip("OpenBao lacks " + feature)
 	}
 }
 
-// clearVaultEnvironment keeps the caller's own Vault settings out of the clients made here.
+// clearVaultEnvironment keeps the caller's own Vault settings out of the tests' clients.
 func clearVaultEnvironment() {
 	for _, pair := range os.Environ() {
 		if name, _, _ := strings.Cut(pair, "="); strings.HasPrefix(name, "VAULT_") || strings.HasPrefix(name, "BAO_") {
@@ -144,17 +146,19 @@ func clearVaultEnvironment() {
 	}
 }
 
-// The shared Vault serves every test that harms nothing but its own mount.
+// The shared Vault serves every test that affects nothing but its own mount.
 var shared struct {
 	once sync.Once
-	v    *vaultServer
+	v    *VaultServer
 	err  error
 }
 
-func sharedVault(t *testing.T) *vaultServer {
+// SharedVault returns the Vault that a package's tests share. It starts with the first test that
+// needs it.
+func SharedVault(t *testing.T) *VaultServer {
 	t.Helper()
 	shared.once.Do(func() {
-		shared.v, shared.err = launchVault(vaultOptions{name: "shared", storage: storageInmem, audit: true})
+		shared.v, shared.err = launchVault(VaultOptions{Name: "shared", Storage: StorageInmem, Audit: true})
 	})
 	require.NoError(t, shared.err, "start the shared Vault")
 	shared.v.reportOnFailure(t)
@@ -165,6 +169,6 @@ func stopSharedVault() error {
 	if shared.v == nil {
 		return nil
 	}
-	stopErr := shared.v.stop()
-	return errors.Join(stopErr, shared.v.findLeaks())
+	stopErr := shared.v.Stop()
+	return errors.Join(stopErr, shared.v.FindLeaks())
 }

@@ -2,10 +2,10 @@
 
 //go:build e2e
 
-package e2e
+package consumers
 
-// DingTalk's own SDK against the simulator: the SDK says whether that answers as DingTalk does. And
-// the SDK with a token that a real Vault gave.
+// DingTalk's own SDK against the simulator, which shows whether the simulator responds as DingTalk
+// does. And the SDK with a token from a real Vault.
 
 import (
 	"bytes"
@@ -18,9 +18,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// sdkResult is what came of one call: what the SDK returned, or the error that it threw.
+// sdkResult is the result of one call: what the SDK returned, or the error that it threw.
 type sdkResult struct {
 	Status int
 	Body   struct {
@@ -34,10 +35,10 @@ type sdkResult struct {
 }
 
 // callSDK makes calls by DingTalk's SDK, one after the other.
-func callSDK(t *testing.T, dt *dingtalk, calls ...fields) []sdkResult {
+func callSDK(t *testing.T, dt *harness.DingTalk, calls ...harness.Fields) []sdkResult {
 	t.Helper()
 	requireProgram(t, "node", "nodejs")
-	input, err := json.Marshal(fields{"host": strings.TrimPrefix(dt.url, "http://"), "asked": calls})
+	input, err := json.Marshal(harness.Fields{"host": strings.TrimPrefix(dt.URL, "http://"), "asked": calls})
 	require.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), "node", "testdata/sdk.js")
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "NODE_PATH=" + nodeModules(t)}
@@ -45,12 +46,12 @@ func callSDK(t *testing.T, dt *dingtalk, calls ...fields) []sdkResult {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
-	require.NoError(t, err, "run the SDK: %s", mask(stderr.String()))
+	require.NoError(t, err, "run the SDK: %s", harness.Mask(stderr.String()))
 	var results []sdkResult
-	decodeJSON(t, string(out), &results)
+	harness.DecodeJSON(t, string(out), &results)
 	require.Len(t, results, len(calls))
 	for i := range results {
-		noteSecret(results[i].Body.AccessToken, "an access token")
+		harness.NoteSecret(results[i].Body.AccessToken, "an access token")
 	}
 	return results
 }
@@ -68,32 +69,32 @@ func requireThrown(t *testing.T, r sdkResult, status int, code, message string) 
 
 func TestDingTalkSDK_gets_a_token_from_the_simulator_by_either_call(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	secret := newSecret()
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	secret := harness.NewSecret()
 	dt.SetApp("dingsdk", secret)
 	r := callSDK(t, dt,
-		fields{"call": "getAccessToken", "appKey": "dingsdk", "appSecret": secret},
-		fields{
+		harness.Fields{"call": "getAccessToken", "appKey": "dingsdk", "appSecret": secret},
+		harness.Fields{
 			"call": "getToken", "corpId": simulator.DefaultCorpID, "clientId": "dingsdk", "clientSecret": secret,
 			"grantType": "client_credentials",
 		},
 	)
-	require.Empty(t, r[0].Thrown, mask(r[0].Message))
-	require.Positive(t, dt.left(r[0].Body.AccessToken))
+	require.Empty(t, r[0].Thrown, harness.Mask(r[0].Message))
+	require.Positive(t, dt.Remaining(r[0].Body.AccessToken))
 	require.Equal(t, 7200, r[0].Body.ExpireIn)
-	require.Empty(t, r[1].Thrown, mask(r[1].Message))
-	requireSameToken(t, r[1].Body.AccessToken, dt.LastTokenIn("dingsdk", simulator.DefaultCorpID))
-	requireOtherToken(t, r[1].Body.AccessToken, r[0].Body.AccessToken)
+	require.Empty(t, r[1].Thrown, harness.Mask(r[1].Message))
+	harness.RequireSameToken(t, r[1].Body.AccessToken, dt.LastTokenIn("dingsdk", simulator.DefaultCorpID))
+	harness.RequireOtherToken(t, r[1].Body.AccessToken, r[0].Body.AccessToken)
 	require.Equal(t, 7200, r[1].Body.ExpiresIn)
 }
 
 func TestDingTalkSDK_reports_wrong_credentials_with_code_message_and_request_id(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	dt.SetApp("dingsdk", newSecret())
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	dt.SetApp("dingsdk", harness.NewSecret())
 	r := callSDK(t, dt,
-		fields{"call": "getAccessToken", "appKey": "dingsdk", "appSecret": "wrong"},
-		fields{
+		harness.Fields{"call": "getAccessToken", "appKey": "dingsdk", "appSecret": "wrong"},
+		harness.Fields{
 			"call": "getToken", "corpId": simulator.DefaultCorpID, "clientId": "dingsdk", "clientSecret": "wrong",
 			"grantType": "client_credentials",
 		},
@@ -104,13 +105,13 @@ func TestDingTalkSDK_reports_wrong_credentials_with_code_message_and_request_id(
 
 func TestDingTalkSDK_calls_an_API_with_the_token_that_Vault_gave_until_that_is_dead(t *testing.T) {
 	t.Parallel()
-	dt := startDingTalk(t, fullLifetime)
-	a := newMount(t).newApp(t, dt, nil)
-	call := fields{"call": "listAllInnerApps", "token": a.token(t)}
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	a := harness.NewMount(t).NewApp(t, dt, nil)
+	call := harness.Fields{"call": "listAllInnerApps", "token": a.Token(t)}
 	live := callSDK(t, dt, call)[0]
-	require.Empty(t, live.Thrown, mask(live.Message))
+	require.Empty(t, live.Thrown, harness.Mask(live.Message))
 	require.Len(t, live.Body.AppList, 1)
 
-	dt.ExpireTokens(a.key)
+	dt.ExpireTokens(a.Key)
 	requireThrown(t, callSDK(t, dt, call)[0], 400, "InvalidAuthentication", "不合法的access_token")
 }

@@ -2,11 +2,11 @@
 
 //go:build e2e
 
-package e2e
+package consumers
 
-// What is watched, as it is watched: a real Prometheus scrapes a real Vault with the policies, the
-// configuration and the alerts of the examples, while DingTalk fails in several ways. The dashboard
-// is evaluated against what it has scraped.
+// A real Prometheus scrapes a real Vault with the policies, the configuration and the alerts of the
+// examples, while DingTalk fails in several ways. The dashboard is evaluated with what Prometheus
+// has scraped.
 
 import (
 	"encoding/json"
@@ -26,20 +26,21 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 func TestPrometheus_the_rules_do_what_their_tests_say(t *testing.T) {
 	t.Parallel()
-	promtool(t, prometheusDir, "", "check", "rules", "alerts.yaml", "secret-age.yaml")
-	promtool(t, prometheusDir, "", "test", "rules", "alerts.test.yaml", "secret-age.test.yaml")
+	harness.Promtool(t, prometheusDir, "", "check", "rules", "alerts.yaml", "secret-age.yaml")
+	harness.Promtool(t, prometheusDir, "", "test", "rules", "alerts.test.yaml", "secret-age.test.yaml")
 }
 
 func TestPrometheus_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(t *testing.T) {
 	t.Parallel()
 	alerts := regexp.MustCompile(`- alert: (\w+)`)
 	for _, name := range []string{"alerts", "secret-age"} {
-		tests := fileText(t, filepath.Join(prometheusDir, name+".test.yaml"))
-		found := alerts.FindAllStringSubmatch(fileText(t, filepath.Join(prometheusDir, name+".yaml")), -1)
+		tests := harness.FileText(t, filepath.Join(prometheusDir, name+".test.yaml"))
+		found := alerts.FindAllStringSubmatch(harness.FileText(t, filepath.Join(prometheusDir, name+".yaml")), -1)
 		require.NotEmpty(t, found, name)
 		for _, alert := range found {
 			assert.Regexp(t, `alertname: `+alert[1]+`\n +exp_alerts:\n`, tests, "a test in which %s fires", alert[1])
@@ -50,10 +51,10 @@ func TestPrometheus_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_
 
 // watched is a Vault with two mounts that a Prometheus scrapes.
 type watched struct {
-	v      *vaultServer
+	v      *harness.VaultServer
 	token  string // of Prometheus
-	mounts map[string]*mount
-	apps   map[string]*app
+	mounts map[string]*harness.Mount
+	apps   map[string]*harness.App
 	p      *prometheus
 }
 
@@ -73,35 +74,35 @@ telemetry {
 func watch(t *testing.T) *watched {
 	t.Helper()
 	w := &watched{
-		v:      startVault(t, vaultOptions{storage: storageInmem, audit: true, config: telemetry}),
-		mounts: map[string]*mount{}, apps: map[string]*app{},
+		v:      harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem, Audit: true, Config: telemetry}),
+		mounts: map[string]*harness.Mount{}, apps: map[string]*harness.App{},
 	}
-	monitor := fileText(t, filepath.Join(policiesDir, "monitor.hcl"))
+	monitor := harness.FileText(t, filepath.Join(harness.ExamplesDir, "policies", "monitor.hcl"))
 	policies := map[string]string{
 		"monitor":      monitor,
 		"team-monitor": strings.ReplaceAll(monitor, `"dingtalk/`, `"team/dingtalk/`),
-		"prometheus":   fileText(t, filepath.Join(prometheusDir, "policy.hcl")),
+		"prometheus":   harness.FileText(t, filepath.Join(prometheusDir, "policy.hcl")),
 	}
 	for name, policy := range policies {
-		require.NoError(t, w.v.root.Sys().PutPolicy(name, policy))
+		require.NoError(t, w.v.Root.Sys().PutPolicy(name, policy))
 	}
 	for _, path := range []string{firstMount, secondMount} {
-		require.NoError(t, w.v.root.Sys().Mount(path, &api.MountInput{Type: pluginName}))
-		w.mounts[path] = &mount{v: w.v, path: path}
+		require.NoError(t, w.v.Root.Sys().Mount(path, &api.MountInput{Type: harness.PluginName}))
+		w.mounts[path] = &harness.Mount{Vault: w.v, Path: path}
 	}
-	secret, err := w.v.root.Auth().Token().Create(&api.TokenCreateRequest{
+	secret, err := w.v.Root.Auth().Token().Create(&api.TokenCreateRequest{
 		Policies: []string{"monitor", "team-monitor", "prometheus"},
 	})
 	require.NoError(t, err)
 	w.token = secret.Auth.ClientToken
-	noteSecret(w.token, "Prometheus' Vault token")
+	harness.NoteSecret(w.token, "Prometheus' Vault token")
 
 	const entry = `      - targets: ["vault.example.com:8200"]
         labels:
           __metrics_path__: /v1/dingtalk/metrics
           mount: dingtalk
 `
-	here := strings.NewReplacer("vault.example.com:8200", strings.TrimPrefix(w.v.addr, "http://"))
+	here := strings.NewReplacer("vault.example.com:8200", strings.TrimPrefix(w.v.Addr, "http://"))
 	dir := prometheusFiles(t, w.token, map[string]string{
 		entry:                        here.Replace(entry + strings.NewReplacer("dingtalk", "team/dingtalk").Replace(entry)),
 		`["vault.example.com:8200"]`: here.Replace(`["vault.example.com:8200"]`),
@@ -110,19 +111,19 @@ func watch(t *testing.T) *watched {
 		"evaluation_interval: 30s":   "evaluation_interval: 1s",
 		"# - secret-age.yaml":        "- secret-age.yaml",
 	})
-	promtool(t, dir, "", "check", "config", "prometheus.yaml")
+	harness.Promtool(t, dir, "", "check", "config", "prometheus.yaml")
 	w.p = startPrometheus(t, dir)
 	return w
 }
 
 // store makes an app that DingTalk knows too.
-func (w *watched) store(t *testing.T, mountPath, name string, dt *dingtalk) *app {
+func (w *watched) store(t *testing.T, mountPath, name string, dt *harness.DingTalk) *harness.App {
 	t.Helper()
-	a := w.mounts[mountPath].unstoredApp(dt)
-	a.name = name
-	config := a.config()
+	a := w.mounts[mountPath].UnstoredApp(dt)
+	a.Name = name
+	config := a.Config()
 	config["verify_connection"] = false
-	_, err := w.v.root.Logical().Write(a.configPath(), config)
+	_, err := w.v.Root.Logical().Write(a.ConfigPath(), config)
 	require.NoError(t, err)
 	w.apps[name] = a
 	return a
@@ -130,7 +131,7 @@ func (w *watched) store(t *testing.T, mountPath, name string, dt *dingtalk) *app
 
 // keepReading wants the token of every app again and again, and does with the lease of one what can
 // be done with a lease, until the test ends.
-func (w *watched) keepReading(t *testing.T, one *app) {
+func (w *watched) keepReading(t *testing.T, one *harness.App) {
 	t.Helper()
 	stop := make(chan struct{})
 	var readers sync.WaitGroup
@@ -142,50 +143,50 @@ func (w *watched) keepReading(t *testing.T, one *app) {
 			case <-time.After(300 * time.Millisecond):
 			}
 			for _, a := range w.apps {
-				_, _ = a.tryRead() // some fail, as is meant
+				_, _ = a.TryRead() // some fail, as is meant
 			}
-			_, _ = w.v.root.Logical().Write(one.configPath(), fields{"request_timeout": "5s"})
-			if secret, err := one.tryRead(); err == nil {
-				_, _ = w.v.root.Sys().Renew(secret.LeaseID, 0)
-				_ = w.v.root.Sys().Revoke(secret.LeaseID)
+			_, _ = w.v.Root.Logical().Write(one.ConfigPath(), harness.Fields{"request_timeout": "5s"})
+			if secret, err := one.TryRead(); err == nil {
+				_, _ = w.v.Root.Sys().Renew(secret.LeaseID, 0)
+				_ = w.v.Root.Sys().Revoke(secret.LeaseID)
 			}
 		}
 	})
 	t.Cleanup(func() { close(stop); readers.Wait() })
 }
 
-// refreshUntilItWorks goes past the back-off, as somebody does who has fixed the cause.
-func (a *app) refreshUntilItWorks(t *testing.T) {
+// refreshUntilItWorks ignores the back-off, as an operator does who has fixed the cause.
+func refreshUntilItWorks(t *testing.T, a *harness.App) {
 	t.Helper()
-	waitFor(t, time.Minute, "the token of "+a.name+" is refreshed", func() bool {
-		_, err := a.m.v.root.Logical().Write(a.refreshPath(), nil)
-		return err == nil && a.status(t)["last_error"] == nil
+	harness.WaitFor(t, time.Minute, "the token of "+a.Name+" is refreshed", func() bool {
+		_, err := a.Mount.Vault.Root.Logical().Write(a.RefreshPath(), nil)
+		return err == nil && a.Status(t)["last_error"] == nil
 	})
 }
 
 func TestPrometheus_scrapes_a_real_Vault_and_the_alerts_fire_and_clear(t *testing.T) {
 	t.Parallel()
 	w := watch(t)
-	dt := startDingTalk(t, fullLifetime)
-	short := startDingTalk(t, 14*time.Minute) // within the quarter of an hour of an alert
-	banning := startDingTalk(t, fullLifetime)
+	dt := harness.StartDingTalk(t, harness.FullLifetime)
+	short := harness.StartDingTalk(t, 14*time.Minute) // within the quarter of an hour of an alert
+	banning := harness.StartDingTalk(t, harness.FullLifetime)
 
 	healthy := w.store(t, firstMount, "healthy", dt)
 	w.store(t, secondMount, "elsewhere", dt)
 	ending := w.store(t, firstMount, "ending", short)
-	ending.token(t)
-	short.SetFault(ending.key, simulator.Fault{Kind: simulator.FaultReset})
+	ending.Token(t)
+	short.SetFault(ending.Key, simulator.Fault{Kind: simulator.FaultReset})
 	for name, kind := range map[string]string{
 		"down": simulator.FaultUnavailableUnknown, "rejected": simulator.FaultRejectedCredentials,
 		"outside": simulator.FaultIPNotAllowed, "busy": simulator.FaultThrottledQPS,
 	} {
-		dt.SetFault(w.store(t, firstMount, name, dt).key, simulator.Fault{Kind: kind})
+		dt.SetFault(w.store(t, firstMount, name, dt).Key, simulator.Fault{Kind: kind})
 	}
 	banned := w.store(t, firstMount, "banned", banning)
-	banning.SetFault(banned.key, simulator.Fault{Kind: simulator.FaultBanned})
+	banning.SetFault(banned.Key, simulator.Fault{Kind: simulator.FaultBanned})
 	w.keepReading(t, healthy)
-	_, err := w.v.root.Logical().Write(ending.refreshPath(), nil)
-	refused(t, err, http.StatusBadGateway)
+	_, err := w.v.Root.Logical().Write(ending.RefreshPath(), nil)
+	harness.Refused(t, err, http.StatusBadGateway)
 
 	w.p.requireFires(t,
 		"DingtalkAppWithoutToken dingtalk/down", "DingtalkAppWithoutToken dingtalk/rejected",
@@ -206,29 +207,29 @@ func TestPrometheus_scrapes_a_real_Vault_and_the_alerts_fire_and_clear(t *testin
 	w.requireDashboardShowsEverything(t)
 
 	// DingTalk works again, but the ban lasts.
-	for _, d := range []*dingtalk{dt, short, banning} {
+	for _, d := range []*harness.DingTalk{dt, short, banning} {
 		d.ClearFaults()
 	}
 	for _, name := range []string{"down", "rejected", "outside", "busy", "ending"} {
-		w.apps[name].refreshUntilItWorks(t)
+		refreshUntilItWorks(t, w.apps[name])
 	}
 	w.p.requireFires(t, "DingtalkAppWithoutToken dingtalk/banned", "DingtalkFetchesFailing dingtalk/banned",
 		"DingtalkEgressIPBanned dingtalk/")
 
 	// An old secret is changed. To the rules, one is old after 20 seconds.
 	const old = secretOld + "team/dingtalk/elsewhere"
-	waitFor(t, 2*time.Minute, "the secret is old", func() bool { return slices.Contains(w.p.firing(t), old) })
+	harness.WaitFor(t, 2*time.Minute, "the secret is old", func() bool { return slices.Contains(w.p.firing(t), old) })
 	elsewhere := w.apps["elsewhere"]
-	elsewhere.secret = newSecret()
-	dt.SetApp(elsewhere.key, elsewhere.secret)
-	elsewhere.update(t, elsewhere.rotation(elsewhere.secret))
-	waitFor(t, time.Minute, "the secret is new", func() bool { return !slices.Contains(w.p.firing(t), old) })
+	elsewhere.Secret = harness.NewSecret()
+	dt.SetApp(elsewhere.Key, elsewhere.Secret)
+	elsewhere.Update(t, elsewhere.Rotation(elsewhere.Secret))
+	harness.WaitFor(t, time.Minute, "the secret is new", func() bool { return !slices.Contains(w.p.firing(t), old) })
 
 	// The plugin's process is killed, which also makes it forget the ban.
-	waitFor(t, 2*time.Minute, "the plugin restarts too often", func() bool {
+	harness.WaitFor(t, 2*time.Minute, "the plugin restarts too often", func() bool {
 		started := w.started(t)
-		w.v.killPlugin(t)
-		waitFor(t, time.Minute, "the new process is scraped", func() bool {
+		w.v.KillPlugin(t)
+		harness.WaitFor(t, time.Minute, "the new process is scraped", func() bool {
 			now := w.started(t)
 			return now != "" && now != started
 		})
@@ -237,13 +238,15 @@ func TestPrometheus_scrapes_a_real_Vault_and_the_alerts_fire_and_clear(t *testin
 	w.p.requireFires(t, "DingtalkPluginRestarts dingtalk/", "DingtalkPluginRestarts team/dingtalk/")
 
 	// Prometheus may not read one mount's metrics any more, and then may again.
-	monitor, err := w.v.root.Sys().GetPolicy("monitor")
+	monitor, err := w.v.Root.Sys().GetPolicy("monitor")
 	require.NoError(t, err)
-	require.NoError(t, w.v.root.Sys().DeletePolicy("monitor"))
+	require.NoError(t, w.v.Root.Sys().DeletePolicy("monitor"))
 	const blind = "DingtalkNotScraped dingtalk/"
-	waitFor(t, time.Minute, "the mount is not scraped", func() bool { return slices.Contains(w.p.firing(t), blind) })
+	harness.WaitFor(t, time.Minute, "the mount is not scraped", func() bool {
+		return slices.Contains(w.p.firing(t), blind)
+	})
 	require.NotContains(t, w.p.firing(t), "DingtalkNotScraped team/dingtalk/")
-	require.NoError(t, w.v.root.Sys().PutPolicy("monitor", monitor))
+	require.NoError(t, w.v.Root.Sys().PutPolicy("monitor", monitor))
 	w.p.requireFires(t)
 }
 
@@ -286,22 +289,22 @@ func (w *watched) requireEachMountIsScraped(t *testing.T) {
 }
 
 // requireNoSecretIsScraped looks at what is scraped, with Prometheus' own token, and at what
-// Prometheus makes of it. Without a token, there is nothing to be had.
+// Prometheus makes of it. Without a token, Vault returns nothing.
 func (w *watched) requireNoSecretIsScraped(t *testing.T) {
 	t.Helper()
 	as := *w.v
 	for _, path := range []string{"dingtalk/metrics", "team/dingtalk/metrics", "sys/metrics?format=prometheus"} {
-		as.rootToken = w.token
-		reply := as.http(t, http.MethodGet, path, "", "")
-		require.Equal(t, http.StatusOK, reply.status, path)
-		assertNoSecret(t, path, reply.body)
-		as.rootToken = ""
-		require.Equal(t, http.StatusForbidden, as.http(t, http.MethodGet, path, "", "").status, path)
+		as.RootToken = w.token
+		reply := as.HTTP(t, http.MethodGet, path, "", "")
+		require.Equal(t, http.StatusOK, reply.Status, path)
+		harness.AssertNoSecret(t, path, reply.Body)
+		as.RootToken = ""
+		require.Equal(t, http.StatusForbidden, as.HTTP(t, http.MethodGet, path, "", "").Status, path)
 	}
 	var series json.RawMessage
 	w.p.api(t, "series", map[string][]string{"match[]": {`{__name__=~".+"}`}}, &series)
 	require.Contains(t, string(series), "dingtalk_fetch_failing")
-	assertNoSecret(t, "the series", string(series))
+	harness.AssertNoSecret(t, "the series", string(series))
 }
 
 // dashboard is what matters here of examples/grafana/dashboard.json.
@@ -320,7 +323,7 @@ type dashboard struct {
 
 func readDashboard(t *testing.T) dashboard {
 	t.Helper()
-	content, err := os.ReadFile(examplesDir + "/grafana/dashboard.json")
+	content, err := os.ReadFile(harness.ExamplesDir + "/grafana/dashboard.json")
 	require.NoError(t, err)
 	var d dashboard
 	require.NoError(t, json.Unmarshal(content, &d))
@@ -361,7 +364,8 @@ func (w *watched) requireDashboardShowsEverything(t *testing.T) {
 		for _, target := range panel.Targets {
 			expression := chosen.Replace(target.Expr)
 			require.NotContains(t, expression, "$", panel.Title)
-			waitFor(t, 2*time.Minute, fmt.Sprintf("the panel %q shows something of %s", panel.Title, expression), func() bool {
+			what := fmt.Sprintf("the panel %q shows something of %s", panel.Title, expression)
+			harness.WaitFor(t, 2*time.Minute, what, func() bool {
 				return len(w.p.query(t, expression)) > 0
 			})
 		}

@@ -2,12 +2,12 @@
 
 //go:build e2e
 
-package e2e
+package consumers
 
-// The programs in examples/clients, in seven languages, as they are: each reads a real Vault with a
-// token that has the policy beside them, and calls the simulator's APIs with what it got, on the
-// host that gives tokens or on DingTalk's old one. The simulator refuses a token as DingTalk does,
-// and counts.
+// The clients in examples/clients, in seven languages, as they are. Each reads a real Vault with a
+// token that has the policy beside them. It calls the simulator's APIs with the access token, on
+// the host that issues tokens or on DingTalk's old one. The simulator refuses a token as DingTalk
+// does, and counts the calls.
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
@@ -27,10 +28,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 const (
@@ -90,7 +91,7 @@ var languages = []language{
 
 func exampleFile(t *testing.T, name string) string {
 	t.Helper()
-	path, err := filepath.Abs(filepath.Join(examplesDir, name))
+	path, err := filepath.Abs(filepath.Join(harness.ExamplesDir, name))
 	require.NoError(t, err)
 	return path
 }
@@ -114,7 +115,7 @@ func (l language) program(t *testing.T) []string {
 	if l.compiled == nil {
 		return l.command(file)
 	}
-	program := filepath.Join(workRoot, "client-"+l.file+".exe")
+	program := filepath.Join(harness.WorkRoot, "client-"+l.file+".exe")
 	// For all tests, not for this one, and so with no context of its own.
 	compile, _ := compiledClients.LoadOrStore(l.name, sync.OnceValue(func() error {
 		cmd := l.compiled(file, program)
@@ -129,28 +130,17 @@ func (l language) program(t *testing.T) []string {
 	return l.command(program)
 }
 
-// newToken makes a token of Vault's that has one policy and not even the default one.
-func (v *vaultServer) newToken(t *testing.T, policy string) string {
-	t.Helper()
-	name := "policy-" + randomHex(4)
-	require.NoError(t, v.root.Sys().PutPolicy(name, policy))
-	secret, err := v.root.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{name}, NoDefaultPolicy: true})
-	require.NoError(t, err)
-	noteSecret(secret.Auth.ClientToken, "a Vault token")
-	return secret.Auth.ClientToken
-}
-
-// environment is all that the client is given.
-func (l language) environment(t *testing.T, a *app) []string {
+// environment is the whole environment of the client.
+func (l language) environment(t *testing.T, a *harness.App) []string {
 	t.Helper()
 	home := t.TempDir()
-	policy := runnableExample(t, "clients/policy.hcl", map[string]string{
-		exampleCreds: a.credsPath(), "dingtalk/refresh/myapp": a.refreshPath(),
+	policy := harness.RunnableExample(t, "clients/policy.hcl", map[string]string{
+		harness.ExampleCreds: a.CredsPath(), "dingtalk/refresh/myapp": a.RefreshPath(),
 	})
 	env := []string{
 		"HOME=" + home, "TMPDIR=" + home, "PATH=" + os.Getenv("PATH"),
-		"VAULT_ADDR=" + a.m.v.addr, "VAULT_TOKEN=" + a.m.v.newToken(t, policy),
-		"DINGTALK_APP=" + a.name, "DINGTALK_MOUNT=" + a.m.path, "DINGTALK_BASE_URL=" + a.dt.url,
+		"VAULT_ADDR=" + a.Mount.Vault.Addr, "VAULT_TOKEN=" + a.Mount.Vault.NewToken(t, policy),
+		"DINGTALK_APP=" + a.Name, "DINGTALK_MOUNT=" + a.Mount.Path, "DINGTALK_BASE_URL=" + a.DingTalk.URL,
 	}
 	if l.name == "Node.js" {
 		env = append(env, "NODE_PATH="+nodeModules(t))
@@ -161,21 +151,21 @@ func (l language) environment(t *testing.T, a *app) []string {
 // nodeModules is where what examples/clients/package.json names is installed.
 func nodeModules(t *testing.T) string {
 	t.Helper()
-	folder := os.Getenv("NODE_MODULES")
-	require.NotEmpty(t, folder, "run `make test-e2e`, or set NODE_MODULES to what scripts/node-modules prints")
-	require.DirExists(t, folder)
-	return folder
+	dir := os.Getenv("NODE_MODULES")
+	require.NotEmpty(t, dir, "run `make test-e2e`, or set NODE_MODULES to what scripts/node-modules prints")
+	require.DirExists(t, dir)
+	return dir
 }
 
 // runningClient is a client that calls an API again and again.
 type runningClient struct {
-	a    *app
-	proc *process
+	a    *harness.App
+	proc *harness.Process
 	out  string // all that it prints
 }
 
 // start runs the client until the test ends. What it printed by then must hold no secret.
-func (l language) start(t *testing.T, a *app, env ...string) *runningClient {
+func (l language) start(t *testing.T, a *harness.App, env ...string) *runningClient {
 	t.Helper()
 	dir := t.TempDir()
 	env = append(append(l.environment(t, a), "CALL_EVERY=0.5"), env...)
@@ -186,7 +176,7 @@ func (l language) start(t *testing.T, a *app, env ...string) *runningClient {
 	program, err := exec.LookPath(command[0])
 	require.NoError(t, err)
 	r := &runningClient{a: a, out: filepath.Join(dir, "client.log")}
-	r.proc, err = startProcess("client of "+t.Name(), r.out, env, program, command[1:]...)
+	r.proc, err = harness.StartProcess("client of "+t.Name(), r.out, env, program, command[1:]...)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		r.noteTokens()
@@ -197,7 +187,7 @@ func (l language) start(t *testing.T, a *app, env ...string) *runningClient {
 		requireKeepsSecrets(t, "what the client printed", printed)
 		if t.Failed() {
 			lines := strings.Split(printed, "\n")
-			t.Logf("the end of what the client printed:\n%s", mask(strings.Join(lines[max(0, len(lines)-20):], "\n")))
+			t.Logf("the end of what the client printed:\n%s", harness.Mask(strings.Join(lines[max(0, len(lines)-20):], "\n")))
 		}
 	})
 	return r
@@ -218,23 +208,25 @@ func (r *runningClient) says(t *testing.T, text string) int {
 
 // accepted and refused count the client's calls of the API.
 func (r *runningClient) accepted() int {
-	accepted, _ := r.a.dt.Calls(r.a.key)
+	accepted, _ := r.a.DingTalk.Calls(r.a.Key)
 	return accepted
 }
 
 func (r *runningClient) refused() int {
-	_, refused := r.a.dt.Calls(r.a.key)
+	_, refused := r.a.DingTalk.Calls(r.a.Key)
 	return refused
 }
 
-// noteTokens has the token noted that the client may now print.
-func (r *runningClient) noteTokens() { noteSecret(r.a.dt.LastToken(r.a.key), "an access token") }
+// noteTokens notes the token that the client now has as a secret.
+func (r *runningClient) noteTokens() {
+	harness.NoteSecret(r.a.DingTalk.LastToken(r.a.Key), "an access token")
+}
 
 // awaitCalls waits until so many more calls were accepted.
 func (r *runningClient) awaitCalls(t *testing.T, more int) {
 	t.Helper()
 	enough := r.accepted() + more
-	waitFor(t, time.Minute, "the client's calls are accepted", func() bool {
+	harness.WaitFor(t, time.Minute, "the client's calls are accepted", func() bool {
 		require.True(t, r.proc.Running(), "the client runs")
 		r.noteTokens()
 		return r.accepted() >= enough
@@ -245,7 +237,7 @@ func (r *runningClient) awaitCalls(t *testing.T, more int) {
 func requireCallsFor(t *testing.T, d time.Duration, clients ...*runningClient) {
 	t.Helper()
 	end := time.Now().Add(d)
-	waitFor(t, d+time.Second, "time passes", func() bool {
+	harness.WaitFor(t, d+time.Second, "time passes", func() bool {
 		for _, r := range clients {
 			require.True(t, r.proc.Running(), "the client runs")
 			r.noteTokens()
@@ -261,9 +253,9 @@ func requireCallsFor(t *testing.T, d time.Duration, clients ...*runningClient) {
 // requireKeepsSecrets checks a text for what is known to be secret, and for any token of Vault's.
 func requireKeepsSecrets(t *testing.T, what, text string) {
 	t.Helper()
-	assertNoSecret(t, what, text)
-	if vaultTokenPattern.MatchString(text) {
-		t.Errorf("%s holds a token of Vault's:\n%s", what, mask(text))
+	harness.AssertNoSecret(t, what, text)
+	if harness.VaultTokenPattern.MatchString(text) {
+		t.Errorf("%s holds a token of Vault's:\n%s", what, harness.Mask(text))
 	}
 }
 
@@ -293,34 +285,34 @@ func TestClient_calls_an_API_over_lives_of_a_token_and_none_is_refused(t *testin
 	for _, l := range languages {
 		t.Run(l.name, func(t *testing.T) {
 			t.Parallel()
-			dt := startDingTalk(t, clientsLifetime)
-			m := newMount(t)
-			leased := l.start(t, m.newApp(t, dt, nil))
-			unleased := l.start(t, m.newApp(t, dt, fields{"leased": false}))
+			dt := harness.StartDingTalk(t, clientsLifetime)
+			m := harness.NewMount(t)
+			leased := l.start(t, m.NewApp(t, dt, nil))
+			unleased := l.start(t, m.NewApp(t, dt, harness.Fields{"leased": false}))
 			first := map[*runningClient]string{}
 			for _, r := range []*runningClient{leased, unleased} {
 				r.awaitCalls(t, 1)
-				first[r] = dt.LastToken(r.a.key)
+				first[r] = dt.LastToken(r.a.Key)
 			}
 			requireCallsFor(t, 2*clientsLifetime, leased, unleased)
 
 			for r, token := range first {
-				requireSameToken(t, dt.LastToken(r.a.key), token) // it was extended, in time each time
-				require.LessOrEqual(t, r.a.calls(), 6, "two calls in a lifetime are enough")
+				harness.RequireSameToken(t, dt.LastToken(r.a.Key), token) // it was extended, in time each time
+				require.LessOrEqual(t, r.a.Calls(), 6, "two calls in a lifetime are enough")
 				require.Zero(t, r.says(t, saysRefused))
 				require.Less(t, r.says(t, saysRead), 15, "it reads when it is time, and not for each call")
 			}
-			require.NotEmpty(t, leased.a.leases(t))
-			require.Empty(t, unleased.a.leases(t))
+			require.NotEmpty(t, leased.a.Leases(t))
+			require.Empty(t, unleased.a.Leases(t))
 		})
 	}
 }
 
 // oldHosts are the ways in which DingTalk's old host refuses a token.
-func oldHosts(t *testing.T, dt *dingtalk) map[string]string {
+func oldHosts(t *testing.T, dt *harness.DingTalk) map[string]string {
 	t.Helper()
 	// On older paths the code stands alone.
-	target, err := url.Parse(dt.url)
+	target, err := url.Parse(dt.URL)
 	require.NoError(t, err)
 	older := httputil.NewSingleHostReverseProxy(target)
 	older.ModifyResponse = func(response *http.Response) error {
@@ -334,8 +326,8 @@ func oldHosts(t *testing.T, dt *dingtalk) map[string]string {
 		return err
 	}
 	return map[string]string{
-		"old host":                  dt.url,
-		"old host, an older path's": "http://" + serveUpstream(t, "127.0.0.1", nil, older).addr,
+		"old host":                  dt.URL,
+		"old host, an older path's": serve(t, older),
 	}
 }
 
@@ -344,44 +336,44 @@ func TestClient_recovers_once_from_each_token_that_ended_before_its_time(t *test
 	for _, l := range languages {
 		t.Run(l.name, func(t *testing.T) {
 			t.Parallel()
-			dt := startDingTalk(t, 10*time.Minute)
-			m := newMount(t)
+			dt := harness.StartDingTalk(t, 10*time.Minute)
+			m := harness.NewMount(t)
 			all := map[string]*runningClient{
-				"leased":   l.start(t, m.newApp(t, dt, nil)),
-				"unleased": l.start(t, m.newApp(t, dt, fields{"leased": false})),
+				"leased":   l.start(t, m.NewApp(t, dt, nil)),
+				"unleased": l.start(t, m.NewApp(t, dt, harness.Fields{"leased": false})),
 			}
 			for name, host := range oldHosts(t, dt) {
-				all[name] = l.start(t, m.newApp(t, dt, nil), "DINGTALK_OLD_URL="+host)
+				all[name] = l.start(t, m.NewApp(t, dt, nil), "DINGTALK_OLD_URL="+host)
 			}
 			first := map[*runningClient]string{}
 			for _, r := range all {
 				r.awaitCalls(t, 2)
 				require.Zero(t, r.refused())
-				first[r] = dt.LastToken(r.a.key)
+				first[r] = dt.LastToken(r.a.Key)
 			}
 
-			// Replaced: the engine has been given another token, by somebody else perhaps, while the client
+			// Replaced: the engine has another token, refreshed by somebody else perhaps, while the client
 			// holds the old one.
 			for _, r := range all {
-				dt.ExpireTokens(r.a.key)
-				r.a.refreshNow(t)
+				dt.ExpireTokens(r.a.Key)
+				r.a.RefreshNow(t)
 			}
 			replaced := time.Now()
 			for _, r := range all {
 				r.requireRecovered(t, 1)
-				requireOtherToken(t, dt.LastToken(r.a.key), first[r])
+				harness.RequireOtherToken(t, dt.LastToken(r.a.Key), first[r])
 			}
 
 			// Ended: nobody knows but DingTalk.
-			waitFor(t, refreshInterval+5*time.Second, "the engine may be told to ask DingTalk again", func() bool {
+			harness.WaitFor(t, refreshInterval+5*time.Second, "the engine may be told to ask DingTalk again", func() bool {
 				return time.Since(replaced) > refreshInterval+500*time.Millisecond
 			})
 			for _, r := range all {
-				dt.ExpireTokens(r.a.key)
+				dt.ExpireTokens(r.a.Key)
 			}
 			for name, r := range all {
 				r.requireRecovered(t, 2)
-				require.Equal(t, 3, r.a.calls(), "%s: one call for each token", name)
+				require.Equal(t, 3, r.a.Calls(), "%s: one call for each token", name)
 			}
 		})
 	}
@@ -391,7 +383,7 @@ func TestClient_recovers_once_from_each_token_that_ended_before_its_time(t *test
 // refused call, and one more read, for each time that a token was ended so far.
 func (r *runningClient) requireRecovered(t *testing.T, ended int) {
 	t.Helper()
-	waitFor(t, 30*time.Second, "a call is refused", func() bool {
+	harness.WaitFor(t, 30*time.Second, "a call is refused", func() bool {
 		require.True(t, r.proc.Running(), "the client runs")
 		return r.refused() >= ended
 	})
@@ -407,23 +399,23 @@ func TestClient_goes_on_with_its_token_while_Vault_is_away(t *testing.T) {
 		t.Run(l.name, func(t *testing.T) {
 			t.Parallel()
 			const lifetime = 30 * time.Second // time to try again after five seconds
-			dt := startDingTalk(t, lifetime)
-			a := newMount(t).newApp(t, dt, nil)
-			target, err := url.Parse(a.m.v.addr)
+			dt := harness.StartDingTalk(t, lifetime)
+			a := harness.NewMount(t).NewApp(t, dt, nil)
+			target, err := url.Parse(a.Mount.Vault.Addr)
 			require.NoError(t, err)
 			vault := httputil.NewSingleHostReverseProxy(target)
 			var away atomic.Bool
-			u := serveUpstream(t, "127.0.0.1", nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			address := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if away.Load() {
 					w.WriteHeader(http.StatusServiceUnavailable)
 					return
 				}
 				vault.ServeHTTP(w, r)
 			}))
-			r := l.start(t, a, "VAULT_ADDR=http://"+u.addr)
+			r := l.start(t, a, "VAULT_ADDR="+address)
 			r.awaitCalls(t, 1)
 			away.Store(true)
-			waitFor(t, lifetime, "the client notices that Vault is away", func() bool {
+			harness.WaitFor(t, lifetime, "the client notices that Vault is away", func() bool {
 				require.True(t, r.proc.Running(), "the client runs")
 				return r.says(t, saysGoingOn) > 0
 			})
@@ -437,7 +429,7 @@ func TestClient_goes_on_with_its_token_while_Vault_is_away(t *testing.T) {
 }
 
 // runOnce runs a client that makes one call and ends.
-func (l language) runOnce(t *testing.T, env []string) cliResult {
+func (l language) runOnce(t *testing.T, env []string) harness.CLIResult {
 	t.Helper()
 	command := l.program(t)
 	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
@@ -445,13 +437,13 @@ func (l language) runOnce(t *testing.T, env []string) cliResult {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
-	result := cliResult{stdout: stdout.String(), stderr: stderr.String()}
+	result := harness.CLIResult{Stdout: stdout.String(), Stderr: stderr.String()}
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		result.status = exit.ExitCode()
+		result.Status = exit.ExitCode()
 	} else {
 		require.NoError(t, err, "run the client")
 	}
-	requireKeepsSecrets(t, "what the client printed", result.stdout+result.stderr)
+	requireKeepsSecrets(t, "what the client printed", result.Stdout+result.Stderr)
 	return result
 }
 
@@ -460,34 +452,34 @@ func TestClient_makes_one_call_unless_told_otherwise_and_says_what_is_wrong(t *t
 	for _, l := range languages {
 		t.Run(l.name, func(t *testing.T) {
 			t.Parallel()
-			dt := startDingTalk(t, fullLifetime)
-			a := newMount(t).newApp(t, dt, nil)
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
+			a := harness.NewMount(t).NewApp(t, dt, nil)
 			env := l.environment(t, a)
-			noteSecret(a.token(t), "an access token")
+			harness.NoteSecret(a.Token(t), "an access token")
 
-			require.Contains(t, l.runOnce(t, env).succeeded(t), "simulated app")
-			old := l.runOnce(t, append(slices.Clone(env), "DINGTALK_OLD_URL="+dt.url))
-			require.Contains(t, old.succeeded(t), "simulated department")
+			require.Contains(t, l.runOnce(t, env).Succeeded(t), "simulated app")
+			old := l.runOnce(t, append(slices.Clone(env), "DINGTALK_OLD_URL="+dt.URL))
+			require.Contains(t, old.Succeeded(t), "simulated department")
 			accepted, refused := dt.Calls(simulator.AnyApp)
 			require.Equal(t, []int{2, 0}, []int{accepted, refused})
 
 			for what, wrong := range map[string]struct{ change, says string }{
 				"an app not configured": {"DINGTALK_APP=other", "permission denied"},
-				"no DingTalk":           {"DINGTALK_BASE_URL=http://" + deadAddress(t), "(?i)connect"},
-				"no old host":           {"DINGTALK_OLD_URL=http://" + deadAddress(t), "(?i)connect"},
+				"no DingTalk":           {"DINGTALK_BASE_URL=http://" + harness.DeadAddress(t), "(?i)connect"},
+				"no old host":           {"DINGTALK_OLD_URL=http://" + harness.DeadAddress(t), "(?i)connect"},
 				"no scheme":             {"DINGTALK_OLD_URL=oapi.example.com", "."},
 				"no URL":                {"DINGTALK_OLD_URL=http://old host", "."},
-				"no Vault":              {"VAULT_ADDR=http://" + deadAddress(t), "(?i)connect"},
-				"another path":          {"DINGTALK_BASE_URL=" + dt.url + "/else", "404"},
-				"a redirect elsewhere":  {"DINGTALK_BASE_URL=" + redirecting(t, dt.url), "307|JSON|invalid character"},
+				"no Vault":              {"VAULT_ADDR=http://" + harness.DeadAddress(t), "(?i)connect"},
+				"another path":          {"DINGTALK_BASE_URL=" + dt.URL + "/else", "404"},
+				"a redirect elsewhere":  {"DINGTALK_BASE_URL=" + redirecting(t, dt.URL), "307|JSON|invalid character"},
 			} {
 				if what == "another path" && l.name == "Node.js" {
 					continue // the SDK is told a host, and knows the paths itself
 				}
 				result := l.runOnce(t, append(slices.Clone(env), wrong.change))
-				require.NotZero(t, result.status, what)
-				require.Regexp(t, wrong.says, result.stderr, what)
-				require.Empty(t, result.stdout, what)
+				require.NotZero(t, result.Status, what)
+				require.Regexp(t, wrong.says, result.Stderr, what)
+				require.Empty(t, result.Stdout, what)
 			}
 			accepted, refused = dt.Calls(simulator.AnyApp)
 			require.Equal(t, []int{2, 0}, []int{accepted, refused}, "no token went anywhere else")
@@ -495,31 +487,16 @@ func TestClient_makes_one_call_unless_told_otherwise_and_says_what_is_wrong(t *t
 	}
 }
 
+// serve serves a handler on loopback for the length of the test.
+func serve(t *testing.T, handler http.Handler) (address string) {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
 // redirecting serves redirects to the same path of another address.
 func redirecting(t *testing.T, to string) (address string) {
 	t.Helper()
-	u := serveUpstream(t, "127.0.0.1", nil, http.RedirectHandler(to+simulator.AppsPath, http.StatusTemporaryRedirect))
-	return "http://" + u.addr
-}
-
-func TestClient_policy_allows_what_the_clients_do_and_no_more(t *testing.T) {
-	t.Parallel()
-	w := newPolicyWorld(t)
-	const policy = "dingtalk-client"
-	w.v.mustCLI(t, "policy", "write", policy, exampleFile(t, "clients/policy.hcl"))
-	h := w.holderOf(t, policy)
-	noteSecret(w.apps["myapp"].token(t), "an access token")
-	w.requireAllows(t, h, "read creds/myapp", "long creds/myapp", "update refresh/myapp")
-	w.requireReachesNothingElse(t, h)
-}
-
-func TestClient_policy_is_in_the_form_that_Vault_writes(t *testing.T) {
-	t.Parallel()
-	text, err := os.ReadFile(exampleFile(t, "clients/policy.hcl"))
-	require.NoError(t, err)
-	formatted := putFile(t, t.TempDir(), "policy.hcl", string(text))
-	sharedVault(t).mustCLI(t, "policy", "fmt", formatted)
-	again, err := os.ReadFile(formatted)
-	require.NoError(t, err)
-	require.Equal(t, string(text), string(again))
+	return serve(t, http.RedirectHandler(to+simulator.AppsPath, http.StatusTemporaryRedirect))
 }

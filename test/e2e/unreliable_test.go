@@ -4,8 +4,8 @@
 
 package e2e
 
-// A DingTalk of which one call in so many fails, and that keeps the truth: whose a token is, and
-// until when the engine has one that it could serve.
+// A simulator that makes one call in so many fail. It also records whose a token is, and until when
+// the engine has one to serve.
 
 import (
 	"bytes"
@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 // serveLess is how long before its end a token is no longer served, and the time that a call may
@@ -27,7 +28,7 @@ import (
 const serveLess = 2*time.Second + time.Second
 
 type unreliable struct {
-	*dingtalk
+	*harness.DingTalk
 	lifetime time.Duration
 	oneIn    int
 	kinds    []string // of faults, which take turns
@@ -44,15 +45,15 @@ type unreliable struct {
 
 // truth is what the engine can know of one app's token.
 type truth struct {
-	usableUntil time.Time // from when the last token was given to when it is no longer served
+	usableUntil time.Time // from when the last token was sent to when it is no longer served
 	endsAt      time.Time
 	underWay    int             // calls
 	failed      int             // calls
-	early       []time.Duration // the life left of the token at calls that came too early
+	early       []time.Duration // the remaining TTL of the token at calls that were too early
 }
 
-// startUnreliableDingTalk runs a simulator behind a handler that has one call in oneIn fail, by the
-// seed.
+// startUnreliableDingTalk runs a simulator behind a handler that makes one call in oneIn fail, by
+// the seed.
 func startUnreliableDingTalk(t *testing.T, lifetime time.Duration, oneIn int, seed uint64) *unreliable {
 	t.Helper()
 	u := &unreliable{
@@ -70,9 +71,9 @@ func startUnreliableDingTalk(t *testing.T, lifetime time.Duration, oneIn int, se
 		}),
 	}
 	server := httptest.NewServer(u)
-	u.dingtalk = &dingtalk{Server: simulator.New(simulator.Options{TokenLifetime: lifetime}), url: server.URL}
+	u.DingTalk = &harness.DingTalk{Server: simulator.New(simulator.Options{TokenLifetime: lifetime}), URL: server.URL}
 	t.Cleanup(func() {
-		_ = u.Close() // first, so that no request is left without an answer
+		_ = u.Close() // first, so that no request is left without a response
 		server.Close()
 	})
 	return u
@@ -101,7 +102,7 @@ func (u *unreliable) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	arrived := time.Now()
 	u.Server.ServeHTTP(w, r)
-	if r.Context().Err() == nil { // else the engine has given up meanwhile
+	if r.Context().Err() == nil { // otherwise the engine has given up meanwhile
 		u.given(credentials.AppKey, arrived)
 	}
 }
@@ -134,10 +135,10 @@ func (u *unreliable) end(key string) {
 	u.truth(key).underWay--
 }
 
-// given notes that a good answer was sent.
+// given notes that a good response was sent.
 func (u *unreliable) given(key string, arrived time.Time) {
 	token := u.LastToken(key)
-	noteSecret(token, "an access token")
+	harness.NoteSecret(token, "an access token")
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.owners[token] = key
@@ -154,17 +155,17 @@ func (u *unreliable) truth(key string) *truth {
 	return u.truths[key]
 }
 
-// usableUntil is until when the token that the engine was given by now has to be served; a time
-// past if it has none.
+// usableUntil is until when the engine must serve the token that it has by now. It is a past time
+// if there is none.
 func (u *unreliable) usableUntil(key string) time.Time {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.truth(key).usableUntil
 }
 
-// earlyCalls are the calls for a token with more than half of its life left, next to how many were
-// made to fail.
-func (u *unreliable) earlyCalls(key string) (lifeLeft []time.Duration, failed int) {
+// earlyCalls are the calls for a token with more than half of its TTL remaining, next to how many
+// were made to fail.
+func (u *unreliable) earlyCalls(key string) (remaining []time.Duration, failed int) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.truth(key).early, u.truth(key).failed

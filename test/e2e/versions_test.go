@@ -4,8 +4,8 @@
 
 package e2e
 
-// Builds of the plugin that differ from the one under bin/: in the version that they report, or by
-// being open to measurement.
+// Builds of the plugin that differ from the one in bin/: they report another version, or are open
+// to measurement.
 
 import (
 	"context"
@@ -25,15 +25,16 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/subprocess"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-// The programs that are the plugin.
+// The plugin's packages: the released one, and the one that is open to measurement.
 const (
 	pluginPackage   = "./cmd/vault-plugin-secrets-dingtalk"
 	measuredPackage = "./test/e2e/measured"
 )
 
-// pluginBuild is a program in the plugin directory of one Vault.
+// pluginBuild is a plugin binary in the plugin directory of one Vault.
 type pluginBuild struct {
 	path    string
 	command string // as the catalog has it
@@ -41,10 +42,10 @@ type pluginBuild struct {
 	sha256  string
 }
 
-// build builds a program that reports a version into the Vault's plugin directory.
-func (v *vaultServer) build(t *testing.T, program, version string) pluginBuild {
+// buildPlugin builds a binary that reports a version into the Vault's plugin directory.
+func buildPlugin(t *testing.T, v *harness.VaultServer, program, version string) pluginBuild {
 	t.Helper()
-	return v.buildFrom(t, "../..", program, version)
+	return buildFrom(t, v, "../..", program, version)
 }
 
 // firstRelease is the first line of the changelog's entry for the first release.
@@ -52,7 +53,7 @@ const firstRelease = "## [0.1.0] - "
 
 // buildFirstRelease builds the plugin as it was first released, from the commit that dated that
 // release in the changelog.
-func (v *vaultServer) buildFirstRelease(t *testing.T) pluginBuild {
+func buildFirstRelease(t *testing.T, v *harness.VaultServer) pluginBuild {
 	t.Helper()
 	git := func(args ...string) ([]byte, error) {
 		return exec.CommandContext(t.Context(), "git", append([]string{"-C", "../.."}, args...)...).Output()
@@ -72,17 +73,17 @@ func (v *vaultServer) buildFirstRelease(t *testing.T) pluginBuild {
 		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
 		require.NoError(t, err, "get the sources of the first release: %s", out)
 	}
-	return v.buildFrom(t, dir, pluginPackage, "v0.1.0")
+	return buildFrom(t, v, dir, pluginPackage, "v0.1.0")
 }
 
 // buildFrom is build, from other sources.
-func (v *vaultServer) buildFrom(t *testing.T, sources, program, version string) pluginBuild {
+func buildFrom(t *testing.T, v *harness.VaultServer, sources, program, version string) pluginBuild {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	b := pluginBuild{command: pluginName + "-" + version, version: version}
-	b.path = filepath.Join(filepath.Dir(v.pluginPath), b.command)
-	// As `make build` does it, so that most comes from the build cache.
+	b := pluginBuild{command: harness.PluginName + "-" + version, version: version}
+	b.path = filepath.Join(filepath.Dir(v.PluginPath), b.command)
+	// As `make build` does it, so that most is in the build cache.
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", "e2e",
 		"-ldflags", "-s -w -X vault-plugin-secrets-dingtalk.Version="+version, "-o", b.path, program)
 	cmd.Dir = sources
@@ -97,27 +98,17 @@ func (v *vaultServer) buildFrom(t *testing.T, sources, program, version string) 
 	return b
 }
 
-// register puts a build into the catalog under its own version.
-func (v *vaultServer) register(t *testing.T, b pluginBuild, env ...string) {
+// registerBuild puts a build into the catalog under its own version.
+func registerBuild(t *testing.T, v *harness.VaultServer, b pluginBuild, env ...string) {
 	t.Helper()
-	require.NoError(t, v.root.Sys().RegisterPlugin(&api.RegisterPluginInput{
-		Name:    pluginName,
+	require.NoError(t, v.Root.Sys().RegisterPlugin(&api.RegisterPluginInput{
+		Name:    harness.PluginName,
 		Type:    api.PluginTypeSecrets,
 		Command: b.command,
 		SHA256:  b.sha256,
 		Version: b.version,
 		Env:     env,
 	}), "register %s", b.version)
-}
-
-// enableVersion enables a version of the plugin at a path of its own.
-func (v *vaultServer) enableVersion(t *testing.T, b pluginBuild) *mount {
-	t.Helper()
-	m := &mount{v: v, path: fmt.Sprintf("dingtalk-%d", mountCount.Add(1))}
-	require.NoError(t, v.root.Sys().Mount(m.path, &api.MountInput{
-		Type: pluginName, Config: api.MountConfigInput{PluginVersion: b.version},
-	}), "enable %s", b.version)
-	return m
 }
 
 // usage is what a process takes.
@@ -132,14 +123,14 @@ type measured struct {
 	socket string
 }
 
-// enableMeasured enables the plugin in the build that tells what it takes.
-func (v *vaultServer) enableMeasured(t *testing.T) (*mount, measured) {
+// enableMeasured enables the build of the plugin that reports what it takes.
+func enableMeasured(t *testing.T, v *harness.VaultServer) (*harness.Mount, measured) {
 	t.Helper()
-	b := v.build(t, measuredPackage, "v0.0.0-measured")
-	socket := filepath.Join(v.dir, "measure.sock")
-	v.register(t, b, "DINGTALK_E2E_MEASURE="+socket)
-	m := v.enableVersion(t, b)
-	pids, err := subprocess.Children(v.proc.PID(), b.path)
+	b := buildPlugin(t, v, measuredPackage, "v0.0.0-measured")
+	socket := filepath.Join(v.Dir, "measure.sock")
+	registerBuild(t, v, b, "DINGTALK_E2E_MEASURE="+socket)
+	m := v.EnableVersion(t, b.version)
+	pids, err := subprocess.Children(v.Proc.PID(), b.path)
 	require.NoError(t, err)
 	require.Len(t, pids, 1, "one process serves the mount")
 	return m, measured{pid: pids[0], socket: socket}

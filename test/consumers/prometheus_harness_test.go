@@ -2,7 +2,7 @@
 
 //go:build e2e
 
-package e2e
+package consumers
 
 // A real Prometheus as a process on loopback, with the configuration and the rules of
 // examples/prometheus, in which a minute lasts a second.
@@ -14,8 +14,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -27,39 +25,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/subprocess"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-const prometheusDir = examplesDir + "/prometheus"
-
-// prometheusProgram is prometheus or promtool: what PROMETHEUS_BIN names, or what lies beside it,
-// or what the PATH has.
-func prometheusProgram(t *testing.T, name string) string {
-	t.Helper()
-	const install = "install Debian's package prometheus, or set PROMETHEUS_BIN to the absolute path of a prometheus " +
-		"with its promtool beside it"
-	if path := os.Getenv("PROMETHEUS_BIN"); path != "" {
-		path = filepath.Join(filepath.Dir(path), name)
-		require.True(t, filepath.IsAbs(path), "PROMETHEUS_BIN is not an absolute path: %s", install)
-		require.FileExists(t, path, install)
-		return path
-	}
-	path, err := exec.LookPath(name)
-	require.NoError(t, err, install)
-	return path
-}
-
-// promtool runs promtool in a directory, with the input on its standard input. It has to succeed.
-func promtool(t *testing.T, dir, input string, args ...string) (printed string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, prometheusProgram(t, "promtool"), args...)
-	cmd.Dir = dir
-	cmd.Stdin = strings.NewReader(input)
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "promtool %s: %s", strings.Join(args, " "), out)
-	return string(out)
-}
+const prometheusDir = harness.ExamplesDir + "/prometheus"
 
 type prometheus struct {
 	url string
@@ -71,12 +40,12 @@ type prometheus struct {
 func prometheusFiles(t *testing.T, token string, here map[string]string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	putFile(t, dir, "vault-token", token)
-	putFile(t, dir, "prometheus.yaml", runnableExample(t, "prometheus/prometheus.yaml", here))
+	harness.PutFile(t, dir, "vault-token", token)
+	harness.PutFile(t, dir, "prometheus.yaml", harness.RunnableExample(t, "prometheus/prometheus.yaml", here))
 	for _, name := range []string{"alerts.yaml", "secret-age.yaml"} {
-		rules := fileText(t, filepath.Join(prometheusDir, name))
+		rules := harness.FileText(t, filepath.Join(prometheusDir, name))
 		rules = regexp.MustCompile(`(for: |\[)(\d+)[mh]\b`).ReplaceAllString(rules, "${1}${2}s")
-		putFile(t, dir, name, strings.ReplaceAll(rules, "> 31536000", "> 20"))
+		harness.PutFile(t, dir, name, strings.ReplaceAll(rules, "> 31536000", "> 20"))
 	}
 	return dir
 }
@@ -87,22 +56,22 @@ func startPrometheus(t *testing.T, dir string) *prometheus {
 	require.NoError(t, err)
 	listen := "127.0.0.1:" + strconv.Itoa(port)
 	p := &prometheus{url: "http://" + listen, log: filepath.Join(dir, "prometheus.log")}
-	proc, err := startProcess("prometheus", p.log, []string{"HOME=" + dir, "TMPDIR=" + dir},
-		prometheusProgram(t, "prometheus"), "--config.file="+filepath.Join(dir, "prometheus.yaml"),
+	proc, err := harness.StartProcess("prometheus", p.log, []string{"HOME=" + dir, "TMPDIR=" + dir},
+		harness.PrometheusProgram(t, "prometheus"), "--config.file="+filepath.Join(dir, "prometheus.yaml"),
 		"--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+listen)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		if err := proc.stop(20 * time.Second); err != nil {
+		if err := proc.Terminate(20 * time.Second); err != nil {
 			t.Error(err)
 		}
-		if err := searchFile(p.log); err != nil {
+		if err := harness.SearchFile(p.log); err != nil {
 			t.Errorf("secrets in Prometheus' log: %v", err)
 		}
 		if t.Failed() {
-			t.Logf("Prometheus' log:\n%s", mask(fileText(t, p.log)))
+			t.Logf("Prometheus' log:\n%s", harness.Mask(harness.FileText(t, p.log)))
 		}
 	})
-	waitFor(t, time.Minute, "Prometheus is ready", func() bool {
+	harness.WaitFor(t, time.Minute, "Prometheus is ready", func() bool {
 		require.True(t, proc.Running(), "Prometheus ended at its start")
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url+"/-/ready", http.NoBody)
 		require.NoError(t, err)
@@ -133,9 +102,9 @@ func (p *prometheus) api(t *testing.T, path string, parameters url.Values, into 
 		Status, Error string
 		Data          json.RawMessage
 	}
-	decodeJSON(t, string(body), &decoded)
+	harness.DecodeJSON(t, string(body), &decoded)
 	require.Equal(t, "success", decoded.Status, "%s %v: %s", path, parameters, decoded.Error)
-	decodeJSON(t, string(decoded.Data), into)
+	harness.DecodeJSON(t, string(decoded.Data), into)
 }
 
 // labels are those of a series or an alert.
@@ -194,7 +163,7 @@ func (p *prometheus) requireFires(t *testing.T, want ...string) {
 			t.Logf("firing: %q\nwanted: %q", got, want)
 		}
 	}()
-	waitFor(t, 2*time.Minute, "the alerts that fire are those that should", func() bool {
+	harness.WaitFor(t, 2*time.Minute, "the alerts that fire are those that should", func() bool {
 		got = slices.DeleteFunc(p.firing(t), func(a string) bool { return strings.HasPrefix(a, secretOld) })
 		return slices.Equal(got, want)
 	})
