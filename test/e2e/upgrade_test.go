@@ -4,8 +4,7 @@
 
 package e2e
 
-// A mount moves from one version of the plugin to the next and back, under load, with its apps,
-// tokens and leases.
+// A mount moves from the first release to this one and back, with its apps, tokens and leases.
 
 import (
 	"encoding/json"
@@ -20,7 +19,7 @@ import (
 func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 	t.Parallel()
 	v := startVault(t, vaultOptions{storage: storageRaft})
-	older, newer := v.build(t, pluginPackage, "v0.1.0-old"), v.build(t, pluginPackage, "v0.2.0")
+	older, newer := v.buildFirstRelease(t), v.build(t, pluginPackage, "v0.2.0")
 	v.register(t, older)
 	m := v.enableVersion(t, older)
 	dt := startDingTalk(t, fullLifetime)
@@ -36,9 +35,27 @@ func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 	lease := leased.read(t)
 	tokens := map[*app]string{leased: tokenIn(lease), unleased: unleased.token(t), verified: dt.LastToken(verified.key)}
 	noteSecret(tokens[verified], "an access token")
+	// What both releases know of an app.
+	config := func(a *app) map[string]any {
+		t.Helper()
+		known := m.readData(t, a.configPath())
+		delete(known, "app_secret_set_at")
+		delete(known, "corp_id")
+		return known
+	}
 	configs := map[*app]map[string]any{}
 	for _, a := range append(apps, unread) {
-		configs[a] = m.readData(t, a.configPath())
+		configs[a] = config(a)
+	}
+	status := func(a *app) []any {
+		t.Helper()
+		all := a.status(t)
+		return []any{all["state"], all["fetched_at"], all["expires_at"]}
+	}
+	statuses := map[*app][]any{}
+	for _, a := range apps {
+		statuses[a] = status(a)
+		require.Equal(t, "fresh", statuses[a][0])
 	}
 	calls := 3
 	require.Equal(t, calls, dt.Requests("*"))
@@ -50,12 +67,12 @@ func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 		require.Equal(t, running, mounts[m.path+"/"].RunningVersion)
 		require.Equal(t, pinned, mounts[m.path+"/"].PluginVersion)
 		require.Len(t, m.list(t, m.path+"/config"), len(configs))
-		for a, config := range configs {
-			require.Equal(t, config, m.readData(t, a.configPath()), "the stored config")
+		for a, want := range configs {
+			require.Equal(t, want, config(a), "the stored config")
 		}
 		for _, a := range apps {
 			requireSameToken(t, a.token(t), tokens[a])
-			require.Equal(t, "fresh", a.status(t)["state"])
+			require.Equal(t, statuses[a], status(a), "the status of the token")
 		}
 		require.Equal(t, "absent", unread.status(t)["state"])
 		renewal, took := leased.timedRenew(t, lease.LeaseID, 0)
@@ -85,7 +102,7 @@ func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 
 	// What the newer version writes, the older one reads.
 	added := m.newApp(t, dt, fields{"leased": false})
-	tokens[added], configs[added] = added.token(t), m.readData(t, added.configPath())
+	tokens[added], configs[added] = added.token(t), config(added)
 	unleased.update(t, fields{"request_timeout": "4s"})
 	configs[unleased]["request_timeout"] = json.Number("4")
 	lease = leased.read(t)
