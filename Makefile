@@ -48,7 +48,7 @@ build: export version = $(VERSION)
 
 .PHONY: release-snapshot
 release-snapshot: ## a release's files of this commit, into dist/, and check them; publishes nothing
-	scripts/release --snapshot
+	scripts/release --snapshot --skip=sign
 	go test -tags release -count=1 -timeout 20m -run '^TestSnapshot' ./test/release
 release-snapshot: export GORELEASER_CURRENT_TAG = $(VERSION)
 
@@ -74,8 +74,13 @@ dev: build simulator bin/demo ## the demo's set-up, left running in the foregrou
 	@$(with_vault) exec bin/demo dev
 
 .PHONY: lint
-lint: ## check the Go code, go.mod and the shell scripts, changing nothing
+lint: ## check the Go code, go.mod, the workflows and the shell scripts, changing nothing
 	@scripts/lint $(modules)
+
+.PHONY: vulncheck
+vulncheck: ## look for known vulnerabilities in what the plugin, the image and the clients call; needs vuln.go.dev
+	@. scripts/lib.sh && govulncheck=$$(tool govulncheck golang.org/x/vuln/cmd/govulncheck@v1.9.0) && \
+		for module in . image examples/clients; do GOWORK=off "$$govulncheck" -C $$module ./... || exit 1; done
 
 .PHONY: fmt
 fmt: ## format the Go code

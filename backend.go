@@ -28,7 +28,7 @@ import (
 // Version is what the plugin reports to Vault: v and a semantic version. This is where the
 // project's version is written down: the Makefile, the release and the changelog's test take it
 // from here. `make build VERSION=…` lets the linker set another.
-var Version = "v0.2.0-dev"
+var Version = "v0.2.0"
 
 // operationPrefix starts every operation's name in OpenAPI.
 const operationPrefix = "dingtalk"

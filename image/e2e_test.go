@@ -38,7 +38,7 @@ func TestImage_from_a_registry_installs_a_plugin_that_Vault_serves(t *testing.T)
 
 	archive := filepath.Join(t.TempDir(), "image.tar")
 	require.NoError(t, run(t.Context(), []string{
-		"build", "-version", version, "-time", "2026-01-02T03:04:05Z", "-out", archive, plugin,
+		"build", "-version", version, "-time", "2026-01-02T03:04:05Z", "-licenses", "../LICENSE", "-out", archive, plugin,
 	}))
 	hub := httptest.NewServer(registry.New())
 	t.Cleanup(hub.Close)

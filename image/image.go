@@ -33,6 +33,8 @@ const (
 
 	// Where Go looks for authorities first, and Debian has them.
 	rootsFile = "etc/ssl/certs/ca-certificates.crt"
+
+	licensesFile = "licenses/THIRD_PARTY_LICENSES"
 )
 
 // binary is the plugin for one platform.
@@ -66,11 +68,17 @@ func readBinary(path string) (binary, error) {
 }
 
 // newIndex makes the image for all platforms.
-func newIndex(version string, created time.Time, binaries []binary) (v1.ImageIndex, error) {
+func newIndex(version string, created time.Time, licenses []byte, binaries []binary) (v1.ImageIndex, error) {
 	authorities, err := fileLayer(rootsFile, 0o644, roots(), created)
 	if err != nil {
 		return nil, err
 	}
+	texts, err := fileLayer(licensesFile, 0o644, licenses, created)
+	if err != nil {
+		return nil, err
+	}
+	// In the order of how often they change, the binary last.
+	below := []layer{{authorities, "certificates of authorities"}, {texts, "licenses"}}
 	about := map[string]string{
 		"org.opencontainers.image.title":       pluginName,
 		"org.opencontainers.image.description": "A Vault secrets engine for access tokens of DingTalk apps",
@@ -86,7 +94,7 @@ func newIndex(version string, created time.Time, binaries []binary) (v1.ImageInd
 			return nil, fmt.Errorf("two binaries for %s", platform)
 		}
 		platforms = append(platforms, b.platform.String())
-		image, err := newImage(b, authorities, about, created)
+		image, err := newImage(b, below, about, created)
 		if err != nil {
 			return nil, err
 		}
@@ -101,7 +109,14 @@ func newIndex(version string, created time.Time, binaries []binary) (v1.ImageInd
 	return annotated, nil
 }
 
-func newImage(b *binary, authorities v1.Layer, about map[string]string, created time.Time) (v1.Image, error) {
+// layer is a layer and what it holds.
+type layer struct {
+	v1.Layer
+	what string
+}
+
+// newImage makes the image for one platform: the binary on top of what all platforms share.
+func newImage(b *binary, below []layer, about map[string]string, created time.Time) (v1.Image, error) {
 	program, err := fileLayer(pluginName, 0o755, b.content, created)
 	if err != nil {
 		return nil, err
@@ -122,14 +137,10 @@ func newImage(b *binary, authorities v1.Layer, about map[string]string, created 
 	if err != nil {
 		return nil, err
 	}
-	// The authorities first: they change less often than the binary.
-	for _, layer := range []struct {
-		v1.Layer
-		what string
-	}{{authorities, "certificates of authorities"}, {program, "the plugin"}} {
+	for _, l := range append(slices.Clone(below), layer{program, "the plugin"}) {
 		image, err = mutate.Append(image, mutate.Addendum{
-			Layer:   layer.Layer,
-			History: v1.History{Created: v1.Time{Time: created.UTC()}, CreatedBy: layer.what},
+			Layer:   l.Layer,
+			History: v1.History{Created: v1.Time{Time: created.UTC()}, CreatedBy: l.what},
 		})
 		if err != nil {
 			return nil, err

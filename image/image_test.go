@@ -33,7 +33,7 @@ func forBoth() []binary {
 
 func makeIndex(t *testing.T) v1.ImageIndex {
 	t.Helper()
-	index, err := newIndex("v1.2.3", commitTime, forBoth())
+	index, err := newIndex("v1.2.3", commitTime, []byte("licenses"), forBoth())
 	require.NoError(t, err)
 	return index
 }
@@ -86,7 +86,7 @@ func TestImage_has_each_platform_s_binary(t *testing.T) {
 	}
 }
 
-func TestImage_holds_the_binary_and_the_authorities_and_nothing_else(t *testing.T) {
+func TestImage_holds_the_binary_the_authorities_the_licenses_and_nothing_else(t *testing.T) {
 	t.Parallel()
 	files := unpack(t, imageFor(t, makeIndex(t), forBoth()[0].platform))
 	modes := map[string]int64{}
@@ -98,7 +98,9 @@ func TestImage_holds_the_binary_and_the_authorities_and_nothing_else(t *testing.
 	}
 	require.Equal(t, map[string]int64{
 		pluginName: 0o755, "etc": 0o755, "etc/ssl": 0o755, "etc/ssl/certs": 0o755, rootsFile: 0o644,
+		"licenses": 0o755, licensesFile: 0o644,
 	}, modes)
+	require.Equal(t, "licenses", string(files[licensesFile].content))
 }
 
 // The entry point is what Vault and Kubernetes start, and where OpenBao looks for the binary's name.
@@ -160,7 +162,7 @@ func TestImage_in_an_archive_is_valid_and_the_same(t *testing.T) {
 
 func TestImage_has_one_binary_for_each_platform(t *testing.T) {
 	t.Parallel()
-	_, err := newIndex("v1.2.3", commitTime, append(forBoth(), forBoth()[0]))
+	_, err := newIndex("v1.2.3", commitTime, nil, append(forBoth(), forBoth()[0]))
 	require.EqualError(t, err, "two binaries for linux/amd64")
 }
 

@@ -2,7 +2,7 @@
 
 // The command image makes the OCI image of a release, without a container engine, and pushes it:
 //
-//	image build -version v1.2.3 -time 2026-01-02T03:04:05Z -out FILE BINARY...
+//	image build -version v1.2.3 -time 2026-01-02T03:04:05Z -licenses FILE -out FILE BINARY...
 //	image push FILE REFERENCE...
 //
 // scripts/release calls the first. FILE is an OCI layout in a tar archive, which skopeo, podman and
@@ -25,7 +25,7 @@ import (
 )
 
 var errUsage = errors.New(`usage:
-  image build -version VERSION -time TIME -out FILE BINARY...
+  image build -version VERSION -time TIME -licenses FILE -out FILE BINARY...
   image push FILE REFERENCE`)
 
 func main() {
@@ -56,6 +56,7 @@ func build(args []string) error {
 	flags := flag.NewFlagSet("image build", flag.ContinueOnError)
 	version := flags.String("version", "", "the plugin's version, with its v")
 	created := flags.String("time", "", "the commit's time, in RFC 3339")
+	licenses := flags.String("licenses", "", "the file with the licenses of what is in the binaries")
 	out := flags.String("out", "", "the file to write")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -75,7 +76,11 @@ func build(args []string) error {
 		}
 		binaries = append(binaries, b)
 	}
-	index, err := newIndex(*version, at, binaries)
+	texts, err := os.ReadFile(*licenses)
+	if err != nil {
+		return fmt.Errorf("-licenses: %w", err)
+	}
+	index, err := newIndex(*version, at, texts, binaries)
 	if err != nil {
 		return err
 	}

@@ -5,9 +5,11 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -64,7 +66,8 @@ func TestInstall_copies_the_binary_that_runs_and_prints_its_SHA_256(t *testing.T
 
 	want, err := os.ReadFile(os.Args[0])
 	require.NoError(t, err)
-	installed := filepath.Join(dir, "vault-plugin-secrets-dingtalk-"+dingtalk.Version)
+	installed := filepath.Join(dir, installedName())
+	require.Equal(t, "vault-plugin-secrets-dingtalk-"+dingtalk.Version, strings.TrimSuffix(installedName(), ".exe"))
 	got, err := os.ReadFile(installed)
 	require.NoError(t, err)
 	require.Equal(t, want, got)
@@ -75,6 +78,9 @@ func TestInstall_copies_the_binary_that_runs_and_prints_its_SHA_256(t *testing.T
 
 func TestInstall_file_may_be_run_by_every_user_whatever_the_source_s_mode(t *testing.T) {
 	t.Parallel()
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has no such modes")
+	}
 	source, _ := newBinary(t, "content")
 	path, _, err := install(source, t.TempDir())
 	require.NoError(t, err)
@@ -141,9 +147,10 @@ func TestInstall_says_in_plain_words_what_is_wrong_with_the_directory(t *testing
 	t.Parallel()
 	file, _ := newBinary(t, "a file")
 	missing := filepath.Join(t.TempDir(), "missing")
+	_, notThere := os.Stat(missing) // in the system's words
 	for dir, want := range map[string]string{
-		missing: `install into "` + missing + `": stat ` + missing + ": no such file or directory",
-		file:    `install into "` + file + `": not a directory`,
+		missing: fmt.Sprintf("install into %q: %v", missing, notThere),
+		file:    fmt.Sprintf("install into %q: not a directory", file),
 		"":      "-install needs a directory, such as Vault's plugin_directory",
 	} {
 		stdout, stderr, err := runMain(t, "-install="+dir)

@@ -4,8 +4,7 @@
 
 package e2e
 
-// A mount moves from one version of the plugin to the next and back, under load. Its apps, tokens
-// and leases stay.
+// A mount moves from the first release to this one and back, with its apps, tokens and leases.
 
 import (
 	"encoding/json"
@@ -22,7 +21,7 @@ import (
 func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 	t.Parallel()
 	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageRaft})
-	older, newer := buildPlugin(t, v, pluginPackage, "v0.1.0-old"), buildPlugin(t, v, pluginPackage, "v0.2.0")
+	older, newer := buildFirstRelease(t, v), buildPlugin(t, v, pluginPackage, "v0.2.0")
 	registerBuild(t, v, older)
 	m := v.EnableVersion(t, older.version)
 	dt := harness.StartDingTalk(t, harness.FullLifetime)
@@ -40,9 +39,27 @@ func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 		leased: harness.TokenIn(lease), unleased: unleased.Token(t), verified: dt.LastToken(verified.Key),
 	}
 	harness.NoteSecret(tokens[verified], "an access token")
+	// What both releases know of an app.
+	config := func(a *harness.App) map[string]any {
+		t.Helper()
+		known := m.ReadData(t, a.ConfigPath())
+		delete(known, "app_secret_set_at")
+		delete(known, "corp_id")
+		return known
+	}
 	configs := map[*harness.App]map[string]any{}
 	for _, a := range append(apps, unread) {
-		configs[a] = m.ReadData(t, a.ConfigPath())
+		configs[a] = config(a)
+	}
+	status := func(a *harness.App) []any {
+		t.Helper()
+		all := a.Status(t)
+		return []any{all["state"], all["fetched_at"], all["expires_at"]}
+	}
+	statuses := map[*harness.App][]any{}
+	for _, a := range apps {
+		statuses[a] = status(a)
+		require.Equal(t, "fresh", statuses[a][0])
 	}
 	calls := 3
 	require.Equal(t, calls, dt.Requests("*"))
@@ -54,12 +71,12 @@ func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 		require.Equal(t, running, mounts[m.Path+"/"].RunningVersion)
 		require.Equal(t, pinned, mounts[m.Path+"/"].PluginVersion)
 		require.Len(t, m.List(t, m.Path+"/config"), len(configs))
-		for a, config := range configs {
-			require.Equal(t, config, m.ReadData(t, a.ConfigPath()), "the stored config")
+		for a, want := range configs {
+			require.Equal(t, want, config(a), "the stored config")
 		}
 		for _, a := range apps {
 			harness.RequireSameToken(t, a.Token(t), tokens[a])
-			require.Equal(t, "fresh", a.Status(t)["state"])
+			require.Equal(t, statuses[a], status(a), "the status of the token")
 		}
 		require.Equal(t, "absent", unread.Status(t)["state"])
 		renewal, took := timedRenew(t, leased, lease.LeaseID, 0)
@@ -91,7 +108,7 @@ func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 
 	// What the newer version writes, the older one reads.
 	added := m.NewApp(t, dt, harness.Fields{"leased": false})
-	tokens[added], configs[added] = added.Token(t), m.ReadData(t, added.ConfigPath())
+	tokens[added], configs[added] = added.Token(t), config(added)
 	unleased.Update(t, harness.Fields{"request_timeout": "4s"})
 	configs[unleased]["request_timeout"] = json.Number("4")
 	lease = leased.Read(t)

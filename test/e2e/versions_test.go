@@ -51,18 +51,35 @@ func buildPlugin(t *testing.T, v *harness.VaultServer, program, version string) 
 // firstRelease is the first line of the changelog's entry for the first release.
 const firstRelease = "## [0.1.0] - "
 
-// buildFirstRelease builds the plugin as it was first released, from the commit that dated that
-// release in the changelog.
+// buildFirstRelease builds the plugin as it was first released: from its tag or, where there is
+// none, from the commit that dated that release in the changelog. In a
+// shallow clone it fetches the history. Sources that came without it skip the test.
 func buildFirstRelease(t *testing.T, v *harness.VaultServer) pluginBuild {
 	t.Helper()
-	git := func(args ...string) ([]byte, error) {
-		return exec.CommandContext(t.Context(), "git", append([]string{"-C", "../.."}, args...)...).Output()
+	git := func(args ...string) string {
+		out, err := exec.CommandContext(t.Context(), "git", append([]string{"-C", "../.."}, args...)...).Output()
+		if err != nil {
+			return ""
+		}
+		return strings.TrimSpace(string(out))
 	}
-	commits, _ := git("log", "--reverse", "--format=%H", "-S"+firstRelease, "--", "CHANGELOG.md")
-	commit, _, _ := strings.Cut(string(commits), "\n")
-	source, err := git("show", commit+":backend.go")
-	if err != nil || !strings.Contains(string(source), `Version = "v0.1.0`) {
-		t.Skip("this copy of the sources lacks git's history back to the first release")
+	find := func() string {
+		if tagged := git("rev-parse", "--verify", "--quiet", "v0.1.0^{commit}"); tagged != "" {
+			return tagged
+		}
+		commit, _, _ := strings.Cut(git("log", "--reverse", "--format=%H", "-S"+firstRelease, "--", "CHANGELOG.md"), "\n")
+		if !strings.Contains(git("show", commit+":backend.go"), `Version = "v0.1.0"`) {
+			return ""
+		}
+		return commit
+	}
+	commit := find()
+	if commit == "" && git("rev-parse", "--is-shallow-repository") == "true" {
+		git("fetch", "--quiet", "--unshallow", "--tags")
+		commit = find()
+	}
+	if commit == "" {
+		t.Skip("these sources came without git's history, which has the first release")
 	}
 	dir := t.TempDir()
 	archive := filepath.Join(dir, "sources.tar")

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,7 +39,7 @@ type descriptor struct {
 	} `json:"platform"`
 }
 
-func TestSnapshot_image_has_the_released_binaries_of_Linux(t *testing.T) {
+func TestSnapshot_image_has_the_released_binaries_of_Linux_and_their_licences(t *testing.T) {
 	t.Parallel()
 	blobs := untar(t, []byte(read(t, "dist/"+image())))
 	blob := func(d descriptor, into any) {
@@ -53,6 +54,7 @@ func TestSnapshot_image_has_the_released_binaries_of_Linux(t *testing.T) {
 	blob(layout.Manifests[0], &index)
 
 	want, got := map[string]string{}, map[string]string{}
+	licences := digest(systems[0].unpack(t)[licencesFile].content)
 	for _, s := range systems {
 		if s.os == "linux" {
 			want[s.os+"/"+s.arch] = checksums(t)[s.name()]
@@ -63,22 +65,27 @@ func TestSnapshot_image_has_the_released_binaries_of_Linux(t *testing.T) {
 			Layers []descriptor `json:"layers"`
 		}
 		blob(m, &manifest)
-		last := manifest.Layers[len(manifest.Layers)-1]
-		layer, err := gzip.NewReader(bytes.NewReader(blobs["blobs/"+strings.ReplaceAll(last.Digest, ":", "/")]))
-		require.NoError(t, err)
-		content, err := io.ReadAll(layer)
-		require.NoError(t, err)
-		got[m.Platform.OS+"/"+m.Platform.Architecture] = digest(untar(t, content)[plugin])
+		files := map[string][]byte{}
+		for _, layer := range manifest.Layers {
+			unzipped, err := gzip.NewReader(bytes.NewReader(blobs["blobs/"+strings.ReplaceAll(layer.Digest, ":", "/")]))
+			require.NoError(t, err)
+			content, err := io.ReadAll(unzipped)
+			require.NoError(t, err)
+			maps.Copy(files, untar(t, content))
+		}
+		got[m.Platform.OS+"/"+m.Platform.Architecture] = digest(files[plugin])
+		require.Equal(t, licences, digest(files["licenses/"+licencesFile]))
 	}
 	require.Equal(t, want, got)
 }
 
 func TestSnapshot_image_is_the_same_bytes_when_it_is_made_again(t *testing.T) {
 	t.Parallel()
-	again := filepath.Join(t.TempDir(), "again.tar")
+	again, licences := filepath.Join(t.TempDir(), "again.tar"), filepath.Join(t.TempDir(), licencesFile)
+	require.NoError(t, os.WriteFile(licences, systems[0].unpack(t)[licencesFile].content, 0o600))
 	args := []string{
 		"-C", filepath.Join(root, "image"), "run", ".", "build", "-version", dingtalk.Version, "-out", again,
-		"-time", commitTime(t).Format(time.RFC3339),
+		"-time", commitTime(t).Format(time.RFC3339), "-licenses", licences,
 	}
 	for _, s := range systems {
 		if s.os == "linux" {
