@@ -143,7 +143,7 @@ func buildPlugin(t *testing.T, version string) string {
 	return program
 }
 
-// A translation for readers in China names the host of their edition.
+// A translation for readers in China may name the host of their edition.
 func TestDocs_a_translation_has_the_same_code(t *testing.T) {
 	t.Parallel()
 	for _, page := range pages(t) {
@@ -154,8 +154,8 @@ func TestDocs_a_translation_has_the_same_code(t *testing.T) {
 		translated, want := pageBlocks(t, page), pageBlocks(t, original+".md")
 		for i := range min(len(want), len(translated)) {
 			translated[i].line = want[i].line
-			if page == "docs/install"+translation {
-				want[i].body = strings.ReplaceAll(want[i].body, "https://"+dingtalkHost, "https://"+chinaHost)
+			for _, b := range []*block{&want[i], &translated[i]} {
+				b.body = strings.ReplaceAll(b.body, "https://"+dingtalkHost, "https://"+chinaHost)
 			}
 			require.Equal(t, want[i], translated[i], "%s: %v of the original, and its translation", page, want[i])
 		}
