@@ -57,7 +57,7 @@ func TestTroubleshooting_every_text_in_a_heading_is_what_is_really_said(t *testi
 	provocations := map[string]provocation{}
 	for _, some := range []map[string]provocation{
 		ofDingTalk(m), ofTheWay(m, own), ofRequests(m), ofWarnings(m), ofStorage(m), ofTheLog(m),
-		ofTheCatalog(own), ofVault(m, own), ofReaders(m), ofTheEngineAlone(),
+		ofTheCatalog(own), ofALostBinary(), ofVault(m, own), ofReaders(m), ofTheEngineAlone(),
 	} {
 		maps.Copy(provocations, some)
 	}
@@ -133,6 +133,9 @@ func ofDingTalk(m *mount) map[string]provocation {
 			simulator.Fault{Kind: simulator.FaultIPNotAllowed},
 		),
 		`DingTalk rejected the request for a token of app "…"`: answers(
+			simulator.Fault{Kind: simulator.FaultPermissionDenied},
+		),
+		`Forbidden.AccessDenied.AccessTokenPermissionDenied`: answers(
 			simulator.Fault{Kind: simulator.FaultPermissionDenied},
 		),
 		`DingTalk throttles the requests for a token of app "…"`: answers(
@@ -591,6 +594,36 @@ func ofTheCatalog(v *vaultServer) map[string]provocation {
 	}
 }
 
+// ofALostBinary are Vault's errors where the plugin's binary is not in the plugin directory.
+func ofALostBinary() map[string]provocation {
+	newApp := func(t *testing.T) *app {
+		t.Helper()
+		v := startVault(t, vaultOptions{storage: storageInmem})
+		return v.enable(t).newApp(t, startDingTalk(t, fullLifetime), nil)
+	}
+	writes := func(t *testing.T, a *app) string {
+		t.Helper()
+		_, err := a.m.v.root.Logical().Write(a.configPath(), fields{"leased": false})
+		return words(t, err)
+	}
+	return map[string]provocation{
+		`error verifying checksum: open …: no such file or directory`: func(t *testing.T) string {
+			return words(t, newApp(t).endWithoutBinary(t))
+		},
+		`route entry found, but backend is nil`: func(t *testing.T) string {
+			a := newApp(t)
+			a.m.v.skipMounts(t)
+			return writes(t, a)
+		},
+		`cannot write to storage during setup`: func(t *testing.T) string {
+			a := newApp(t)
+			a.m.v.skipMounts(t)
+			a.m.reload(t)
+			return writes(t, a)
+		},
+	}
+}
+
 // startDevVault starts a Vault whose configuration names no plugin directory.
 func startDevVault(t *testing.T) *api.Client {
 	t.Helper()
@@ -749,6 +782,13 @@ func ofReaders(m *mount) map[string]provocation {
 		`AuthenticationFailed.MissingParameter`: func(t *testing.T) string {
 			return startDingTalk(t, fullLifetime).apiSays(t, "")
 		},
+		`"errcode":88,"sub_code":"40014"`: func(t *testing.T) string {
+			dt := startDingTalk(t, fullLifetime)
+			request, err := http.NewRequestWithContext(
+				t.Context(), http.MethodPost, dt.url+simulator.DepartmentsPath+"?access_token=expired", http.NoBody)
+			require.NoError(t, err)
+			return saidTo(t, request, http.StatusOK)
+		},
 	}
 }
 
@@ -760,12 +800,18 @@ func (d *dingtalk) apiSays(t *testing.T, accessToken string) string {
 	if accessToken != "" {
 		request.Header.Set(simulator.TokenHeader, accessToken)
 	}
+	return saidTo(t, request, http.StatusBadRequest)
+}
+
+// saidTo returns the body of the response to a request.
+func saidTo(t *testing.T, request *http.Request, status int) string {
+	t.Helper()
 	response, err := http.DefaultClient.Do(request)
 	require.NoError(t, err)
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
-	require.Equal(t, http.StatusBadRequest, response.StatusCode)
+	require.Equal(t, status, response.StatusCode)
 	return string(text)
 }
 
