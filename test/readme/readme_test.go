@@ -293,7 +293,7 @@ func (n *newcomer) shell(t *testing.T, b block, body string, status int) string 
 }
 
 // elsewhere is what a page may need that a test has not.
-var elsewhere = []string{"docker", "skopeo", "helm", "kubectl", "registry.example.com"}
+var elsewhere = []string{"cosign", "docker", "github.com", "helm", "kubectl", "registry.example.com", "skopeo"}
 
 // requireNeeds holds what a block is said to need against the list, and against the block.
 func requireNeeds(t *testing.T, b block, needs string) {
