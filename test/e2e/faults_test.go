@@ -84,7 +84,7 @@ func faultCases() []faultCase {
 		tried    = ", 3 attempts"
 		tooLong  = "the response is longer than 65536 bytes"
 		tooSlow  = "no whole response within "
-		notHTTP  = "the HTTP exchange failed, or what came is not HTTP" + tried
+		notHTTP  = "the HTTP exchange failed, or the response is not HTTP" + tried
 		okayHead = "HTTP/1.1 200 OK\r\n"
 	)
 

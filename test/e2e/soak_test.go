@@ -60,17 +60,17 @@ var upstreamErrors = []knownError{
 	{
 		kind:   "request rejected",
 		status: http.StatusBadRequest,
-		text:   regexp.MustCompile(`DingTalk rejected the request for a token of app "`),
+		text:   regexp.MustCompile(`DingTalk rejected the token request for app "`),
 	},
 	{
 		kind:   "throttled",
 		status: http.StatusBadGateway,
-		text:   regexp.MustCompile(`DingTalk throttles the requests for a token of app "`),
+		text:   regexp.MustCompile(`DingTalk is throttling the token requests for app "`),
 	},
 	{
 		kind:   "unavailable",
 		status: http.StatusBadGateway,
-		text:   regexp.MustCompile(`DingTalk could not serve the request for a token of app "`),
+		text:   regexp.MustCompile(`DingTalk could not serve the token request for app "`),
 	},
 	{
 		kind: "unreachable or too slow", status: http.StatusBadGateway,
@@ -79,12 +79,12 @@ var upstreamErrors = []knownError{
 	{
 		kind:   "redirected",
 		status: http.StatusBadGateway,
-		text:   regexp.MustCompile(`answered the request for a token of app ".*" with a redirect`),
+		text:   regexp.MustCompile(`answered the token request for app ".*" with a redirect`),
 	},
 	{
 		kind:   "malformed response",
 		status: http.StatusBadGateway,
-		text:   regexp.MustCompile(`answered the request for a token of app ".*" with something that is not a token`),
+		text:   regexp.MustCompile(`answered the token request for app ".*" with something that is not a token`),
 	},
 	{
 		kind:   "ran out on the way",

@@ -211,7 +211,7 @@ func ofTheEngineAlone() map[string]provocation {
 			return e.read(t.Context())
 		},
 		`app "…": storage has not confirmed the change within …, and it may take effect later: read its configuration before you try again`: slowly,
-		`app "…" is deleted, but not its stored token, which nobody is given any more`: while(
+		`app "…" is deleted, but not its stored token, which is never served again`: while(
 			"delete token/myapp",
 			logical.DeleteOperation,
 			"config/myapp",
@@ -223,8 +223,8 @@ func ofTheEngineAlone() map[string]provocation {
 			"creds/myapp",
 			nil,
 		),
-		`The configuration is in force, but storage did not take the token with it`:                                       whileVerified,
-		`the app is configured, but its stored token could not be brought up to date: after a restart another is fetched`: whileVerified,
+		`The configuration was stored, but its token was not`:                                                  whileVerified,
+		`the app is configured, but its stored token could not be updated: after a restart another is fetched`: whileVerified,
 
 		`looking for tokens without a config failed: the next try is in an hour`: anHourLater(failsAt("list token/")),
 		`removing a token without a config failed: the next try is in an hour`: anHourLater(
@@ -299,7 +299,7 @@ func ofTheEngineAlone() map[string]provocation {
 			}
 			return e.read(ctx)
 		},
-		`internal error while fetching a token of app "…"`: func(t *testing.T) string {
+		`internal error while fetching a token for app "…"`: func(t *testing.T) string {
 			e := newBareEngine(t, known(t).URL)
 			e.panicInFlight()
 			return e.read(t.Context())

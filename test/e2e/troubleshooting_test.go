@@ -58,7 +58,7 @@ func TestTroubleshooting_every_text_in_a_heading_is_what_is_really_said(t *testi
 	provocations := map[string]provocation{}
 	for _, some := range []map[string]provocation{
 		ofDingTalk(m), ofTheWay(m, own), ofRequests(m), ofWarnings(m), ofStorage(m), ofTheLog(m),
-		ofTheCatalog(own), ofVault(m, own), ofReaders(m), ofTheEngineAlone(),
+		ofTheCatalog(own), ofALostBinary(), ofVault(m, own), ofReaders(m), ofTheEngineAlone(),
 	} {
 		maps.Copy(provocations, some)
 	}
@@ -126,22 +126,25 @@ func ofDingTalk(m *harness.Mount) map[string]provocation {
 		`DingTalk does not allow Vault's IP address for app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultIPNotAllowed},
 		),
-		`DingTalk rejected the request for a token of app "…"`: afterFault(
+		`DingTalk rejected the token request for app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultPermissionDenied},
 		),
-		`DingTalk throttles the requests for a token of app "…"`: afterFault(
+		`Forbidden.AccessDenied.AccessTokenPermissionDenied`: afterFault(
+			simulator.Fault{Kind: simulator.FaultPermissionDenied},
+		),
+		`DingTalk is throttling the token requests for app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultThrottledQPS},
 		),
-		`DingTalk could not serve the request for a token of app "…"`: afterFault(
+		`DingTalk could not serve the token request for app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultUnavailableUnknown},
 		),
 		`DingTalk has banned Vault's egress IP, which app "…" shares with all other apps at …`: afterFault(
 			simulator.Fault{Kind: simulator.FaultBanned},
 		),
-		`… answered the request for a token of app "…" with a redirect, which is never followed`: afterFault(
+		`… answered the token request for app "…" with a redirect, which is never followed`: afterFault(
 			simulator.Fault{Kind: simulator.FaultRedirect},
 		),
-		`… answered the request for a token of app "…" with something that is not a token`: afterFault(
+		`… answered the token request for app "…" with something that is not a token`: afterFault(
 			simulator.Fault{Kind: simulator.FaultEmptyToken},
 		),
 		`the response is an HTML page, as a proxy or a ban of Vault's egress IP sends`: afterFault(
@@ -223,7 +226,7 @@ func ofTheWay(m *harness.Mount, own *harness.VaultServer) map[string]provocation
 		},
 		`network is unreachable`:                       at("https://255.255.255.255"),
 		`the connection ended before the response did`: behaving(func(net.Conn) {}),
-		`the HTTP exchange failed, or what came is not HTTP`: behaving(func(conn net.Conn) {
+		`the HTTP exchange failed, or the response is not HTTP`: behaving(func(conn net.Conn) {
 			_, _ = io.WriteString(conn, "SSH-2.0-OpenSSH_9.6\r\n")
 		}),
 		`its certificate is not trusted: …`: speaking(tls.VersionTLS13),
@@ -286,7 +289,7 @@ func ofRequests(m *harness.Mount) map[string]provocation {
 		`app: the name has … characters; allowed are at most 128`: read(
 			"creds/" + strings.Repeat("n", 129),
 		),
-		`app: the name "…" has two dots in a row, which Vault's storage refuses; allowed are single ones`: func(t *testing.T) string {
+		`app: the name "…" has two dots in a row, which Vault's storage refuses; single dots are allowed`: func(t *testing.T) string {
 			_, err := m.Vault.Root.Logical().Write(m.Path+"/config/a..b", harness.Fields{"app_key": "k", "app_secret": "s"})
 			return words(t, err)
 		},
@@ -586,6 +589,36 @@ func ofTheCatalog(v *harness.VaultServer) map[string]provocation {
 	}
 }
 
+// ofALostBinary are Vault's errors where the plugin's binary is not in the plugin directory.
+func ofALostBinary() map[string]provocation {
+	newApp := func(t *testing.T) *harness.App {
+		t.Helper()
+		v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem})
+		return v.Enable(t).NewApp(t, harness.StartDingTalk(t, harness.FullLifetime), nil)
+	}
+	writes := func(t *testing.T, a *harness.App) string {
+		t.Helper()
+		_, err := a.Mount.Vault.Root.Logical().Write(a.ConfigPath(), harness.Fields{"leased": false})
+		return words(t, err)
+	}
+	return map[string]provocation{
+		`error verifying checksum: open …: no such file or directory`: func(t *testing.T) string {
+			return words(t, endWithoutBinary(t, newApp(t)))
+		},
+		`route entry found, but backend is nil`: func(t *testing.T) string {
+			a := newApp(t)
+			skipMounts(t, a.Mount.Vault)
+			return writes(t, a)
+		},
+		`cannot write to storage during setup`: func(t *testing.T) string {
+			a := newApp(t)
+			skipMounts(t, a.Mount.Vault)
+			a.Mount.Reload(t)
+			return writes(t, a)
+		},
+	}
+}
+
 // startDevVault starts a Vault whose configuration names no plugin directory.
 func startDevVault(t *testing.T) *api.Client {
 	t.Helper()
@@ -745,6 +778,13 @@ func ofReaders(m *harness.Mount) map[string]provocation {
 		`AuthenticationFailed.MissingParameter`: func(t *testing.T) string {
 			return apiSays(t, harness.StartDingTalk(t, harness.FullLifetime), "")
 		},
+		`"errcode":88,"sub_code":"40014"`: func(t *testing.T) string {
+			dt := harness.StartDingTalk(t, harness.FullLifetime)
+			request, err := http.NewRequestWithContext(
+				t.Context(), http.MethodPost, dt.URL+simulator.DepartmentsPath+"?access_token=expired", http.NoBody)
+			require.NoError(t, err)
+			return saidTo(t, request, http.StatusOK)
+		},
 	}
 }
 
@@ -756,12 +796,18 @@ func apiSays(t *testing.T, d *harness.DingTalk, accessToken string) string {
 	if accessToken != "" {
 		request.Header.Set(simulator.TokenHeader, accessToken)
 	}
+	return saidTo(t, request, http.StatusBadRequest)
+}
+
+// saidTo returns the body of the response to a request.
+func saidTo(t *testing.T, request *http.Request, status int) string {
+	t.Helper()
 	response, err := http.DefaultClient.Do(request)
 	require.NoError(t, err)
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
-	require.Equal(t, http.StatusBadRequest, response.StatusCode)
+	require.Equal(t, status, response.StatusCode)
 	return string(text)
 }
 
@@ -825,7 +871,7 @@ func TestTroubleshooting_has_every_text_of_the_engine(t *testing.T) {
 		// The hints at an error's end, which is on the page by its beginning.
 		"check app_key and app_secret",
 		"add Vault's egress IP",
-		"look the request id up",
+		"look up the request id",
 		"find what makes more than",
 		"check base_url and any proxy",
 		"check Vault's storage",
