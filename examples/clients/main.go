@@ -43,7 +43,7 @@ func read(v *vault.Logical) {
 }
 
 // call returns a response's status, code, errcode and sub_code, and its JSON. The old host's status is always 200.
-func call() (codes string, answer map[string]json.RawMessage) {
+func call() (codes string, body map[string]json.RawMessage) {
 	defer time.AfterFunc(time.Minute, func() { log.Fatal("DingTalk: no response within a minute") }).Stop()
 	request := &http.Request{URL: must(url.Parse(api + "/v1.0/microApp/allInnerApps")), Header: http.Header{}}
 	request.Header.Set("x-acs-dingtalk-access-token", token)
@@ -53,8 +53,8 @@ func call() (codes string, answer map[string]json.RawMessage) {
 	}
 	response := must(http.DefaultTransport.RoundTrip(request)) // no redirect is followed, and no error has the URL
 	defer response.Body.Close()
-	must(0, json.NewDecoder(response.Body).Decode(&answer))
-	return fmt.Sprintf("%d,%s,%s,%s", response.StatusCode, answer["code"], answer["errcode"], answer["sub_code"]), answer
+	must(0, json.NewDecoder(response.Body).Decode(&body))
+	return fmt.Sprintf("%d,%s,%s,%s", response.StatusCode, body["code"], body["errcode"], body["sub_code"]), body
 }
 
 func main() {
@@ -64,17 +64,17 @@ func main() {
 		if time.Now().After(due) {
 			read(v)
 		}
-		codes, answer := call()
+		codes, body := call()
 		if codes == `400,"InvalidAuthentication",,` || codes == `200,,88,"40014"` || codes == "200,,40014," {
 			log.Printf("DingTalk refused the token: %s", codes)
 			must(v.Write(fmt.Sprintf(path, "refresh"), map[string]any{"rejected_token": token}))
 			read(v)
-			codes, answer = call()
+			codes, body = call()
 		}
 		if codes != "200,,," && codes != "200,,0," {
 			log.Fatalf("DingTalk: %s", codes)
 		}
-		must(0, json.NewEncoder(os.Stdout).Encode(answer))
+		must(0, json.NewEncoder(os.Stdout).Encode(body))
 		time.Sleep(every)
 	}
 }
