@@ -15,8 +15,8 @@ import (
 	"github.com/zclconf/go-cty/cty"
 )
 
-// The template in Nomad's job is the one that the end-to-end tests run in consul-template, whose code
-// Nomad uses. The fields are those of Nomad's own types.
+// Nomad renders with consul-template's code, so what the tests of consul-template show holds for the
+// same template in a job. The fields are those of Nomad's own types.
 func TestNomad_task_has_the_template_of_consul_template(t *testing.T) {
 	job := onlyBlock(t, hclFile(t, "nomad/job.nomad.hcl"), "job")
 	task := onlyBlock(t, onlyBlock(t, job, "group"), "task")
