@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MPL-2.0
 #
-# Vault Agent for one application that has to be told when its token changes: as one-app.hcl, and with a command.
+# Vault Agent for an application that does not notice by itself when its token changes: one-app.hcl
+# with a command.
 #
-# DingTalk extends a token that is asked for again, so in quiet times the token, and with it the file, stays the same for
-# long, and the command does not run.
+# DingTalk extends a token that is fetched again. So the token and the file usually stay the same
+# for long, and the command does not run.
 #
-# Yours to replace: the address of Vault, the paths, and the mount and app in dingtalk/creds/myapp.
+# Replace the address of Vault, the paths, the command, and the mount and app in
+# dingtalk/creds/myapp.
 
 vault {
   address = "https://vault.example.com:8200"
@@ -29,8 +31,9 @@ template {
   perms                = "0600"
   error_on_missing_key = true
 
-  # Runs each time the file was written with another content, the first time included. Have it make the application read
-  # the file. Agent does not repeat a command that fails, but goes on with the file.
+  # Runs whenever Agent has written new content into the file, the first time included. Let the
+  # command make the application read the file. Agent does not repeat a command that fails, and
+  # continues to write the file.
   exec {
     command = ["/usr/local/bin/token-changed"]
     timeout = "10s"

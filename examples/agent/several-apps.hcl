@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MPL-2.0
 #
-# Vault Agent for an application that uses several DingTalk apps: one file with the token of each, by the template in
-# several-apps.ctmpl. The role needs the right to read each of them.
+# Vault Agent for an application that uses several DingTalk apps: one file with the token of each,
+# by the template in several-apps.ctmpl. The role needs the right to read each of them.
 #
-# Agent writes the file once it could read all of the apps. One that fails for long, because it was deleted perhaps, then
-# holds up the others: where that matters, give each app a template and a file of its own.
+# Agent writes the file once it has read all of the apps. An app that fails for long, for example
+# because it was deleted, delays the others. If that matters, use a template and a file for each
+# app.
 #
-# Yours to replace: the address of Vault, and the paths.
+# Replace the address of Vault and the paths.
 
 vault {
   address = "https://vault.example.com:8200"

@@ -6,12 +6,12 @@ import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.Set;
 
-/** Calls an API of DingTalk's with an access token from Vault. README.md has the settings. Java 17: java App.java */
+/** Calls one of DingTalk's APIs with an access token from Vault. README.md has the settings. Java 17: java App.java */
 public class App {
-    static final HttpClient http = HttpClient.newHttpClient(); // follows no redirect: it would take the token elsewhere
+    static final HttpClient http = HttpClient.newHttpClient(); // follows no redirect: it would send the token elsewhere
     static final String path = env("DINGTALK_MOUNT", "dingtalk") + "/%s/" + env("DINGTALK_APP", "");
     static final String newUrl = env("DINGTALK_BASE_URL", "https://api.dingtalk.io");
-    static final URI oldUrl = URI.create(env("DINGTALK_OLD_URL", "")); // an error of this has no token in it yet
+    static final URI oldUrl = URI.create(env("DINGTALK_OLD_URL", "")); // parsed here, where an error has no token in it
     static String token = "";
     static long due; // when to read the token again
 
@@ -22,26 +22,26 @@ public class App {
             .method(method, HttpRequest.BodyPublishers.ofString(body)).build(), HttpResponse.BodyHandlers.ofString());
     }
 
-    /** The first text or number of this name in JSON, as it is written there. A JSON library does more. */
+    /** The first text or number of this name in JSON, not decoded. A JSON library does more. */
     static String field(String json, String name) {
         var found = java.util.regex.Pattern.compile('"' + name + "\":\\s*\"?((?:[^\"\\\\,}]|\\\\.)*)").matcher(json);
         return found.find() ? found.group(1) : "";
     }
 
     static String vault(String method, String path, String body) throws Exception {
-        var answer = send(method, env("VAULT_ADDR", "https://127.0.0.1:8200") + "/v1/" + path, body,
+        var response = send(method, env("VAULT_ADDR", "https://127.0.0.1:8200") + "/v1/" + path, body,
             "X-Vault-Token", env("VAULT_TOKEN", ""), "X-Vault-Request", "true");
-        if (answer.statusCode() < 300) return answer.body();
-        throw new Exception("Vault, " + method + " " + path + ": " + answer.statusCode() + " " + answer.body().strip());
+        if (response.statusCode() < 300) return response.body();
+        throw new Exception("Vault, %s %s: %s %s".formatted(method, path, response.statusCode(), response.body().strip()));
     }
 
     static void read() throws Exception {
         try {
-            var answer = vault("GET", path.formatted("creds"), "");
-            token = field(answer, "access_token");
-            // Reading in the second half of a lease extends the token. Without a lease, ttl says when to come back.
-            var life = Long.parseLong(field(answer, "lease_duration")) * 2 / 3;
-            due = System.nanoTime() + (life > 0 ? life : Long.parseLong(field(answer, "ttl"))) * 1_000_000_000;
+            var response = vault("GET", path.formatted("creds"), "");
+            token = field(response, "access_token");
+            // A read in the second half of a lease extends the token. Without a lease, ttl says when to read again.
+            var life = Long.parseLong(field(response, "lease_duration")) * 2 / 3;
+            due = System.nanoTime() + (life > 0 ? life : Long.parseLong(field(response, "ttl"))) * 1_000_000_000;
             System.err.println("read " + path.formatted("creds"));
         } catch (Exception e) {
             if (token.isEmpty()) throw e;
@@ -50,13 +50,13 @@ public class App {
         }
     }
 
-    /** Returns the answer's status and codes, and the answer. The old host's status is 200 whatever is wrong. */
+    /** Returns the response's status and codes, and its body. The old host's status is always 200. */
     static String[] call() throws Exception {
         var query = "?access_token=" + URLEncoder.encode(token, StandardCharsets.UTF_8);
-        var answer = oldUrl.toString().isEmpty()
+        var response = oldUrl.toString().isEmpty()
             ? send("GET", newUrl + "/v1.0/microApp/allInnerApps", "", "x-acs-dingtalk-access-token", token)
             : send("POST", oldUrl + "/topapi/v2/department/listsub" + query, "{}", "Content-Type", "application/json");
-        String status = "" + answer.statusCode(), body = answer.body();
+        String status = "" + response.statusCode(), body = response.body();
         if (!body.startsWith("{")) throw new Exception("DingTalk: " + status + " no JSON");
         var codes = status.equals("200") ? field(body, "errcode") + " " + field(body, "sub_code") : field(body, "code");
         return new String[] {(status + " " + codes).strip(), body};
@@ -65,15 +65,15 @@ public class App {
     public static void main(String[] args) throws Exception {
         for (var every = (long) (1000 * Double.parseDouble(env("CALL_EVERY", "0")));; Thread.sleep(every)) {
             if (token.isEmpty() || System.nanoTime() >= due) read();
-            var answer = call();
-            if (Set.of("400 InvalidAuthentication", "200 88 40014", "200 40014").contains(answer[0])) {
-                System.err.println("DingTalk refused the token: " + answer[0]);
+            var response = call();
+            if (Set.of("400 InvalidAuthentication", "200 88 40014", "200 40014").contains(response[0])) {
+                System.err.println("DingTalk refused the token: " + response[0]);
                 vault("POST", path.formatted("refresh"), "{\"rejected_token\":\"" + token + "\"}");
                 read();
-                answer = call();
+                response = call();
             }
-            if (!Set.of("200", "200 0").contains(answer[0])) throw new Exception("DingTalk: " + answer[0]);
-            System.out.println(answer[1]);
+            if (!Set.of("200", "200 0").contains(response[0])) throw new Exception("DingTalk: " + response[0]);
+            System.out.println(response[1]);
             if (every == 0) return;
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Calls an API of DingTalk's with an access token from Vault, by DingTalk's own SDK. README.md has the settings.
+// Calls one of DingTalk's APIs with an access token from Vault, with DingTalk's SDK. README.md has the settings.
 // Node.js 18 or later: npm ci && node app.js
 
 const { default: Client, ListAllInnerAppsHeaders } = require('@alicloud/dingtalk/dist/micro_app_1_0/client')
@@ -24,10 +24,10 @@ async function vault(method, path, body) {
 
 async function read() {
   try {
-    const answer = await vault('GET', path('creds'))
-    token = answer.data.access_token
-    // Reading in the second half of a lease extends the token. Without a lease, ttl says when to come back.
-    due = performance.now() + 1000 * ((answer.lease_duration * 2) / 3 || answer.data.ttl)
+    const secret = await vault('GET', path('creds'))
+    token = secret.data.access_token
+    // A read in the second half of a lease extends the token. Without a lease, ttl says when to read again.
+    due = performance.now() + 1000 * ((secret.lease_duration * 2) / 3 || secret.data.ttl)
     console.error(`read ${path('creds')}`)
   } catch (error) {
     if (!token) throw error
@@ -36,7 +36,7 @@ async function read() {
   }
 }
 
-// call returns the answer's status and codes, and the answer.
+// call returns the response's status and codes, and its JSON.
 async function call() {
   if (env('DINGTALK_OLD_URL')) return callOld(new URL('/topapi/v2/department/listsub', env('DINGTALK_OLD_URL')))
   try {
@@ -49,27 +49,27 @@ async function call() {
   }
 }
 
-// callOld does the same on the old host, which the SDK does not know. Its status is 200 whatever is wrong.
+// callOld does the same on the old host, which the SDK does not support. Its status is always 200.
 async function callOld(url) {
   const options = { method: 'POST', redirect: 'error', signal: AbortSignal.timeout(60_000) }
   url.searchParams.set('access_token', token)
   const response = await fetch(url, options)
-  const answer = await response.json()
-  return [[response.status, answer.errcode, answer.sub_code].join(' ').trim(), answer]
+  const body = await response.json()
+  return [[response.status, body.errcode, body.sub_code].join(' ').trim(), body]
 }
 
 async function main() {
   for (const every = Number(env('CALL_EVERY')) * 1000; ; await new Promise((wake) => setTimeout(wake, every))) {
     if (performance.now() >= due) await read()
-    let [code, answer] = await call()
+    let [code, body] = await call()
     if (['400 InvalidAuthentication', '200 88 40014', '200 40014'].includes(code)) {
       console.error(`DingTalk refused the token: ${code}`)
       await vault('POST', path('refresh'), { rejected_token: token })
       await read();
-      [code, answer] = await call()
+      [code, body] = await call()
     }
     if (!['200', '200 0'].includes(code)) throw new Error(`DingTalk: ${code}`)
-    console.log(JSON.stringify(answer))
+    console.log(JSON.stringify(body))
     if (!every) return
   }
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MPL-2.0
-"""Calls an API of DingTalk's with an access token from Vault. README.md has the settings. Python 3.9 or later."""
+"""Calls one of DingTalk's APIs with an access token from Vault. README.md has the settings. Python 3.9 or later."""
 
 import json
 import os
@@ -13,12 +13,12 @@ env = os.environ.get
 vault_addr, vault_token = env("VAULT_ADDR", "https://127.0.0.1:8200"), env("VAULT_TOKEN", "")
 mount, app = env("DINGTALK_MOUNT", "dingtalk"), env("DINGTALK_APP", "")
 base_url, old_url = env("DINGTALK_BASE_URL", "https://api.dingtalk.io"), env("DINGTALK_OLD_URL")
-assert not old_url or "://" in old_url, "DINGTALK_OLD_URL is no URL"  # urllib's error would hold the token
+assert not old_url or "://" in old_url, "DINGTALK_OLD_URL is no URL"  # urllib's error would have the token
 every, token, due = float(env("CALL_EVERY", 0)), "", 0.0  # due is when to read the token again
 
 
 class AsItComes(urllib.request.HTTPErrorProcessor):
-    """Gives back every answer, whatever its status. A redirect would take the token elsewhere."""
+    """Returns every response, whatever its status. A redirect would send the token elsewhere."""
     http_response = https_response = lambda self, request, response: response
 
 
@@ -32,19 +32,19 @@ def send(method, url, headers, body=None):
 
 def vault(method, path, body=None):
     headers = {"X-Vault-Token": vault_token, "X-Vault-Request": "true"}
-    status, answer = send(method, f"{vault_addr}/v1/{path}", headers, body)
+    status, response = send(method, f"{vault_addr}/v1/{path}", headers, body)
     if status >= 300:
-        raise RuntimeError(f"Vault, {method} {path}: {status} {answer.get('errors')}")
-    return answer
+        raise RuntimeError(f"Vault, {method} {path}: {status} {response.get('errors')}")
+    return response
 
 
 def read():
     global token, due
     try:
-        answer = vault("GET", f"{mount}/creds/{app}")
-        token = answer["data"]["access_token"]
-        # Reading in the second half of a lease extends the token. Without a lease, ttl says when to come back.
-        due = time.monotonic() + (answer["lease_duration"] * 2 / 3 or answer["data"]["ttl"])
+        response = vault("GET", f"{mount}/creds/{app}")
+        token = response["data"]["access_token"]
+        # A read in the second half of a lease extends the token. Without a lease, ttl says when to read again.
+        due = time.monotonic() + (response["lease_duration"] * 2 / 3 or response["data"]["ttl"])
         print(f"read {mount}/creds/{app}", file=sys.stderr)
     except Exception as error:
         if not token:
@@ -54,27 +54,27 @@ def read():
 
 
 def call():
-    """Returns the answer's status and codes, and the answer. The old host's status is 200 whatever is wrong."""
+    """Returns the response's status and codes, and its JSON. The old host's status is always 200."""
     if old_url:
         query = urllib.parse.urlencode({"access_token": token})
-        status, answer = send("POST", f"{old_url}/topapi/v2/department/listsub?{query}", {}, {})
+        status, response = send("POST", f"{old_url}/topapi/v2/department/listsub?{query}", {}, {})
     else:
-        status, answer = send("GET", f"{base_url}/v1.0/microApp/allInnerApps", {"x-acs-dingtalk-access-token": token})
-    codes = [answer[name] for name in ("code", "errcode", "sub_code") if name in answer]
-    return " ".join(map(str, [status, *codes])), answer
+        status, response = send("GET", f"{base_url}/v1.0/microApp/allInnerApps", {"x-acs-dingtalk-access-token": token})
+    codes = [response[name] for name in ("code", "errcode", "sub_code") if name in response]
+    return " ".join(map(str, [status, *codes])), response
 
 
 while True:
     if time.monotonic() >= due:
         read()
-    code, answer = call()
+    code, response = call()
     if code in ("400 InvalidAuthentication", "200 88 40014", "200 40014"):
         print(f"DingTalk refused the token: {code}", file=sys.stderr)
         vault("POST", f"{mount}/refresh/{app}", {"rejected_token": token})
         read()
-        code, answer = call()
+        code, response = call()
     if code not in ("200", "200 0"):
         sys.exit(f"DingTalk: {code}")
-    print(json.dumps(answer), flush=True)
+    print(json.dumps(response), flush=True)
     every or sys.exit()
     time.sleep(every)

@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MPL-2.0
 #
-# Calls an API of DingTalk's with an access token from Vault, with curl and jq. README.md has the settings. No secret is
-# part of a command line, which all users of the machine can read: printf is a part of bash, and curl reads from there.
+# Calls one of DingTalk's APIs with an access token from Vault, with curl and jq. README.md has the
+# settings. No secret is on a command line, which every user of the machine can read: printf is
+# built into bash, and curl reads its output.
 
 set -euo pipefail
 
 mount=${DINGTALK_MOUNT:-dingtalk} app=${DINGTALK_APP:-}
 every=${CALL_EVERY:-0}
 token='' due=0 # due is when to read the token again, on the clock of $SECONDS
-status=0 body='' # of the last answer
+status=0 body='' # of the last response
 
 say() { printf '%s\n' "$*" >&2; }
 
-# field prints a field of the last answer, or nothing.
+# field prints a field of the last response, or nothing.
 field() { jq -r "$1 // empty" <<<"$body" 2>/dev/null || true; }
 
 # send METHOD URL HEADER BODY makes a request.
 send() {
-	local answer
-	answer=$(curl -sS --max-time 60 -X "$1" -w '\n%{http_code}' -H 'X-Vault-Request: true' \
+	local response
+	response=$(curl -sS --max-time 60 -X "$1" -w '\n%{http_code}' -H 'X-Vault-Request: true' \
 		-H 'Content-Type: application/json' -H @<(printf '%s\n' "$3") -d @<(printf '%s' "$4") \
 		-K <(printf 'url = "%s"\n' "$2")) || return
-	status=${answer##*$'\n'} body=${answer%$'\n'*}
+	status=${response##*$'\n'} body=${response%$'\n'*}
 }
 
 # vault METHOD PATH [BODY] makes a request of Vault.
@@ -34,7 +35,8 @@ vault() {
 read_token() {
 	if vault GET "$mount/creds/$app"; then
 		token=$(field .data.access_token)
-		# Reading in the second half of a lease extends the token. Without a lease, ttl says when to come back.
+		# A read in the second half of a lease extends the token. Without a lease, ttl says when to read
+		# again.
 		due=$((SECONDS + $(field 'if .lease_id == "" then .data.ttl else .lease_duration * 2 / 3 | floor end')))
 		say "read $mount/creds/$app"
 	elif [ -n "$token" ]; then
@@ -45,7 +47,7 @@ read_token() {
 	fi
 }
 
-# call sets the code to the answer's status and codes. The old host's status is 200 whatever is wrong.
+# call sets code to the response's status and codes. The old host's status is always 200.
 call() {
 	if [ -n "${DINGTALK_OLD_URL:-}" ]; then
 		send POST "$DINGTALK_OLD_URL/topapi/v2/department/listsub?access_token=$(jq -Rr @uri <<<"$token")" '' '{}'

@@ -1,4 +1,4 @@
-// The client in Go. It is a module of its own, as an app would be.
+// The client in Go. It is a module of its own, as an application would be.
 module vault-plugin-secrets-dingtalk/examples/clients
 
 go 1.25.7

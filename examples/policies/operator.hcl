@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MPL-2.0
 #
-# For whoever looks after the apps: stores, changes and deletes their credentials, and has a token fetched to see that
-# they work. It cannot read a secret back, since nobody can, and gives no access token.
+# For whoever manages the apps: stores, changes and deletes their credentials, and makes the engine
+# fetch a token to check them. It allows no read of an access token. Nobody can read a secret back.
 #
 # The mount is dingtalk/.
 

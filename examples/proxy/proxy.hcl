@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MPL-2.0
 #
-# Vault Proxy for the programs of one machine: it logs in by AppRole and answers their reads of access tokens from its
-# cache, so that they need no token of Vault. The role needs the policy in policy.hcl, which is next to this file.
+# Vault Proxy for the programs of one machine: it logs in by AppRole and serves access tokens from
+# its cache, so the programs need no Vault token. The role needs the policy in policy.hcl, in the
+# same directory.
 #
-# Yours to replace: the address of Vault, the listener's address, and the paths.
+# Replace the address of Vault, the listener's address, and the paths.
 
 vault {
   address = "https://vault.example.com:8200"
 
-  # By default Proxy makes twelve more attempts: its readers would wait a minute and a half for an error, and a copy that
-  # cannot be renewed would be served for as long, if need be beyond its end. Readers can try again themselves.
+  # By default Proxy makes twelve more attempts. Clients would wait a minute and a half for an
+  # error, and Proxy would serve a copy that it cannot renew for as long, even after the token
+  # expired. Clients can try again themselves.
   retry {
     num_retries = 1
   }
@@ -17,25 +19,26 @@ vault {
 
 auto_auth {
   method "approle" {
-    # The longest wait between two attempts to log in. Without it, that is five minutes.
+    # The longest wait between two attempts to log in. The default is five minutes.
     max_backoff = "30s"
 
     config = {
       role_id_file_path   = "/etc/vault-proxy/role-id"
       secret_id_file_path = "/etc/vault-proxy/secret-id"
 
-      # Kept, so that Proxy can log in again after a restart.
+      # Proxy needs the file to log in again after a restart.
       remove_secret_id_file_after_reading = false
     }
   }
 }
 
-# Leased answers are kept and their leases renewed. Answers without a lease go through.
+# Proxy caches responses with a lease and renews the lease. It passes responses without a lease
+# through.
 cache {}
 
 api_proxy {
-  # Every request is made with Proxy's own token of Vault, whatever token the reader sends: only what is read with that is
-  # cached.
+  # Proxy makes every request with its own Vault token, whatever token the client sends. It caches
+  # only what it reads with its own token.
   use_auto_auth_token = "force"
 }
 
@@ -44,7 +47,7 @@ listener "tcp" {
   address     = "127.0.0.1:8100"
   tls_disable = true
 
-  # Requests have to carry the header X-Vault-Request: true, as Vault's CLI and client libraries send it. A program that
-  # can be talked into fetching any URL cannot be talked into that.
+  # Requests need the header X-Vault-Request: true, which Vault's CLI and client libraries send. A
+  # program that can be tricked into fetching a URL does not send it.
   require_request_header = true
 }

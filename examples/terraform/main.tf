@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MPL-2.0
 #
-# Registers the plugin and mounts it at dingtalk/. The binary has to be in Vault's plugin directory already, on every
-# node.
+# Registers the plugin and mounts it at dingtalk/. The binary has to be in Vault's plugin directory
+# already, on every node.
 
 terraform {
   required_version = ">= 1.10"
@@ -17,8 +17,8 @@ terraform {
 # The address and the token come from the environment: VAULT_ADDR and VAULT_TOKEN.
 provider "vault" {}
 
-# One for each version, so that an upgrade deregisters none. The version that runs must stay registered: when its process
-# ends, Vault looks for it in the catalog, and without it every read fails.
+# One for each version, so that an upgrade deregisters none. Keep the running version registered:
+# when its process ends, Vault looks for it in the catalog, and every read fails if it is not there.
 resource "vault_plugin" "dingtalk" {
   for_each = var.plugins
 
@@ -36,7 +36,7 @@ resource "vault_mount" "dingtalk" {
   description    = "Access tokens of DingTalk apps"
 }
 
-# Moving the mount to another version starts nothing: the old one runs on until it is reloaded.
+# Setting plugin_version starts nothing: the old version runs until the plugin is reloaded.
 resource "terraform_data" "reload" {
   triggers_replace = [var.plugin_version]
   depends_on       = [vault_mount.dingtalk]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MPL-2.0
 #
-# What the Vault token that Terraform runs with may do, for these files and nothing else.
+# The rights that Terraform's Vault token needs for these files.
 
-# The provider makes a token of its own from the one that it is given, unless TERRAFORM_VAULT_SKIP_CHILD_TOKEN=true.
+# The provider creates a child token, unless TERRAFORM_VAULT_SKIP_CHILD_TOKEN=true.
 path "auth/token/create" {
   capabilities = ["update"]
 }

@@ -21,7 +21,7 @@ variable "app_key" {
   type        = string
 }
 
-# Ephemeral: Terraform keeps it neither in the state nor in a saved plan.
+# Ephemeral: Terraform stores it neither in the state nor in a saved plan.
 variable "app_secret" {
   description = "The app's Client Secret (AppSecret), as TF_VAR_app_secret in the environment, when the app is stored."
   type        = string

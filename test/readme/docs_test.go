@@ -8,6 +8,7 @@ package readme
 // says, that a translation has the same code, and that its links lead somewhere.
 
 import (
+	"bytes"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -183,6 +184,33 @@ func TestDocs_of_the_examples_show_what_is_in_the_files(t *testing.T) {
 			assert.True(t, found, "%s: %v is in no file beside it", page, b)
 		}
 	}
+}
+
+// A configuration on the page of the clients is the example of that name, which has tests of its own,
+// without the comment at its beginning.
+func TestDocs_configurations_of_clients_are_the_examples(t *testing.T) {
+	t.Parallel()
+	shown := 0
+	for _, b := range pageBlocks(t, clientsPage) {
+		if b.language != "hcl" && b.language != "yaml" {
+			continue
+		}
+		name, err := b.fileName()
+		require.NoError(t, err)
+		files, err := filepath.Glob(filepath.Join(root, "examples", "*", name))
+		require.NoError(t, err)
+		require.NotEmpty(t, files, "%v is no example", b)
+		var contents []string
+		for _, file := range files {
+			content, err := os.ReadFile(file)
+			require.NoError(t, err)
+			_, content, _ = bytes.Cut(content, []byte("\n\n"))
+			contents = append(contents, "# "+name+"\n"+string(content))
+		}
+		assert.Contains(t, contents, b.body, "%v, and what is in %v", b, files)
+		shown++
+	}
+	require.Equal(t, 7, shown)
 }
 
 func TestDocs_links_within_the_project_lead_somewhere(t *testing.T) {

@@ -8,8 +8,8 @@ package readme
 // the engine mounted at dingtalk/ and the app myapp in it, whose token nobody has read yet. A
 // Vault's configuration that the page shows is in force from the start. Vault reaches the simulator
 // by DingTalk's own name, through a proxy, since the engine treats DingTalk's hosts otherwise than
-// others. A program of the examples reaches it by its address. What more a block needs is said in
-// comments before it:
+// others. A client reaches it by its address, on the page of the clients and those of the examples.
+// What more a block needs is said in comments before it:
 //
 //	<!-- given: DingTalk answers {"kind":"hang"} -->   a fault of the simulator, for every app, until it works again
 //	<!-- given: DingTalk works -->
@@ -22,6 +22,7 @@ package readme
 //	<!-- given: a second passes -->                    for which the engine keeps what Vault says of the mount
 //	<!-- given: the engine is not installed -->        unmounted, and out of the catalog
 //	<!-- given: the release 0.2.0 was downloaded -->   its binary for Linux on amd64, and the checksums, by their names
+//	<!-- given: Proxy runs -->                         a Vault Proxy with the page's proxy.hcl, to the end
 //	<!-- given: exit status 2 -->                      of the block, which fails
 //	<!-- given: not run here: docker -->               the block needs what it names, which no test has: bash reads it alone
 
@@ -44,6 +45,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -70,6 +72,9 @@ const (
 	pageProxy    = "http://proxy.example.com:3128"
 	pageCA       = "/etc/ssl/company-ca.pem"
 	pageLogs     = "/var/log/vault"
+	pagePlugins  = "/etc/vault.d/plugins"
+	pageListener = "127.0.0.1:8100" // of a Vault Proxy
+	clientsPage  = "docs/clients.md"
 )
 
 // newReader is a newcomer who has got as far as the pages of docs/ take for granted.
@@ -78,12 +83,19 @@ func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 	n := newNewcomer(t)
 	if strings.HasPrefix(page, "examples/") {
 		n.dir = filepath.Join(n.checkout, filepath.Dir(page))
+	}
+	if strings.HasPrefix(page, "examples/") || page == clientsPage {
 		address, err := n.dingtalk.Start("127.0.0.1:0")
 		require.NoError(t, err)
 		n.here[n.upstream] = address
 		n.upstream = address
 	}
-	n.here[pageLogs] = t.TempDir()
+	if page == clientsPage {
+		require.NoError(t, os.Symlink(consulTemplateBin(t), filepath.Join(n.programs, "consul-template")))
+	}
+	for _, directory := range []string{pageLogs, "/etc/vault-agent", "/etc/vault-proxy", "/run/myapp"} {
+		n.here[directory] = t.TempDir()
+	}
 	n.here[pageSecret] = n.secret
 	if strings.Contains(pageText(t, page), pageProxy) {
 		itsOwn := startCompany(t, n.dingtalk)
@@ -92,7 +104,7 @@ func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 	}
 	n.startRaft(t, blocks)
 
-	plugins := n.here["/etc/vault.d/plugins"]
+	plugins := n.here[pagePlugins]
 	content, err := os.ReadFile(program)
 	require.NoError(t, err)
 	file := pluginName + "-" + pluginVersion
@@ -108,6 +120,17 @@ func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 	require.NoError(t, n.client.Sys().Mount("dingtalk", &api.MountInput{Type: pluginName}))
 	n.storeApp(t)
 	return n
+}
+
+// consulTemplateBin is the pinned consul-template, which is built if need be.
+func consulTemplateBin(t *testing.T) string {
+	t.Helper()
+	if path := os.Getenv("CONSUL_TEMPLATE_BIN"); path != "" {
+		return path
+	}
+	path, err := exec.CommandContext(t.Context(), root+"/scripts/consul-template").Output()
+	require.NoError(t, err)
+	return strings.TrimSpace(string(path))
 }
 
 // startRaft starts a Vault with storage of its own, initialized and unsealed.
@@ -134,7 +157,7 @@ storage "raft" {
 		name, err := b.fileName()
 		return err == nil && name == "vault.hcl" && strings.Contains(b.body, directory)
 	}) {
-		config += fmt.Sprintf("%s = %q\n", directory, n.here["/etc/vault.d/plugins"])
+		config += fmt.Sprintf("%s = %q\n", directory, n.here[pagePlugins])
 	}
 	for _, b := range blocks {
 		if name, err := b.fileName(); err == nil && name == "vault.hcl" {
@@ -235,6 +258,8 @@ func (n *newcomer) arrange(t *testing.T, b block, given string) {
 		n.hidden = append(n.hidden, n.secret)
 		n.here[pageSecret] = n.secret
 		n.dingtalk.SetApp(appKey, n.secret)
+	case "Proxy runs":
+		n.startProxy(t)
 	case "the engine is not installed":
 		require.NoError(t, n.client.Sys().Unmount("dingtalk"))
 		require.NoError(t, n.client.Sys().DeregisterPlugin(&api.DeregisterPluginInput{
@@ -263,6 +288,26 @@ func (n *newcomer) download(t *testing.T, version string) {
 	checksums := hex.EncodeToString(digest[:]) + "  " + name + "\n" + strings.Repeat("0", 64) + "  another-file\n"
 	file := filepath.Join(n.dir, pluginName+"_"+version+"_checksums.txt")
 	require.NoError(t, os.WriteFile(file, []byte(checksums), 0o600))
+}
+
+// startProxy starts a Vault Proxy, which ends with the test.
+func (n *newcomer) startProxy(t *testing.T) {
+	t.Helper()
+	cmd := n.command(t, vaultBin(t), "proxy", "-config=proxy.hcl")
+	var printed output
+	cmd.Stdout, cmd.Stderr = &printed, &printed
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Wait() // the test's context has ended
+		n.checkHidden(t, printed.String())
+	})
+	client, err := n.client.Clone()
+	require.NoError(t, err)
+	require.NoError(t, client.SetAddress("http://"+n.here[pageListener]))
+	require.Eventually(t, func() bool {
+		_, err := client.Auth().Token().LookupSelf()
+		return err == nil
+	}, 30*time.Second, 100*time.Millisecond, "Proxy does not start: %s", &printed)
 }
 
 // company is a network in which DingTalk is reached through a proxy alone, and shows a certificate

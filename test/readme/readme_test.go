@@ -59,7 +59,7 @@ func TestReadme_works_as_written(t *testing.T) {
 		}
 	}
 	n.read(t, pageBlocks(t, "README.md"))
-	require.Contains(t, n.used, "/etc/vault.d/plugins")
+	require.True(t, n.used[pagePlugins], "the README names the plugin directory")
 	require.Positive(t, n.dingtalk.Requests(appKey))
 	n.checkPolicy(t)
 }
@@ -68,6 +68,7 @@ func TestReadme_works_as_written(t *testing.T) {
 type newcomer struct {
 	checkout string
 	dir      string // where the commands are run
+	programs string // a directory on the PATH
 	env      []string
 	secret   string
 	here     map[string]string // what the page says, and what it is here
@@ -103,9 +104,9 @@ func newNewcomer(t *testing.T) *newcomer {
 	plugins, err := filepath.EvalSymlinks(t.TempDir())
 	require.NoError(t, err)
 	n.here = map[string]string{
-		"/etc/vault.d/plugins":           plugins,
+		pagePlugins:                      plugins,
+		pageListener:                     freeAddress(t),
 		"https://vault.example.com:8200": n.vault,
-		"127.0.0.1:8100":                 freeAddress(t), // of a Proxy
 	}
 	version, err := exec.CommandContext(t.Context(), vaultBin(t), "version").Output()
 	require.NoError(t, err)
@@ -115,12 +116,13 @@ func newNewcomer(t *testing.T) *newcomer {
 
 	checkOut(t, n.checkout)
 	require.NoError(t, os.WriteFile(filepath.Join(n.checkout, "app-secret.txt"), []byte(n.secret+"\n"), 0o600))
-	programs, token := t.TempDir(), rand.Text()
-	require.NoError(t, os.Symlink(vaultBin(t), filepath.Join(programs, "vault")))
+	n.programs = t.TempDir()
+	require.NoError(t, os.Symlink(vaultBin(t), filepath.Join(n.programs, "vault")))
+	path, token := n.programs, rand.Text()
 	if prometheus := os.Getenv("PROMETHEUS_BIN"); prometheus != "" {
-		programs += ":" + filepath.Dir(prometheus) // promtool
+		path += ":" + filepath.Dir(prometheus) // promtool
 	}
-	n.env = append(environment(t), "PATH="+programs+":"+os.Getenv("PATH"), "VAULT_ADDR="+n.vault, "VAULT_TOKEN="+token)
+	n.env = append(environment(t), "PATH="+path+":"+os.Getenv("PATH"), "VAULT_ADDR="+n.vault, "VAULT_TOKEN="+token)
 
 	config := api.DefaultConfig()
 	config.Address = n.vault
