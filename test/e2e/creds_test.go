@@ -69,7 +69,7 @@ func TestCreds_a_thousand_cold_reads_by_50_clients_make_one_upstream_call(t *tes
 	require.Len(t, a.Leases(t), clients*readsEach, "every read is a lease of its own")
 }
 
-func TestCreds_leased_answer_holds_the_token_alone(t *testing.T) {
+func TestCreds_leased_response_holds_the_token_alone(t *testing.T) {
 	t.Parallel()
 	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	a := harness.NewMount(t).NewApp(t, dt, nil)
@@ -85,7 +85,7 @@ func TestCreds_leased_answer_holds_the_token_alone(t *testing.T) {
 	)
 }
 
-func TestCreds_unleased_answer_carries_its_own_life(t *testing.T) {
+func TestCreds_unleased_response_has_its_own_ttl(t *testing.T) {
 	t.Parallel()
 	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	a := harness.NewMount(t).NewApp(t, dt, harness.Fields{"leased": false, "refresh_before": "200s"})

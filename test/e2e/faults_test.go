@@ -374,7 +374,7 @@ func requireOneWarningEach(t *testing.T, v *harness.VaultServer) {
 }
 
 //nolint:tparallel // the subtests look at what one round of reads brought
-func TestFault_with_a_due_token_serves_the_token_in_hand(t *testing.T) {
+func TestFault_with_a_due_token_serves_the_current_token(t *testing.T) {
 	t.Parallel()
 	const lifetime = 20 * time.Second
 	const window = lifetime / 4

@@ -539,7 +539,7 @@ func (r *leakRun) store(t *testing.T, a *harness.App, tune harness.Fields) harne
 func (r *leakRun) learn(a *harness.App) { r.token(a.DingTalk.LastToken(a.Key)) }
 
 //nolint:tparallel // the steps follow one another
-func TestLeak_secrets_and_tokens_are_in_the_answers_of_creds_alone(t *testing.T) {
+func TestLeak_secrets_and_tokens_are_in_the_responses_of_creds_alone(t *testing.T) {
 	t.Parallel()
 	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageRaft, Audit: true})
 	r := &leakRun{leakSearch: &leakSearch{}, v: v, m: v.Enable(t)}

@@ -85,8 +85,8 @@ func requireLeaseEnds(t *testing.T, a *harness.App, renewal *api.Secret) {
 	})
 }
 
-// requireTTL checks that a lease's TTL is what is left of the token's life, of which some passed
-// while the response was on its way.
+// requireTTL checks that a lease's TTL is the token's remaining TTL, of which some passed while
+// the response was on its way.
 func requireTTL(t *testing.T, lease *api.Secret, left, took time.Duration) {
 	t.Helper()
 	require.InDelta(
@@ -180,7 +180,7 @@ func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
 	require.Equal(t, 2, a.Calls())
 }
 
-func TestRenew_answers_with_the_life_left_when_DingTalk_is_down(t *testing.T) {
+func TestRenew_returns_the_remaining_TTL_when_DingTalk_is_down(t *testing.T) {
 	t.Parallel()
 	const lifetime = 20 * time.Second
 	dt := harness.StartDingTalk(t, lifetime)

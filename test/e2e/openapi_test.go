@@ -293,7 +293,7 @@ func requireOperations(t *testing.T, d *apiDocument) {
 	require.Equal(t, wantOperations, got)
 }
 
-func TestOpenAPI_document_has_every_operation_with_its_parameters_and_its_answer(t *testing.T) {
+func TestOpenAPI_document_has_every_operation_with_its_parameters_and_its_response(t *testing.T) {
 	t.Parallel()
 	m := harness.NewMount(t)
 	requireOperations(t, documentOf(t, m.Vault).under("/"+m.Path+"/"))
@@ -515,7 +515,7 @@ func TestOpenAPI_document_holds_what_config_answers(t *testing.T) {
 	m.ask(t, "POST", long, whole, 400)
 }
 
-func TestOpenAPI_document_holds_what_creds_answer(t *testing.T) {
+func TestOpenAPI_document_holds_what_creds_returns(t *testing.T) {
 	t.Parallel()
 	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	m := newDescribedMount(t)
@@ -537,7 +537,7 @@ func TestOpenAPI_document_holds_what_creds_answer(t *testing.T) {
 	m.ask(t, "GET", "creds/"+wrong.Name, "", 400)
 }
 
-func TestOpenAPI_document_holds_what_status_and_refresh_answer(t *testing.T) {
+func TestOpenAPI_document_holds_what_status_and_refresh_return(t *testing.T) {
 	t.Parallel()
 	const lifetime = 32 * time.Second // due for the last 8 s, of which the last 2 s count as expired
 	dt := harness.StartDingTalk(t, lifetime)

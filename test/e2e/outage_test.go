@@ -20,7 +20,7 @@ import (
 	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
-func TestOutage_the_token_in_hand_serves_until_it_expires_and_never_after(t *testing.T) {
+func TestOutage_the_current_token_serves_until_it_expires_and_never_after(t *testing.T) {
 	t.Parallel()
 	const lifetime = 16 * time.Second
 	// With how much left a read refreshes the token first.

@@ -294,7 +294,7 @@ func requireKeepsItsLease(t *testing.T, h holder) {
 	}
 }
 
-func TestPolicy_by_entity_gives_everybody_the_app_of_their_own(t *testing.T) {
+func TestPolicy_by_entity_lets_each_entity_read_the_app_in_its_metadata(t *testing.T) {
 	t.Parallel()
 	w := newPolicyWorld(t)
 	for _, a := range w.apps {

@@ -487,7 +487,7 @@ func TestVaultProxy_reader_that_revokes_before_it_refreshes_may_get_the_dead_tok
 	require.NotEqual(t, dt.LastToken(a.Key), refused.token, "the engine has another one")
 }
 
-func TestVaultProxy_caches_no_answer_without_a_lease_and_no_error(t *testing.T) {
+func TestVaultProxy_caches_no_response_without_a_lease_and_no_error(t *testing.T) {
 	t.Parallel()
 	dt := harness.StartDingTalk(t, proxiedLifetime)
 	a := harness.NewMount(t).NewApp(t, dt, harness.Fields{"leased": false})

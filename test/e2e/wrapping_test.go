@@ -76,7 +76,7 @@ func requireCreds(t *testing.T, a *harness.App, secret *api.Secret, tune harness
 	require.Positive(t, harness.Seconds(t, secret.Data["ttl"]))
 }
 
-func TestWrapping_gives_the_answer_once(t *testing.T) {
+func TestWrapping_gives_the_response_once(t *testing.T) {
 	t.Parallel()
 	m := harness.NewMount(t)
 	for name, tune := range bothModes {
@@ -180,7 +180,7 @@ func TestWrapping_an_error_comes_as_it_is(t *testing.T) {
 	require.Contains(t, harness.Refused(t, err, http.StatusBadRequest), "config/nobody")
 }
 
-func TestWrapping_keeps_what_the_answer_warns_of_inside(t *testing.T) {
+func TestWrapping_keeps_the_warnings_of_the_response_inside(t *testing.T) {
 	t.Parallel()
 	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	a := harness.NewMount(t).NewApp(t, dt, nil)
