@@ -5,8 +5,9 @@
 package consumers
 
 // A real Terraform applies the files in examples/terraform, with the rights of the policy beside
-// them. The test needs TERRAFORM_BIN, and skips without it. `terraform init` installs the provider as
-// the CLI configuration says that TF_CLI_CONFIG_FILE names: by default, from Terraform's registry.
+// them. The test needs TERRAFORM_BIN, and skips without it. `terraform init` installs the provider
+// as the CLI configuration says that TF_CLI_CONFIG_FILE names: by default, from Terraform's
+// registry.
 
 import (
 	"errors"
@@ -30,13 +31,10 @@ type terraform struct {
 	env      map[string]string
 }
 
-// newTerraform initializes a working directory for a Vault. The catalog of that Vault has no plugin.
-func newTerraform(t *testing.T, v *harness.VaultServer, dt *harness.DingTalk, key string) *terraform {
+// newTerraform initializes a working directory for a Vault. The catalog of that Vault has no
+// plugin.
+func newTerraform(t *testing.T, bin string, v *harness.VaultServer, dt *harness.DingTalk, key string) *terraform {
 	t.Helper()
-	bin := os.Getenv("TERRAFORM_BIN")
-	if bin == "" {
-		t.Skip("TERRAFORM_BIN is not set: it is the absolute path of a terraform")
-	}
 	dir := t.TempDir()
 	example := filepath.Join(harness.ExamplesDir, "terraform")
 	files, err := filepath.Glob(filepath.Join(example, "*.tf"))
@@ -67,8 +65,8 @@ func newTerraform(t *testing.T, v *harness.VaultServer, dt *harness.DingTalk, ke
 	return tf
 }
 
-// run runs a terraform command with more variables, and returns its exit status and its output, which
-// must hold no secret.
+// run runs a terraform command with more variables, and returns its exit status and its output,
+// which must hold no secret.
 func (tf *terraform) run(t *testing.T, more map[string]string, args ...string) (status int, output string) {
 	t.Helper()
 	env := maps.Clone(tf.env)
@@ -118,12 +116,16 @@ func (tf *terraform) requireKeepsNoSecret(t *testing.T) {
 
 func TestTerraform_applies_the_example_rotates_the_secret_and_destroys_all(t *testing.T) {
 	t.Parallel()
+	bin := os.Getenv("TERRAFORM_BIN")
+	if bin == "" {
+		t.Skip("set TERRAFORM_BIN to the absolute path of a terraform")
+	}
 	v := harness.StartVault(t, harness.VaultOptions{Storage: harness.StorageInmem, Audit: true})
 	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	mount := &harness.Mount{Vault: v, Path: "dingtalk"}
 	a := mount.UnstoredApp(dt)
 	a.Name = "myapp"
-	tf := newTerraform(t, v, dt, a.Key)
+	tf := newTerraform(t, bin, v, dt, a.Key)
 	require.NoError(t, os.Link(v.PluginPath, v.PluginPath+"-"+v.PluginVersion))
 	require.NoError(t, v.Root.Sys().DeregisterPlugin(&api.DeregisterPluginInput{
 		Name: harness.PluginName, Type: api.PluginTypeSecrets, Version: v.PluginVersion,
