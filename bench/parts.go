@@ -175,7 +175,7 @@ func (r *run) direct(ctx context.Context, s *server, storage string) error {
 		}
 		subjects = append(subjects, s.plain(kind)...)
 		subjects = append(subjects,
-			s.subject("no-op keeping the state, "+kind, "no-op, "+kind, mountKept, kind, kind),
+			s.subject("no-op caching the state, "+kind, "no-op, "+kind, mountKept, kind, kind),
 			s.subject("no-op, "+kind+", "+many, "no-op, "+kind, mountNoop, kind, names...),
 			s.subject("engine, "+kind+", "+many, "no-op, "+kind+", "+many, mountMany, kind, names...),
 		)
@@ -199,9 +199,9 @@ func (r *run) direct(ctx context.Context, s *server, storage string) error {
 				ratio(engine, noop, reads),
 			)
 			r.atLeast(
-				kind+" reads/s over a no-op plugin's that keeps the replication state",
+				kind+" reads/s over those of a no-op plugin that caches the replication state",
 				0.95,
-				ratio(engine, "no-op keeping the state, "+kind, reads),
+				ratio(engine, "no-op caching the state, "+kind, reads),
 			)
 			r.atLeast(
 				kind+" reads/s over the no-op plugin's, "+many+" at random",
@@ -324,8 +324,8 @@ func (r *run) scrape(ctx context.Context, s *server) error {
 	if err := s.configure(ctx, []app{{mountMany, name, false, true}}); err != nil {
 		return err
 	}
-	without := s.subject("nobody scrapes", "", mountMany, "unleased", name)
-	with := s.subject("scraped", "nobody scrapes", mountMany, "unleased", name)
+	without := s.subject("not scraped", "", mountMany, "unleased", name)
+	with := s.subject("scraped", "not scraped", mountMany, "unleased", name)
 	url, token := s.addr+"/v1/"+mountMany+"/metrics", s.root.Token()
 	if _, err := get(ctx, url, token); err != nil {
 		return err
@@ -339,7 +339,7 @@ func (r *run) scrape(ctx context.Context, s *server) error {
 	if err != nil {
 		return err
 	}
-	r.p99AtMost("p99 of reads during scrapes", find(got, "scraped").ratio(find(got, "nobody scrapes"), p99))
+	r.p99AtMost("p99 of reads during scrapes", find(got, "scraped").ratio(find(got, "not scraped"), p99))
 	return nil
 }
 

@@ -72,7 +72,7 @@ func (r *run) scaleAll(ctx context.Context) error {
 	fmt.Fprint(r.out, "\n### Many apps in one mount, raft storage\n\n")
 	fmt.Fprintln(
 		r.out,
-		"| apps | made per s | listed in ms | first read, with a fetch: reads/s | from reload to first response, ms | "+
+		"| apps | created per s | listed in ms | first read, with a fetch: reads/s | from reload to first response, ms | "+
 			"first read after it: reads/s | p50 ms | p99 ms | scraped in ms | scrape, MB | memory per app, bytes | "+
 			"process before, MiB | after, MiB |",
 	)
