@@ -274,8 +274,8 @@ func (c *cached[T]) get(ask func() T) T {
 
 // appField is the path parameter of every path but the list.
 func appField() *framework.FieldSchema {
-	return field(framework.TypeString, true, `Name of the app: letters, digits and underscores and, except at its ends,
-hyphens and single dots; at most 128 characters.`)
+	return field(framework.TypeString, true, `Name of the app: letters, digits and underscores and, except at its
+ends, hyphens and single dots; at most 128 characters.`)
 }
 
 // path returns the path of one app below a prefix.

@@ -68,8 +68,8 @@ returned. One trailing line break is removed. If the stored base_url is
 not one of DingTalk's two hosts, base_url is required too.`),
 		fieldCorpID: parameter(framework.TypeString, "Corp ID", nil,
 			`The corpId of an organization. Tokens then come from DingTalk's unified
-call /v1.0/oauth2/{corpId}/token, for internal and third-party apps. 1 to
-64 letters and digits; an empty string removes it. By default none.`),
+call /v1.0/oauth2/{corpId}/token, for internal and third-party apps.
+1 to 64 letters and digits; an empty string removes it. By default none.`),
 		fieldBaseURL: parameter(framework.TypeString, "Base URL", defaultBaseURL,
 			`The host of DingTalk's API, as https://host[:port]. Apps of the China
 edition need https://api.dingtalk.com. A new app gets

@@ -272,6 +272,7 @@ with a warning until it expires.
 
 By default the response has a lease that ends with the token. Renewing the lease
 extends the token itself. Revoking the lease does not end the token: DingTalk
-has no way to revoke one. With leased=false the response has no lease; its data says
-when the token expires (expires_at) and in how many seconds to read again (ttl).
+has no way to revoke one. With leased=false the response has no lease; its data
+says when the token expires (expires_at) and in how many seconds to read again
+(ttl).
 `

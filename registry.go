@@ -356,7 +356,7 @@ func (r *registry) remove(ctx context.Context, s logical.Storage, name string) e
 		return fmt.Errorf("app %q: deleting its configuration from storage: %w", name, err)
 	}
 	if err := s.Delete(ctx, tokenPrefix+name); err != nil {
-		return fmt.Errorf("app %q is deleted, but not its stored token, which is never served again: delete the app "+
+		return fmt.Errorf("app %q is deleted, but its stored token is not; it is never served: delete the app "+
 			"again, or wait for the engine to remove the token within two hours: %w", name, err)
 	}
 	return nil

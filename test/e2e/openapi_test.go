@@ -637,7 +637,7 @@ func TestPathHelp_of_the_mount_says_what_it_is_and_lists_every_path(t *testing.T
 	require.True(t, found, text)
 	for path, synopsis := range map[string]string{
 		"config/": "List the names of the configured apps.",
-		"config":  "Configure an app: its credentials and how its tokens are kept.",
+		"config":  "Configure an app: its credentials and settings.",
 		"creds":   "Get the access token of an app.",
 		"status":  "Read the state of an app's token, without the token.",
 		"refresh": "Fetch an app's token now.",

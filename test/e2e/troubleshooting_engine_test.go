@@ -211,7 +211,7 @@ func ofTheEngineAlone() map[string]provocation {
 			return e.read(t.Context())
 		},
 		`app "…": storage has not confirmed the change within …, and it may take effect later: read its configuration before you try again`: slowly,
-		`app "…" is deleted, but not its stored token, which is never served again`: while(
+		`app "…" is deleted, but its stored token is not`: while(
 			"delete token/myapp",
 			logical.DeleteOperation,
 			"config/myapp",
