@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MPL-2.0
 #
-# The entry point for people and for CI; `make` alone lists the targets. It needs Go, git, make and bash. Paths are relative,
-# so the path of the checkout may contain spaces.
+# The entry point for people and for CI; `make` alone lists the targets. It needs Go, git, make and bash. Paths are
+# relative, so the path of the checkout may contain spaces.
 
 SHELL := bash
 MAKEFLAGS += --no-print-directory

@@ -71,9 +71,9 @@ host_go() {
 	GOWORK=off GOOS=$(go env GOHOSTOS) GOARCH=$(go env GOHOSTARCH) go "$@" 9>&-
 }
 
-# cache_once prints the path of an entry of the cache, after making it where it is missing: cache_once NAME COMMAND [ARGS…],
-# a command that makes it at the path in its last argument. Call it as $(cache_once …), whose shell ends with it and releases
-# the lock.
+# cache_once prints the path of an entry of the cache, after making it where it is missing: cache_once NAME COMMAND
+# [ARGS…]. The command makes it at the path in its last argument. Call it as $(cache_once …): its shell ends with it and
+# releases the lock.
 cache_once() {
 	local target temporary
 	target=$(cached "$1")
