@@ -71,23 +71,36 @@ host_go() {
 	GOWORK=off GOOS=$(go env GOHOSTOS) GOARCH=$(go env GOHOSTARCH) go "$@" 9>&-
 }
 
-# tool prints the path of a program of somebody else's, after building it where the cache does not have it: tool NAME
-# PACKAGE@VERSION [FLAGS…]. Such programs are kept outside go.mod: their dependencies are none of the plugin's. It is
-# called as $(tool …), whose shell ends with it, and lets go of the lock.
-tool() {
-	local name=$1 package=$2 target temporary
-	shift 2
-	target=$(cached "$name-${package##*@}-$(go env GOVERSION)-$(go env GOHOSTOS)-$(go env GOHOSTARCH)")
-	if [ ! -x "$target" ]; then
-		in_turn "${target%/*}"
-	fi
-	if [ ! -x "$target" ]; then
-		say "Building $name ${package##*@}, once: this may take minutes."
+# cache_once prints the path of an entry of the cache, after making it where it is missing: cache_once NAME COMMAND
+# [ARGS…]. The command makes it at the path in its last argument. Call it as $(cache_once …): its shell ends with it and
+# releases the lock.
+cache_once() {
+	local target temporary
+	target=$(cached "$1")
+	shift
+	[ -e "$target" ] || in_turn "${target%/*}"
+	if [ ! -e "$target" ]; then # whoever held the lock may have made it
+		say "Making $target, once: this may take minutes."
 		temporary=$target.$$.tmp
 		# shellcheck disable=SC2064 # a function's variable is gone when the shell ends
-		trap "rm -rf -- $(printf %q "$temporary")" EXIT
-		CGO_ENABLED=0 GOBIN=$temporary host_go install "$@" "$package" >&2 || die "$name ${package##*@} does not build"
-		mv -f -- "$temporary/$name" "$target" || die "$target cannot be written"
+		trap "rm -rf -- $(printf '%q ' "$temporary" "$temporary.bin")" EXIT
+		"$@" "$temporary" >&2 || die "$target could not be made, see above"
+		mv -f -- "$temporary" "$target"
 	fi
 	printf '%s\n' "$target"
+}
+
+# tool prints the path of a tool, after building it where the cache lacks it: tool NAME PACKAGE@VERSION [FLAGS…]. Tools are
+# kept out of go.mod: their dependencies are not the plugin's.
+tool() {
+	local name=$1 package=$2
+	shift 2
+	cache_once "$name-${package##*@}-$(go env GOVERSION)-$(go env GOHOSTOS)-$(go env GOHOSTARCH)" \
+		build_tool "$name" "$package" "$@"
+}
+
+build_tool() {
+	local name=$1 package=$2 target=${*: -1}
+	CGO_ENABLED=0 GOBIN=$target.bin host_go install "${@:3:$#-3}" "$package" && mv -- "$target.bin/$name" "$target" &&
+		rmdir -- "$target.bin"
 }
