@@ -101,7 +101,7 @@ func TestPages_and_files_hold_no_secret(t *testing.T) {
 	}
 }
 
-func TestFiles_begin_with_the_licence(t *testing.T) {
+func TestFiles_begin_with_the_license(t *testing.T) {
 	for _, dir := range dirs {
 		_, files := example(t, dir)
 		for name, content := range files {

@@ -39,7 +39,7 @@ type descriptor struct {
 	} `json:"platform"`
 }
 
-func TestSnapshot_image_has_the_released_binaries_of_Linux_and_their_licences(t *testing.T) {
+func TestSnapshot_image_has_the_released_binaries_of_Linux_and_their_licenses(t *testing.T) {
 	t.Parallel()
 	blobs := untar(t, []byte(read(t, "dist/"+image())))
 	blob := func(d descriptor, into any) {
@@ -54,7 +54,7 @@ func TestSnapshot_image_has_the_released_binaries_of_Linux_and_their_licences(t 
 	blob(layout.Manifests[0], &index)
 
 	want, got := map[string]string{}, map[string]string{}
-	licences := digest(systems[0].unpack(t)[licencesFile].content)
+	licenses := digest(systems[0].unpack(t)[licensesFile].content)
 	for _, s := range systems {
 		if s.os == "linux" {
 			want[s.os+"/"+s.arch] = checksums(t)[s.name()]
@@ -74,18 +74,18 @@ func TestSnapshot_image_has_the_released_binaries_of_Linux_and_their_licences(t 
 			maps.Copy(files, untar(t, content))
 		}
 		got[m.Platform.OS+"/"+m.Platform.Architecture] = digest(files[plugin])
-		require.Equal(t, licences, digest(files["licenses/"+licencesFile]))
+		require.Equal(t, licenses, digest(files["licenses/"+licensesFile]))
 	}
 	require.Equal(t, want, got)
 }
 
 func TestSnapshot_image_is_the_same_bytes_when_it_is_made_again(t *testing.T) {
 	t.Parallel()
-	again, licences := filepath.Join(t.TempDir(), "again.tar"), filepath.Join(t.TempDir(), licencesFile)
-	require.NoError(t, os.WriteFile(licences, systems[0].unpack(t)[licencesFile].content, 0o600))
+	again, licenses := filepath.Join(t.TempDir(), "again.tar"), filepath.Join(t.TempDir(), licensesFile)
+	require.NoError(t, os.WriteFile(licenses, systems[0].unpack(t)[licensesFile].content, 0o600))
 	args := []string{
 		"-C", filepath.Join(root, "image"), "run", ".", "build", "-version", dingtalk.Version, "-out", again,
-		"-time", commitTime(t).Format(time.RFC3339), "-licenses", licences,
+		"-time", commitTime(t).Format(time.RFC3339), "-licenses", licenses,
 	}
 	for _, s := range systems {
 		if s.os == "linux" {

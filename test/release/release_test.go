@@ -78,7 +78,7 @@ func TestRelease_is_built_with_the_flags_of_make_build(t *testing.T) {
 	}
 }
 
-func TestRelease_licence_is_the_whole_text(t *testing.T) {
+func TestRelease_license_is_the_whole_text(t *testing.T) {
 	t.Parallel()
 	require.Equal(
 		t,

@@ -101,10 +101,10 @@ func TestSnapshot_checksums_are_those_of_every_file_of_the_release(t *testing.T)
 	require.Equal(t, want, checksums(t))
 }
 
-// licencesFile has the licences of what is in the binary.
-const licencesFile = "THIRD_PARTY_LICENSES"
+// licensesFile has the licenses of what is in the binary.
+const licensesFile = "THIRD_PARTY_LICENSES"
 
-func TestSnapshot_archives_hold_the_binary_its_licences_the_pages_and_the_examples(t *testing.T) {
+func TestSnapshot_archives_hold_the_binary_its_licenses_the_pages_and_the_examples(t *testing.T) {
 	t.Parallel()
 	want := strings.Fields(run(t, root, os.Environ(), "git", "ls-files", "LICENSE", ":(glob)*.md", "docs", "examples"))
 	require.Greater(t, len(want), 45)
@@ -112,7 +112,7 @@ func TestSnapshot_archives_hold_the_binary_its_licences_the_pages_and_the_exampl
 		t.Run(s.name(), func(t *testing.T) {
 			t.Parallel()
 			files := s.unpack(t)
-			require.ElementsMatch(t, append([]string{plugin + s.exe(), licencesFile}, want...),
+			require.ElementsMatch(t, append([]string{plugin + s.exe(), licensesFile}, want...),
 				slices.Collect(maps.Keys(files)))
 			for _, name := range want {
 				require.Equal(t, read(t, name), string(files[name].content), name)
@@ -139,17 +139,17 @@ func TestSnapshot_archives_hold_the_binary_its_licences_the_pages_and_the_exampl
 	}
 }
 
-// What a licence says, of each kind that is in the binary.
-var licenceText = regexp.MustCompile(`Permission is hereby granted, free of charge|Permission to use, copy, modify, and` +
+// What a license says, of each kind that is in the binary.
+var licenseText = regexp.MustCompile(`Permission is hereby granted, free of charge|Permission to use, copy, modify, and` +
 	`|Redistribution and use in source and binary forms|Apache License|Mozilla Public License`)
 
-func TestSnapshot_licences_are_those_of_every_module_in_the_binary(t *testing.T) {
+func TestSnapshot_licenses_are_those_of_every_module_in_the_binary(t *testing.T) {
 	t.Parallel()
 	for _, s := range systems {
 		t.Run(s.name(), func(t *testing.T) {
 			t.Parallel()
 			files := s.unpack(t)
-			text := string(files[licencesFile].content)
+			text := string(files[licensesFile].content)
 			texts := map[string]string{}
 			headings := regexp.MustCompile(`(?m)^={80}\n(.+): \S+\n={80}\n`).FindAllStringSubmatchIndex(text, -1)
 			for i, heading := range headings {
@@ -167,7 +167,7 @@ func TestSnapshot_licences_are_those_of_every_module_in_the_binary(t *testing.T)
 				names = append(names, module.Path+" "+module.Version)
 			}
 			for _, name := range names {
-				require.Regexp(t, licenceText, texts[name], "the licence of %s", name)
+				require.Regexp(t, licenseText, texts[name], "the license of %s", name)
 			}
 		})
 	}
