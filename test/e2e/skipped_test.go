@@ -81,11 +81,14 @@ func TestBinary_that_is_lost_as_Vault_is_unsealed_needs_more_than_a_reload_once_
 
 	a.Mount.Reload(t)
 	harness.RequireSameToken(t, a.Token(t), token)
-	require.Contains(t, harness.Refused(t, write(), http.StatusInternalServerError), "cannot write to storage during setup")
+	said := harness.Refused(t, write(), http.StatusInternalServerError)
+	require.Contains(t, said, "cannot write to storage during setup")
 	a.Mount.Reload(t)
 	harness.Refused(t, write(), http.StatusInternalServerError)
 
 	require.NoError(t, v.Root.Sys().StepDown())
-	harness.WaitFor(t, time.Minute, "the node is active again, and sets its mounts up", func() bool { return write() == nil })
+	harness.WaitFor(t, time.Minute, "the node is active again and sets up its mounts", func() bool {
+		return write() == nil
+	})
 	harness.RequireSameToken(t, a.Token(t), token)
 }
