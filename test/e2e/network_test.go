@@ -490,7 +490,7 @@ func ownAddresses(t *testing.T) []string {
 	return own
 }
 
-func TestAnswer_is_read_to_its_bound_and_the_connection_given_up(t *testing.T) {
+func TestResponse_is_read_to_its_bound_and_the_connection_given_up(t *testing.T) {
 	t.Parallel()
 	dt := harness.StartDingTalk(t, harness.FullLifetime)
 	m := harness.NewMount(t)
