@@ -8,10 +8,12 @@ package words
 import (
 	"bytes"
 	"cmp"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -27,6 +29,10 @@ const root = "../.."
 type rule struct {
 	not string // a regular expression
 	but string
+
+	// around are the words around which the pattern looks, in lower case: it takes all of a minute to
+	// try them all everywhere. Where the pattern is a plain text, it is that.
+	around []string
 
 	// unless is a regular expression of what the pattern finds but is fine.
 	unless string
@@ -47,50 +53,50 @@ var rules = []rule{
 			`bad|right|wrong|correct|slow|whole|\d+) answers\b|\| answer `,
 		unless: `(?i)^(to|not|can|cannot|could|may|might|must|should|will|would|apps|hosts|paths|requests|they|and) answer$|` +
 			`^(and|all) answers$`,
-		but:   "response",
+		around: []string{"answer"}, but: "response",
 		found: []string{"the answer of the API", "An answer", "var answer string", "the answers", "leased answers"},
 		fine:  []string{"DingTalk answers with a 400", "it cannot answer", "is answered at once"},
 	},
-	{not: `\blogin methods?\b`, but: "auth method", found: []string{"the login method AppRole"}},
+	{not: `\blogin methods?\b`, around: []string{"login method"}, but: "auth method", found: []string{"the login method AppRole"}},
 	{
 		not: `\bplugin's program\b|\bprograms? (that|which) (you|was|were|has been) (downloaded|built|registered)\b|` +
 			`\bthe plugin is a program\b|\bprogram of the plugin\b`,
-		but:   "binary",
+		around: []string{"program"}, but: "binary",
 		found: []string{"the plugin's program", "the program that you downloaded"},
 		fine:  []string{"a program that reads the token"},
 	},
-	{not: `\bfolders?\b`, but: "directory", found: []string{"a folder", "folder := t.TempDir()"}},
-	{not: `\bmend(s|ed|ing)?\b`, but: "fix", found: []string{"has mended it"}, fine: []string{"amend", "recommended"}},
+	{not: `\bfolders?\b`, around: []string{"folder"}, but: "directory", found: []string{"a folder", "folder := t.TempDir()"}},
+	{not: `\bmend(s|ed|ing)?\b`, around: []string{"mend"}, but: "fix", found: []string{"has mended it"}, fine: []string{"amend", "recommended"}},
 	{
-		not: `\btokens? in hand\b`, but: "the current token, the cached token", found: []string{"the token in hand"},
+		not: `\btokens? in hand\b`, around: []string{"in hand"}, but: "the current token, the cached token", found: []string{"the token in hand"},
 	},
 	{
-		not: `\b(life|lives) (is |are )?left\b|\bleft of (its|the token's|a token's) life\b`,
-		but: "remaining TTL; in code, remaining", found: []string{"the life left", "What life is left"},
+		not:    `\b(life|lives) (is |are )?left\b|\bleft of (its|the token's|a token's) life\b`,
+		around: []string{"left"}, but: "remaining TTL; in code, remaining", found: []string{"the life left", "What life is left"},
 	},
-	{not: `\bbills? of materials?\b`, but: "SBOM", found: []string{"a bill of materials"}},
+	{not: `\bbills? of materials?\b`, around: []string{"of material"}, but: "SBOM", found: []string{"a bill of materials"}},
 	{
 		not: `\b(has|have|had|having) (it|them|somebody|nobody|Vault|DingTalk|curl|git|Agent|Proxy|Terraform|Prometheus|` +
 			`the (CLI|call|caller|client|engine|linker|plugin|reader|server|simulator)|every \w+|one call) (ask|ban|begin|` +
 			`call|check|do|drop|end|fail|fetch|follow|give|go|keep|make|open|print|read|refresh|reload|renew|return|revoke|` +
 			`run|send|serve|start|stop|store|take|try|use|wait|write)\b`,
-		but:   "make X do, let X do",
+		around: []string{"has ", "have ", "had ", "having "}, but: "make X do, let X do",
 		found: []string{"have DingTalk ban it", "has curl send it", "had it serve them", "have every client read"},
 		fine:  []string{"you have to send it", "has a renew", "it has more calls than they make"},
 	},
 	{
-		not: `\b(tells?|says) (whether|if)\b`, but: "reports whether",
+		not: `\b(tells?|says) (whether|if)\b`, around: []string{"tell", "says"}, but: "reports whether",
 		found: []string{"// isToken tells whether"}, fine: []string{"says what"},
 	},
 	{
 		not: `(no token of app … could )?\bbe had\b`, unless: `…`, // as the changelog quotes the error of an earlier release
-		but: "fetch, get", found: []string{"could be had from"}, fine: []string{"had been"},
+		around: []string{"be had"}, but: "fetch, get", found: []string{"could be had from"}, fine: []string{"had been"},
 	},
-	{not: `(?-i:(^|[^\w.*$])Else\b)`, but: "Otherwise", found: []string{"text. Else it ends."}, fine: []string{"} else {"}},
-	{not: `[,;] else\b`, but: "otherwise", found: []string{"create for a new app, else update"}},
-	{not: `\bbesides\b`, but: "also, in addition to, other than", found: []string{"Besides, it ends"}, fine: []string{"beside"}},
-	{not: `\band (its|their|the) like\b`, but: "for example", found: []string{"cron and the like"}},
-	{not: `\bas a rule\b`, but: "usually", found: []string{"As a rule, it is"}},
+	{not: `(?-i:(^|[^\w.*$])Else\b)`, around: []string{"else"}, but: "Otherwise", found: []string{"text. Else it ends."}, fine: []string{"} else {"}},
+	{not: `[,;] else\b`, around: []string{"else"}, but: "otherwise", found: []string{"create for a new app, else update"}},
+	{not: `\bbesides\b`, around: []string{"besides"}, but: "also, in addition to, other than", found: []string{"Besides, it ends"}, fine: []string{"beside"}},
+	{not: `\band (its|their|the) like\b`, around: []string{"like"}, but: "for example", found: []string{"cron and the like"}},
+	{not: `\bas a rule\b`, around: []string{"as a rule"}, but: "usually", found: []string{"As a rule, it is"}},
 
 	// Phrases that were here before.
 	{not: `looks like a wrong secret`, but: "DingTalk reports a wrong secret"},
@@ -98,36 +104,36 @@ var rules = []rule{
 	{not: `does not wait for the back-off, but`, but: "ignores the back-off"},
 	{not: `the app of their own`, but: "the app named in its metadata"},
 	{not: `as many seconds ago as`, but: "lease_duration minus the Age header"},
-	{not: `a host of (their|his|her) own`, but: "a host they control"},
-	{not: `\b(moved?|to) (the app )?to a host of theirs`, but: "a host they control"},
-	{not: `\bno token (of|for) app [^…]{1,40} could be`, but: "could not get a token for app … from …"},
+	{not: `a host of (their|his|her) own`, around: []string{"a host of"}, but: "a host they control"},
+	{not: `\b(moved?|to) (the app )?to a host of theirs`, around: []string{"a host of"}, but: "a host they control"},
+	{not: `\bno token (of|for) app [^…]{1,40} could be`, around: []string{"no token"}, but: "could not get a token for app … from …"},
 	{not: `what a caller was left with`, but: "what the caller got"},
 	{not: `lost is what`, but: "… is lost"},
 
 	// Names in code.
 	{
 		not: `\b(takeOff|newGeneration128|leastServed|mostMinTTL|holdFor)\b`, in: code,
-		but: "startFetch, newGeneration, minServed, maxMinTTL", found: []string{"a.takeOff(f)"},
+		around: []string{"takeoff", "newgeneration128", "leastserved", "mostminttl", "holdfor"}, but: "startFetch, newGeneration, minServed, maxMinTTL", found: []string{"a.takeOff(f)"},
 	},
 	{
 		not: `\.(trouble|fly|settle|guard|slot|pauses)\b|\b(type|func) (guard|slot|pauses|verdict|purpose|hold)\b|` +
 			`\) (fly|settle|held|holds?For)\(|\b(trouble|slot) :?=`,
-		in:    code,
-		but:   "lastFailure, runFetch, finishFetch, a lock named for what it locks, cooldowns",
+		in:     code,
+		around: []string{"trouble", "fly", "settle", "guard", "slot", "pauses", "verdict", "purpose", "hold", "held"}, but: "lastFailure, runFetch, finishFetch, a lock named for what it locks, cooldowns",
 		found: []string{"`app.trouble`", "func (f *flight) fly() {", "type slot struct", "slot := 1"},
 		fine:  []string{"the pauses take no time", "var guard struct"},
 	},
 	{
-		not: `func \(\w+ \*?(lifecycle|client)\) end\(|\blifecycle\.end\b`, in: code, but: "close",
+		not: `func \(\w+ \*?(lifecycle|client)\) end\(|\blifecycle\.end\b`, around: []string{"end"}, in: code, but: "close",
 		found: []string{"func (l *lifecycle) end() {"},
 	},
 
 	{not: `应答`, but: "响应", found: []string{"缓存应答"}},
 	{not: `读取方`, but: "客户端, 调用方", found: []string{"其他读取方"}},
-	{not: `(现有|手上|手头)的? ?token`, but: "当前 token", found: []string{"现有的 token"}},
-	{not: `登录方式|登录方法`, but: "认证方法", found: []string{"AppRole 登录方式"}},
+	{not: `(现有|手上|手头)的? ?token`, around: []string{"token"}, but: "当前 token", found: []string{"现有的 token"}},
+	{not: `登录方式|登录方法`, around: []string{"登录方"}, but: "认证方法", found: []string{"AppRole 登录方式"}},
 	{
-		not: `(插件|编译|构建|下载)(好)?的?程序(?:[^员]|$)|系统的程序|启动的程序`, but: "二进制文件",
+		not: `(插件|编译|构建|下载)(好)?的?程序(?:[^员]|$)|系统的程序|启动的程序`, around: []string{"程序"}, but: "二进制文件",
 		found: []string{"插件程序", "编译的程序"}, fine: []string{"应用程序", "运行程序"},
 	},
 	{not: `能撑多久`, but: "可容忍的故障时长", found: []string{"能撑多久"}},
@@ -136,14 +142,41 @@ var rules = []rule{
 // finder returns a function that returns where in a text each thing begins that the rule finds.
 func (r rule) finder() func(text string) []int {
 	pattern, unless := regexp.MustCompile("(?i)"+r.not), regexp.MustCompile(cmp.Or(r.unless, "^$"))
-	return func(text string) (at []int) {
-		for _, found := range pattern.FindAllStringIndex(text, -1) {
-			if !unless.MatchString(text[found[0]:found[1]]) {
-				at = append(at, found[0])
+	around := r.around
+	if around == nil {
+		around = []string{r.not}
+	}
+	return func(text string) []int {
+		found := map[int]bool{}
+		lower := strings.Map(lowerASCII, text)
+		for _, word := range around {
+			for at := strings.Index(lower, word); at >= 0; {
+				from, to := max(0, at-reach), min(len(text), at+len(word)+reach)
+				for _, match := range pattern.FindAllStringIndex(text[from:to], -1) {
+					begin, end := from+match[0], from+match[1]
+					if begin <= at && at < end && !unless.MatchString(text[begin:end]) {
+						found[begin] = true
+					}
+				}
+				next := strings.Index(lower[at+len(word):], word)
+				if next < 0 {
+					break
+				}
+				at += len(word) + next
 			}
 		}
-		return at
+		return slices.Sorted(maps.Keys(found))
 	}
+}
+
+// reach is how far from a word a pattern looks, in bytes: farther than any of them goes.
+const reach = 80
+
+func lowerASCII(r rune) rune {
+	if 'A' <= r && r <= 'Z' {
+		return r + 'a' - 'A'
+	}
+	return r
 }
 
 func TestWords_each_rule_finds_what_it_is_about_and_no_more(t *testing.T) {
@@ -161,7 +194,7 @@ func TestWords_each_rule_finds_what_it_is_about_and_no_more(t *testing.T) {
 
 func TestWords_are_those_of_Vault_Go_and_DingTalk(t *testing.T) {
 	t.Parallel()
-	list := exec.CommandContext(t.Context(), "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+	list := exec.CommandContext(t.Context(), "git", "ls-files", "-z")
 	list.Dir = root
 	out, err := list.Output()
 	require.NoError(t, err, "the files are those that git knows")
