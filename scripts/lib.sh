@@ -85,7 +85,7 @@ cache_once() {
 		# shellcheck disable=SC2064 # a function's variable is gone when the shell ends
 		trap "rm -rf -- $(printf '%q ' "$temporary" "$temporary.bin")" EXIT
 		"$@" "$temporary" >&2 || die "$target could not be made, see above"
-		mv -f -- "$temporary" "$target"
+		mv -f -- "$temporary" "$target" || die "$target cannot be written" # in $(…), set -e does not end the shell
 	fi
 	printf '%s\n' "$target"
 }

@@ -153,7 +153,7 @@ func faultCases() []faultCase {
 		broken("unknownError",
 			simulator.Fault{Kind: simulator.FaultUnavailableUnknown}, "500"+tried, "unknownError", requestID),
 		broken("system.busy with 500", simulator.Fault{Kind: simulator.FaultUnavailableBusy},
-			"could not serve the request", "500"+tried, `system\.busy`, requestID),
+			"could not serve the token request", "500"+tried, `system\.busy`, requestID),
 		broken("server.error",
 			simulator.Fault{Kind: simulator.FaultUnavailableServer}, "500"+tried, `server\.error`, requestID),
 		broken("empty 503", simulator.Fault{Kind: simulator.FaultUnavailableEmpty}, "503"+tried),

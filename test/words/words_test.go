@@ -59,10 +59,11 @@ var rules = []rule{
 	},
 	{not: `\blogin methods?\b`, around: []string{"login method"}, but: "auth method", found: []string{"the login method AppRole"}},
 	{
-		not: `\bplugin's program\b|\bprograms? (that|which) (you|was|were|has been) (downloaded|built|registered)\b|` +
+		not: `\bplugin(['’]s)? program\b|\b(copy|install|register) the program\b|` +
+			`\bprograms? (that|which) (you|was|were|has been) (downloaded|built|registered)\b|` +
 			`\bthe plugin is a program\b|\bprogram of the plugin\b`,
 		around: []string{"program"}, but: "binary",
-		found: []string{"the plugin's program", "the program that you downloaded"},
+		found: []string{"the plugin's program", "Copy the program to", "the program that you downloaded"},
 		fine:  []string{"a program that reads the token"},
 	},
 	{not: `\bfolders?\b`, around: []string{"folder"}, but: "directory", found: []string{"a folder", "folder := t.TempDir()"}},
@@ -71,14 +72,14 @@ var rules = []rule{
 		not: `\btokens? in hand\b`, around: []string{"in hand"}, but: "the current token, the cached token", found: []string{"the token in hand"},
 	},
 	{
-		not:    `\b(life|lives) (is |are )?left\b|\bleft of (its|the token's|a token's) life\b`,
-		around: []string{"left"}, but: "remaining TTL; in code, remaining", found: []string{"the life left", "What life is left"},
+		not:    `\b(life|lives) ((it|they|the \w+) )?((is|are|has|have) )?left\b|\bleft of (its|the token's|a token's) life\b`,
+		around: []string{"left"}, but: "remaining TTL; in code, remaining", found: []string{"the life left", "What life is left", "how much life the token has left"},
 	},
 	{not: `\bbills? of materials?\b`, around: []string{"of material"}, but: "SBOM", found: []string{"a bill of materials"}},
 	{
 		not: `\b(has|have|had|having) (it|them|somebody|nobody|Vault|DingTalk|curl|git|Agent|Proxy|Terraform|Prometheus|` +
 			`the (CLI|call|caller|client|engine|linker|plugin|reader|server|simulator)|every \w+|one call) (ask|ban|begin|` +
-			`call|check|do|drop|end|fail|fetch|follow|give|go|keep|make|open|print|read|refresh|reload|renew|return|revoke|` +
+			`call|check|do|drop|end|fail|fetch|follow|give|go|keep|make|open|print|read|refresh|reload|render|renew|return|revoke|` +
 			`run|send|serve|start|stop|store|take|try|use|wait|write)\b`,
 		around: []string{"has ", "have ", "had ", "having "}, but: "make X do, let X do",
 		found: []string{"have DingTalk ban it", "has curl send it", "had it serve them", "have every client read"},
@@ -89,8 +90,8 @@ var rules = []rule{
 		found: []string{"// isToken tells whether"}, fine: []string{"says what"},
 	},
 	{
-		not: `(no token of app … could )?\bbe had\b`, unless: `…`, // as the changelog quotes the error of an earlier release
-		around: []string{"be had"}, but: "fetch, get", found: []string{"could be had from"}, fine: []string{"had been"},
+		not: `(no token of app … could )?\b(be|is|are|was|were) had\b`, unless: `…`, // as the changelog quotes the error of an earlier release
+		around: []string{" had"}, but: "fetch, get", found: []string{"could be had from"}, fine: []string{"had been"},
 	},
 	{not: `(?-i:(^|[^\w.*$])Else\b)`, around: []string{"else"}, but: "Otherwise", found: []string{"text. Else it ends."}, fine: []string{"} else {"}},
 	{not: `[,;] else\b`, around: []string{"else"}, but: "otherwise", found: []string{"create for a new app, else update"}},
@@ -116,10 +117,11 @@ var rules = []rule{
 		around: []string{"takeoff", "newgeneration128", "leastserved", "mostminttl", "holdfor"}, but: "startFetch, newGeneration, minServed, maxMinTTL", found: []string{"a.takeOff(f)"},
 	},
 	{
-		not: `\.(trouble|fly|settle|guard|slot|pauses)\b|\b(type|func) (guard|slot|pauses|verdict|purpose|hold)\b|` +
-			`\) (fly|settle|held|holds?For)\(|\b(trouble|slot) :?=`,
+		not: `\.(trouble|fly|settle|guard|slot|pauses)\b|\b(type|func) (guard|slot|pauses|need|verdict|purpose|hold)\b|` +
+			`\) (fly|settle|held|holds?For|purpose|verdict)\(|\b(trouble|slot) :?=|\b(slot|guard) sync\.|` +
+			`\bpauses +map\[`,
 		in:     code,
-		around: []string{"trouble", "fly", "settle", "guard", "slot", "pauses", "verdict", "purpose", "hold", "held"}, but: "lastFailure, runFetch, finishFetch, a lock named for what it locks, cooldowns",
+		around: []string{"trouble", "fly", "settle", "guard", "slot", "pauses", "need", "verdict", "purpose", "hold", "held"}, but: "lastFailure, runFetch, finishFetch, a lock named for what it locks, cooldowns",
 		found: []string{"`app.trouble`", "func (f *flight) fly() {", "type slot struct", "slot := 1"},
 		fine:  []string{"the pauses take no time", "var guard struct"},
 	},
@@ -133,8 +135,8 @@ var rules = []rule{
 	{not: `(现有|手上|手头)的? ?token`, around: []string{"token"}, but: "当前 token", found: []string{"现有的 token"}},
 	{not: `登录方式|登录方法`, around: []string{"登录方"}, but: "认证方法", found: []string{"AppRole 登录方式"}},
 	{
-		not: `(插件|编译|构建|下载)(好)?的?程序(?:[^员]|$)|系统的程序|启动的程序`, around: []string{"程序"}, but: "二进制文件",
-		found: []string{"插件程序", "编译的程序"}, fine: []string{"应用程序", "运行程序"},
+		not: `(插件|编译|构建|下载)(好)?的?程序(?:[^员]|$)|系统的程序|启动的程序|[把将]程序`, around: []string{"程序"}, but: "二进制文件",
+		found: []string{"插件程序", "编译的程序", "把程序复制到"}, fine: []string{"应用程序", "运行程序"},
 	},
 	{not: `能撑多久`, but: "可容忍的故障时长", found: []string{"能撑多久"}},
 }
