@@ -126,7 +126,7 @@ var descriptions = map[errorClass]struct{ what, hint string }{
 		"allow-list in DingTalk's console, and those of the clients: DingTalk checks the list where the token is used"},
 	classRejectedRequest: {"DingTalk rejected the token request for app {app}", "look up the request id " +
 		"in DingTalk's console"},
-	classThrottled: {"DingTalk is throttling the token requests for app {app}", "check whether another program " +
+	classThrottled: {"DingTalk throttles the token requests for app {app}", "check whether another program " +
 		"fetches tokens with the same app_key"},
 	classBanned: {"DingTalk has banned Vault's egress IP, which app {app} shares with all other apps at {host}", "find " +
 		"what makes more than 10,000 calls in 20 seconds from this IP"},

@@ -222,7 +222,8 @@ func (r *proxyReaders) requireFew(t *testing.T, calls int) {
 	t.Logf("%d responses, %d of them cached, %d errors, %d leases, %d tokens, %d calls upstream, lowest remaining TTL %s",
 		r.responses, r.cached, len(r.errors), len(r.leases), len(r.tokens), calls, r.least.Round(100*time.Millisecond))
 	require.Greater(t, r.responses, 4000, "responses")
-	require.LessOrEqual(t, len(r.leases), 4, "leases")
+	// At each new token, Proxy lets a few readers through until it has a copy; a busy machine, more.
+	require.LessOrEqual(t, len(r.leases), 12, "leases")
 	require.LessOrEqual(t, calls, 10, "calls upstream")
 	require.GreaterOrEqual(t, r.cached, r.responses-4*len(r.leases), "all but the first response of each lease are cached")
 }

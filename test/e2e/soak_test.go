@@ -65,7 +65,7 @@ var upstreamErrors = []knownError{
 	{
 		kind:   "throttled",
 		status: http.StatusBadGateway,
-		text:   regexp.MustCompile(`DingTalk is throttling the token requests for app "`),
+		text:   regexp.MustCompile(`DingTalk throttles the token requests for app "`),
 	},
 	{
 		kind:   "unavailable",

@@ -132,7 +132,7 @@ func ofDingTalk(m *harness.Mount) map[string]provocation {
 		`Forbidden.AccessDenied.AccessTokenPermissionDenied`: afterFault(
 			simulator.Fault{Kind: simulator.FaultPermissionDenied},
 		),
-		`DingTalk is throttling the token requests for app "…"`: afterFault(
+		`DingTalk throttles the token requests for app "…"`: afterFault(
 			simulator.Fault{Kind: simulator.FaultThrottledQPS},
 		),
 		`DingTalk could not serve the token request for app "…"`: afterFault(

@@ -363,7 +363,7 @@ func (v *VaultServer) Stop() error {
 	if v.Proc == nil {
 		return nil
 	}
-	err := v.Proc.Terminate(30 * time.Second)
+	err := v.Proc.Terminate(2 * time.Minute)
 	v.Proc = nil
 	return err
 }

@@ -97,7 +97,7 @@ var mutants = []mutant{
 	{
 		rule: "A ban stops every app of the host", file: "client.go",
 		from:     "\tcase f.class == classBanned:\n\t\tf.cooldown = now.Add(banDuration)",
-		to:       "\tcase f.class == classBanned:\n\t\tkey.appKey = appKey\n\t\tf.cooldown = now.Add(banDuration)",
+		to:       "\tcase f.class == classBanned:\n\t\tkey.appKey = creds.AppKey\n\t\tf.cooldown = now.Add(banDuration)",
 		caughtBy: "TestBan_pauses_every_app_of_the_host_for_five_minutes",
 	},
 	{

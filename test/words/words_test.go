@@ -57,7 +57,12 @@ var rules = []rule{
 		found: []string{"the answer of the API", "An answer", "var answer string", "the answers", "leased answers"},
 		fine:  []string{"DingTalk answers with a 400", "it cannot answer", "is answered at once"},
 	},
-	{not: `\blogin methods?\b`, around: []string{"login method"}, but: "auth method", found: []string{"the login method AppRole"}},
+	{
+		not:    `\blogin methods?\b`,
+		around: []string{"login method"},
+		but:    "auth method",
+		found:  []string{"the login method AppRole"},
+	},
 	{
 		not: `\bplugin(['’]s)? program\b|\b(copy|install|register) the program\b|` +
 			`\bprograms? (that|which) (you|was|were|has been) (downloaded|built|registered)\b|` +
@@ -66,16 +71,37 @@ var rules = []rule{
 		found: []string{"the plugin's program", "Copy the program to", "the program that you downloaded"},
 		fine:  []string{"a program that reads the token"},
 	},
-	{not: `\bfolders?\b`, around: []string{"folder"}, but: "directory", found: []string{"a folder", "folder := t.TempDir()"}},
-	{not: `\bmend(s|ed|ing)?\b`, around: []string{"mend"}, but: "fix", found: []string{"has mended it"}, fine: []string{"amend", "recommended"}},
 	{
-		not: `\btokens? in hand\b`, around: []string{"in hand"}, but: "the current token, the cached token", found: []string{"the token in hand"},
+		not:    `\bfolders?\b`,
+		around: []string{"folder"},
+		but:    "directory",
+		found:  []string{"a folder", "folder := t.TempDir()"},
+	},
+	{
+		not:    `\bmend(s|ed|ing)?\b`,
+		around: []string{"mend"},
+		but:    "fix",
+		found:  []string{"has mended it"},
+		fine:   []string{"amend", "recommended"},
+	},
+	{
+		not:    `\btokens? in hand\b`,
+		around: []string{"in hand"},
+		but:    "the current token, the cached token",
+		found:  []string{"the token in hand"},
 	},
 	{
 		not:    `\b(life|lives) ((it|they|the \w+) )?((is|are|has|have) )?left\b|\bleft of (its|the token's|a token's) life\b`,
-		around: []string{"left"}, but: "remaining TTL; in code, remaining", found: []string{"the life left", "What life is left", "how much life the token has left"},
+		around: []string{"left"},
+		but:    "remaining TTL; in code, remaining",
+		found:  []string{"the life left", "What life is left", "how much life the token has left"},
 	},
-	{not: `\bbills? of materials?\b`, around: []string{"of material"}, but: "SBOM", found: []string{"a bill of materials"}},
+	{
+		not:    `\bbills? of materials?\b`,
+		around: []string{"of material"},
+		but:    "SBOM",
+		found:  []string{"a bill of materials"},
+	},
 	{
 		not: `\b(has|have|had|having) (it|them|somebody|nobody|Vault|DingTalk|curl|git|Agent|Proxy|Terraform|Prometheus|` +
 			`the (CLI|call|caller|client|engine|linker|plugin|reader|server|simulator)|every \w+|one call) (ask|ban|begin|` +
@@ -93,10 +119,32 @@ var rules = []rule{
 		not: `(no token of app … could )?\b(be|is|are|was|were) had\b`, unless: `…`, // as the changelog quotes the error of an earlier release
 		around: []string{" had"}, but: "fetch, get", found: []string{"could be had from"}, fine: []string{"had been"},
 	},
-	{not: `(?-i:(^|[^\w.*$])Else\b)`, around: []string{"else"}, but: "Otherwise", found: []string{"text. Else it ends."}, fine: []string{"} else {"}},
-	{not: `[,;] else\b`, around: []string{"else"}, but: "otherwise", found: []string{"create for a new app, else update"}},
-	{not: `\bbesides\b`, around: []string{"besides"}, but: "also, in addition to, other than", found: []string{"Besides, it ends"}, fine: []string{"beside"}},
-	{not: `\band (its|their|the) like\b`, around: []string{"like"}, but: "for example", found: []string{"cron and the like"}},
+	{
+		not:    `(?-i:(^|[^\w.*$])Else\b)`,
+		around: []string{"else"},
+		but:    "Otherwise",
+		found:  []string{"text. Else it ends."},
+		fine:   []string{"} else {"},
+	},
+	{
+		not:    `[,;] else\b`,
+		around: []string{"else"},
+		but:    "otherwise",
+		found:  []string{"create for a new app, else update"},
+	},
+	{
+		not:    `\bbesides\b`,
+		around: []string{"besides"},
+		but:    "also, in addition to, other than",
+		found:  []string{"Besides, it ends"},
+		fine:   []string{"beside"},
+	},
+	{
+		not:    `\band (its|their|the) like\b`,
+		around: []string{"like"},
+		but:    "for example",
+		found:  []string{"cron and the like"},
+	},
 	{not: `\bas a rule\b`, around: []string{"as a rule"}, but: "usually", found: []string{"As a rule, it is"}},
 
 	// Phrases that were here before.
@@ -106,27 +154,40 @@ var rules = []rule{
 	{not: `the app of their own`, but: "the app named in its metadata"},
 	{not: `as many seconds ago as`, but: "lease_duration minus the Age header"},
 	{not: `a host of (their|his|her) own`, around: []string{"a host of"}, but: "a host they control"},
-	{not: `\b(moved?|to) (the app )?to a host of theirs`, around: []string{"a host of"}, but: "a host they control"},
-	{not: `\bno token (of|for) app [^…]{1,40} could be`, around: []string{"no token"}, but: "could not get a token for app … from …"},
+	{
+		not:    `\b(moved?|to) (the app )?to a host of theirs`,
+		around: []string{"a host of"},
+		but:    "a host they control",
+	},
+	{
+		not:    `\bno token (of|for) app [^…]{1,40} could be`,
+		around: []string{"no token"},
+		but:    "could not get a token for app … from …",
+	},
 	{not: `what a caller was left with`, but: "what the caller got"},
 	{not: `lost is what`, but: "… is lost"},
 
 	// Names in code.
 	{
 		not: `\b(takeOff|newGeneration128|leastServed|mostMinTTL|holdFor)\b`, in: code,
-		around: []string{"takeoff", "newgeneration128", "leastserved", "mostminttl", "holdfor"}, but: "startFetch, newGeneration, minServed, maxMinTTL", found: []string{"a.takeOff(f)"},
+		around: []string{"takeoff", "newgeneration128", "leastserved", "mostminttl", "holdfor"},
+		but:    "startFetch, newGeneration, minServed, maxMinTTL",
+		found:  []string{"a.takeOff(f)"},
 	},
 	{
 		not: `\.(trouble|fly|settle|guard|slot|pauses)\b|\b(type|func) (guard|slot|pauses|need|verdict|purpose|hold)\b|` +
 			`\) (fly|settle|held|holds?For|purpose|verdict)\(|\b(trouble|slot) :?=|\b(slot|guard) sync\.|` +
 			`\bpauses +map\[`,
 		in:     code,
-		around: []string{"trouble", "fly", "settle", "guard", "slot", "pauses", "need", "verdict", "purpose", "hold", "held"}, but: "lastFailure, runFetch, finishFetch, a lock named for what it locks, cooldowns",
-		found: []string{"`app.trouble`", "func (f *flight) fly() {", "type slot struct", "slot := 1"},
-		fine:  []string{"the pauses take no time", "var guard struct"},
+		around: []string{"trouble", "fly", "settle", "guard", "slot", "pauses", "need", "verdict", "purpose", "hold", "held"},
+		but:    "lastFailure, runFetch, finishFetch, a lock named for what it locks, cooldowns",
+		found:  []string{"`app.trouble`", "func (f *flight) fly() {", "type slot struct", "slot := 1"},
+		fine:   []string{"the pauses take no time", "var guard struct"},
 	},
 	{
-		not: `func \(\w+ \*?(lifecycle|client)\) end\(|\blifecycle\.end\b`, around: []string{"end"}, in: code, but: "close",
+		not:    `func \(\w+ \*?(lifecycle|client)\) end\(|\blifecycle\.end\b`,
+		around: []string{"end"},
+		in:     code, but: "close",
 		found: []string{"func (l *lifecycle) end() {"},
 	},
 
