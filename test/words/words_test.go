@@ -65,8 +65,9 @@ var rules = []rule{
 		not: `\btokens? in hand\b`, but: "the current token, the cached token", found: []string{"the token in hand"},
 	},
 	{
-		not: `\b(life|lives) ((it|they|the \w+) )?((is|are|has|have) )?left\b|\bleft of (its|the token's|a token's) life\b`,
-		but: "remaining TTL; in code, remaining", found: []string{"the life left", "What life is left", "how much life the token has left"},
+		not:   `\b(life|lives) ((it|they|the \w+) )?((is|are|has|have) )?left\b|\bleft of (its|the token's|a token's) life\b`,
+		but:   "remaining TTL; in code, remaining",
+		found: []string{"the life left", "What life is left", "how much life the token has left"},
 	},
 	{not: `\bbills? of materials?\b`, but: "SBOM", found: []string{"a bill of materials"}},
 	{
