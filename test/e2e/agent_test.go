@@ -268,7 +268,7 @@ func TestAgent_keeps_the_tokens_of_several_apps_in_one_file(t *testing.T) {
 	leased, unleased := m.NewApp(t, dt, harness.Fields{"leased": true}), m.UnstoredApp(dt)
 	dir := prepareAgent(t, m.Vault, []string{leased.CredsPath(), unleased.CredsPath()}, "")
 	harness.PutFile(t, dir, "several-apps.ctmpl", harness.RunnableExample(t, "agent/several-apps.ctmpl", map[string]string{
-		harness.ExampleCreds: leased.CredsPath(), harness.OtherCreds: unleased.CredsPath(),
+		harness.ExampleCreds: leased.CredsPath(), "dingtalk/creds/otherapp": unleased.CredsPath(),
 	}))
 	config := harness.RunnableExample(t, "agent/several-apps.hcl", agentPlaceholders(m.Vault, dir))
 	c := startVaultClient(t, "agent", dir, config)

@@ -59,7 +59,7 @@ func TestAhead_leased_reads_in_the_second_half_extend_the_token_by_one_call(t *t
 	close(start)
 	all.Wait()
 	require.Equal(t, calls+1, a.Calls())
-	require.Greater(t, harness.LeaseTTL(a.Read(t)), lifetime/2, "a lease never begins short")
+	require.Greater(t, leaseTTL(a.Read(t)), lifetime/2, "a lease never begins short")
 	require.Equal(t, calls+1, a.Calls(), "a read in the first half costs no call")
 }
 
@@ -144,11 +144,11 @@ func TestAhead_those_who_ask_for_more_life_wait_for_a_slow_DingTalk(t *testing.T
 			t.Helper()
 			secret, err := a.Mount.Vault.Root.Logical().ReadWithData(a.CredsPath(), url.Values{"min_ttl": {"16s"}})
 			require.NoError(t, err)
-			return harness.LeaseTTL(secret)
+			return leaseTTL(secret)
 		},
 		"a renewal": func(t *testing.T, a *harness.App, lease string) time.Duration {
 			t.Helper()
-			return harness.LeaseTTL(renewLease(t, a, lease, 0))
+			return leaseTTL(renewLease(t, a, lease, 0))
 		},
 		"refresh": func(t *testing.T, a *harness.App, _ string) time.Duration {
 			t.Helper()
@@ -180,7 +180,7 @@ func TestAhead_lease_renewed_with_its_own_length_is_as_long_as_the_token_lives(t
 
 	waitForSecondHalf(t, a, token, lifetime)
 	secret := a.Read(t)
-	lease, length := secret.LeaseID, harness.LeaseTTL(secret)
+	lease, length := secret.LeaseID, leaseTTL(secret)
 	require.Greater(t, length, lifetime/2)
 	for range 3 {
 		dueAt := time.Now().Add(length * 2 / 3)
@@ -190,8 +190,8 @@ func TestAhead_lease_renewed_with_its_own_length_is_as_long_as_the_token_lives(t
 		// No longer than was asked for. That is less than the token lives only where the background had
 		// extended it between two renewals.
 		requireTTL(t, renewal, min(left, length), took)
-		require.Greater(t, harness.LeaseTTL(renewal), lifetime/2)
+		require.Greater(t, leaseTTL(renewal), lifetime/2)
 		requireWithinTokenLife(t, a, lease, token, took)
-		length = harness.LeaseTTL(renewal)
+		length = leaseTTL(renewal)
 	}
 }

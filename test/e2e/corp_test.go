@@ -58,7 +58,7 @@ func TestCorpID_token_comes_from_the_unified_call(t *testing.T) {
 	secret := a.Read(t)
 	harness.RequireSameToken(t, harness.TokenIn(secret), dt.LastTokenIn(a.Key, simulator.DefaultCorpID))
 	require.InDelta(
-		t, dt.Remaining(harness.TokenIn(secret)).Seconds(), harness.LeaseTTL(secret).Seconds(), harness.LeaseSlack.Seconds(),
+		t, dt.Remaining(harness.TokenIn(secret)).Seconds(), leaseTTL(secret).Seconds(), leaseSlack.Seconds(),
 	)
 	require.Equal(t, 1, dt.RequestsIn(a.Key, simulator.DefaultCorpID), "of the write, which verifies")
 	require.Zero(t, dt.RequestsIn(a.Key, ""), "of the older call")
@@ -198,7 +198,7 @@ func TestCorpID_token_is_extended_and_kept_like_any_other(t *testing.T) {
 	secret := a.Read(t)
 
 	calls := waitForSecondHalf(t, a, harness.TokenIn(secret), lifetime)
-	require.Greater(t, harness.LeaseTTL(renewLease(t, a, secret.LeaseID, 0)), lifetime/2)
+	require.Greater(t, leaseTTL(renewLease(t, a, secret.LeaseID, 0)), lifetime/2)
 	require.Equal(t, calls+1, dt.RequestsIn(a.Key, otherCorpID))
 	m.Reload(t)
 	harness.RequireSameToken(t, a.Token(t), harness.TokenIn(secret))

@@ -81,7 +81,7 @@ func TestCreds_leased_response_holds_the_token_alone(t *testing.T) {
 	require.True(t, secret.Renewable)
 	require.Empty(t, secret.Warnings)
 	require.InDelta(
-		t, dt.Remaining(harness.TokenIn(secret)).Seconds(), harness.LeaseTTL(secret).Seconds(), harness.LeaseSlack.Seconds(),
+		t, dt.Remaining(harness.TokenIn(secret)).Seconds(), leaseTTL(secret).Seconds(), leaseSlack.Seconds(),
 	)
 }
 
@@ -135,7 +135,7 @@ func TestCreds_min_ttl_refreshes_a_token_that_lives_too_short(t *testing.T) {
 		secret, err := a.Mount.Vault.Root.Logical().ReadWithData(a.CredsPath(), map[string][]string{"min_ttl": {minTTL}})
 		require.NoError(t, err)
 		harness.NoteSecret(harness.TokenIn(secret), "an access token")
-		return harness.TokenIn(secret), harness.LeaseTTL(secret), secret.Warnings
+		return harness.TokenIn(secret), leaseTTL(secret), secret.Warnings
 	}
 
 	first, _, warnings := read("10s")
@@ -289,7 +289,7 @@ func TestStatus_shows_the_state_of_the_token_and_no_secret(t *testing.T) {
 	assert.Equal(t, json.Number("1"), fresh["upstream_calls"])
 	assert.Equal(t, json.Number("0"), fresh["upstream_failures"])
 	assert.InDelta(
-		t, dt.Remaining(token).Seconds(), harness.Seconds(t, fresh["ttl"]).Seconds(), harness.LeaseSlack.Seconds(),
+		t, dt.Remaining(token).Seconds(), harness.Seconds(t, fresh["ttl"]).Seconds(), leaseSlack.Seconds(),
 	)
 	assert.WithinRange(t, utcTime(t, fresh["fetched_at"]), before.Add(-time.Second), after)
 	assert.WithinRange(

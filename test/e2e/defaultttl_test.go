@@ -29,20 +29,20 @@ func TestDefaultLeaseTTL_bounds_leases_at_issue_and_at_renewal(t *testing.T) {
 	a := m.NewApp(t, dt, nil)
 	before := a.Read(t)
 	token := harness.TokenIn(before)
-	require.Greater(t, harness.LeaseTTL(before), time.Hour, "Vault's own default is longer than a token lives")
+	require.Greater(t, leaseTTL(before), time.Hour, "Vault's own default is longer than a token lives")
 
 	m.Vault.MustCLI(t, "secrets", "tune", "-default-lease-ttl=10m", m.Path+"/")
 	var secret *api.Secret
 	harness.WaitFor(t, 5*time.Second, "leases follow the mount's new default", func() bool {
 		secret = a.Read(t)
-		return harness.LeaseTTL(secret) == 10*time.Minute
+		return leaseTTL(secret) == 10*time.Minute
 	})
 	require.True(t, secret.Renewable)
 	harness.RequireSameToken(t, harness.TokenIn(secret), token)
 
 	for _, lease := range []string{secret.LeaseID, before.LeaseID} {
 		renewal, took := timedRenew(t, a, lease, 0)
-		require.Equal(t, 10*time.Minute, harness.LeaseTTL(renewal))
+		require.Equal(t, 10*time.Minute, leaseTTL(renewal))
 		requireNoWarning(t, renewal, time.Now(), took)
 		renewal, took = timedRenew(t, a, lease, day)
 		requireTTL(t, renewal, dt.Remaining(token), took) // an increment reaches as far as the token
@@ -52,7 +52,7 @@ func TestDefaultLeaseTTL_bounds_leases_at_issue_and_at_renewal(t *testing.T) {
 
 	m.Vault.MustCLI(t, "secrets", "tune", "-default-lease-ttl=24h", m.Path+"/")
 	harness.WaitFor(t, 5*time.Second, "leases end with the token again", func() bool {
-		return harness.LeaseTTL(a.Read(t)) > harness.FullLifetime-time.Minute
+		return leaseTTL(a.Read(t)) > harness.FullLifetime-time.Minute
 	})
 }
 

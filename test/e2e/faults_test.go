@@ -63,7 +63,7 @@ func faultCases() []faultCase {
 	}
 	throttled := func(code string) faultCase {
 		return broken("throttled by "+code,
-			simulator.Fault{Kind: simulator.FaultThrottledQPS, Code: denied + code}, "(?i)throttle", code, requestID)
+			simulator.Fault{Kind: simulator.FaultThrottledQPS, Code: denied + code}, "(?i)throttl", code, requestID)
 	}
 	expireIn := func(name, value string) faultCase {
 		return broken(
@@ -125,22 +125,22 @@ func faultCases() []faultCase {
 		broken(
 			"throttled by system.busy",
 			simulator.Fault{Kind: simulator.FaultThrottledBusy},
-			"(?i)throttle",
+			"(?i)throttl",
 			`system\.busy`,
 			requestID,
 		),
 		broken(
 			"throttled by systemBusy",
 			simulator.Fault{Kind: simulator.FaultThrottledBusy, Code: "systemBusy"},
-			"(?i)throttle",
+			"(?i)throttl",
 			"systemBusy",
 		),
 		broken("throttled by system.busy with 400",
-			simulator.Fault{Kind: simulator.FaultThrottledBusy, Status: 400}, "(?i)throttle", `system\.busy`),
+			simulator.Fault{Kind: simulator.FaultThrottledBusy, Status: 400}, "(?i)throttl", `system\.busy`),
 		broken(
 			"throttled for some seconds",
 			simulator.Fault{Kind: simulator.FaultThrottledBusy, RetryAfter: "3"},
-			"(?i)throttle",
+			"(?i)throttl",
 		),
 
 		banned("banned", 0),

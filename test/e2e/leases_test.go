@@ -22,6 +22,15 @@ import (
 
 const day = 24 * time.Hour
 
+// leaseSlack is how much shorter a lease may be than the token's TTL, as both sides round down to
+// whole seconds.
+const leaseSlack = 2 * time.Second
+
+// leaseTTL returns the TTL of a response's lease.
+func leaseTTL(secret *api.Secret) time.Duration {
+	return time.Duration(secret.LeaseDuration) * time.Second
+}
+
 // renewLease renews a lease as `vault lease renew` does, and returns Vault's response.
 func renewLease(t *testing.T, a *harness.App, lease string, increment time.Duration) *api.Secret {
 	t.Helper()
@@ -77,7 +86,7 @@ func requireWithinTokenLife(t *testing.T, a *harness.App, lease, token string, t
 // soon no lease.
 func requireLeaseEnds(t *testing.T, a *harness.App, renewal *api.Secret) {
 	t.Helper()
-	require.Equal(t, time.Second, harness.LeaseTTL(renewal), "TTL of a lease whose token is no more")
+	require.Equal(t, time.Second, leaseTTL(renewal), "TTL of a lease whose token is no more")
 	require.NotEmpty(t, renewal.Warnings, "the holder is told to read again")
 	harness.WaitFor(t, 10*time.Second, "the lease is gone", func() bool {
 		_, err := a.Mount.Vault.Root.Sys().Lookup(renewal.LeaseID)
@@ -92,8 +101,8 @@ func requireTTL(t *testing.T, lease *api.Secret, left, took time.Duration) {
 	require.InDelta(
 		t,
 		left.Seconds(),
-		harness.LeaseTTL(lease).Seconds(),
-		(harness.LeaseSlack + took).Seconds(),
+		leaseTTL(lease).Seconds(),
+		(leaseSlack + took).Seconds(),
 		"the lease lives as long as the token",
 	)
 }
@@ -173,7 +182,7 @@ func TestRenew_extends_the_token_once_for_all_its_holders(t *testing.T) {
 
 	for _, increment := range []time.Duration{time.Second, day} {
 		renewal, took := timedRenew(t, a, leases[0], increment)
-		require.LessOrEqual(t, harness.LeaseTTL(renewal), increment)
+		require.LessOrEqual(t, leaseTTL(renewal), increment)
 		requireWithinTokenLife(t, a, leases[0], token, took)
 	}
 	harness.RequireSameToken(t, a.Token(t), token)
@@ -195,7 +204,7 @@ func TestRenew_returns_the_remaining_TTL_when_DingTalk_is_down(t *testing.T) {
 	requireWithinTokenLife(t, a, secret.LeaseID, token, took)
 
 	renewal, took = timedRenew(t, a, secret.LeaseID, day)
-	require.LessOrEqual(t, harness.LeaseTTL(renewal), dt.Remaining(token)+took+time.Second)
+	require.LessOrEqual(t, leaseTTL(renewal), dt.Remaining(token)+took+time.Second)
 	requireWithinTokenLife(t, a, secret.LeaseID, token, took)
 	harness.RequireSameToken(t, a.Token(t), token) // the current token still serves
 }
@@ -399,9 +408,9 @@ func TestLease_is_capped_by_the_mount(t *testing.T) {
 	a := m.NewApp(t, dt, nil)
 
 	secret := a.Read(t)
-	require.Equal(t, 10*time.Minute, harness.LeaseTTL(secret))
+	require.Equal(t, 10*time.Minute, leaseTTL(secret))
 	require.True(t, secret.Renewable)
-	require.LessOrEqual(t, harness.LeaseTTL(renewLease(t, a, secret.LeaseID, day)), 10*time.Minute)
+	require.LessOrEqual(t, leaseTTL(renewLease(t, a, secret.LeaseID, day)), 10*time.Minute)
 }
 
 func TestLease_of_one_app_ends_alone(t *testing.T) {

@@ -63,8 +63,8 @@ func TestOutage_the_current_token_serves_until_it_expires_and_never_after(t *tes
 					warned++
 				}
 				if name == "leased" {
-					require.LessOrEqual(t, harness.LeaseTTL(secret), before)
-					require.GreaterOrEqual(t, harness.LeaseTTL(secret), 2*time.Second)
+					require.LessOrEqual(t, leaseTTL(secret), before)
+					require.GreaterOrEqual(t, leaseTTL(secret), 2*time.Second)
 				} else {
 					require.LessOrEqual(t, harness.Seconds(t, secret.Data["ttl"]), before)
 					require.GreaterOrEqual(t, harness.Seconds(t, secret.Data["ttl"]), time.Second)
@@ -126,7 +126,7 @@ func TestToken_outlives_seal_restart_and_a_killed_plugin(t *testing.T) {
 		renewal, took := timedRenew(t, leased, first.LeaseID, 0)
 		requireNoWarning(t, renewal, time.Now(), took)
 		require.InDelta(
-			t, dt.Remaining(want[leased]).Seconds(), harness.LeaseTTL(renewal).Seconds(), harness.LeaseSlack.Seconds(),
+			t, dt.Remaining(want[leased]).Seconds(), leaseTTL(renewal).Seconds(), leaseSlack.Seconds(),
 		)
 		require.Equal(t, calls, dt.Requests("*"), "no call upstream")
 		require.Equal(t, "fresh", leased.Status(t)["state"])

@@ -284,7 +284,7 @@ func TestProxy_of_the_environment_is_the_way_out(t *testing.T) {
 		requireFails(t, a, "connection refused")
 		require.Zero(t, a.Calls())
 	})
-	t.Run("NO_PROXY is honoured", func(t *testing.T) {
+	t.Run("NO_PROXY is honored", func(t *testing.T) {
 		direct := enableWith(
 			t, v,
 			"dingtalk-direct",

@@ -90,7 +90,7 @@ func (p *cachingProxy) read() (proxied, error) {
 	harness.NoteSecret(harness.TokenIn(secret), "an access token")
 	age, _ := strconv.Atoi(response.Header.Get("Age"))
 	return proxied{
-		token: harness.TokenIn(secret), lease: secret.LeaseID, ttl: harness.LeaseTTL(secret),
+		token: harness.TokenIn(secret), lease: secret.LeaseID, ttl: leaseTTL(secret),
 		cached: response.Header.Get("X-Cache") == "HIT", age: time.Duration(age) * time.Second,
 	}, nil
 }
@@ -247,7 +247,7 @@ func TestVaultProxy_takes_few_leases_and_calls_for_two_minutes_of_reads(t *testi
 	a := harness.NewMount(t).NewApp(t, dt, nil)
 	p := startCachingProxy(t, a)
 	first := p.mustRead(t)
-	require.GreaterOrEqual(t, first.ttl, proxiedLifetime-harness.LeaseSlack)
+	require.GreaterOrEqual(t, first.ttl, proxiedLifetime-leaseSlack)
 
 	r := startProxyReaders(t, p)
 	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {

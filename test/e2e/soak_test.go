@@ -227,7 +227,7 @@ func (c *soakClient) read(a *harness.App, leased bool) {
 		if outlives(secret, left, now.Sub(began)) {
 			c.wrong["a lease that outlives its token"]++
 		}
-		c.lease = &heldLease{App: a, id: secret.LeaseID, token: token, ends: began.Add(harness.LeaseTTL(secret))}
+		c.lease = &heldLease{App: a, id: secret.LeaseID, token: token, ends: began.Add(leaseTTL(secret))}
 		return
 	}
 	said, err := time.Parse(time.RFC3339, fmt.Sprint(secret.Data["expires_at"]))
@@ -258,12 +258,12 @@ func (c *soakClient) renew(held *heldLease) {
 	c.renewals++
 	c.slowest = max(c.slowest, now.Sub(began))
 	switch {
-	case harness.LeaseTTL(renewal) == time.Second && len(renewal.Warnings) > 0:
+	case leaseTTL(renewal) == time.Second && len(renewal.Warnings) > 0:
 		c.ended++
 	case outlives(renewal, left, now.Sub(began)):
 		c.wrong["a renewed lease that outlives its token"]++
 	default:
-		held.ends = began.Add(harness.LeaseTTL(renewal))
+		held.ends = began.Add(leaseTTL(renewal))
 		c.lease = held
 	}
 }
@@ -271,7 +271,7 @@ func (c *soakClient) renew(held *heldLease) {
 // outlives reports whether a lease certainly ends after its token: counted from when it was asked
 // for, though it began later.
 func outlives(lease *api.Secret, left, took time.Duration) bool {
-	return harness.LeaseTTL(lease) > left+took+time.Second
+	return leaseTTL(lease) > left+took+time.Second
 }
 
 var (

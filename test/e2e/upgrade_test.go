@@ -82,7 +82,7 @@ func TestUpgrade_in_place_and_back_keeps_apps_tokens_and_leases(t *testing.T) {
 		renewal, took := timedRenew(t, leased, lease.LeaseID, 0)
 		requireNoWarning(t, renewal, time.Now(), took)
 		require.InDelta(
-			t, dt.Remaining(tokens[leased]).Seconds(), harness.LeaseTTL(renewal).Seconds(), harness.LeaseSlack.Seconds(),
+			t, dt.Remaining(tokens[leased]).Seconds(), leaseTTL(renewal).Seconds(), leaseSlack.Seconds(),
 		)
 		require.Equal(t, calls, dt.Requests("*"), "no call upstream")
 	}

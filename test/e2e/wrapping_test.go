@@ -59,7 +59,7 @@ func requireCreds(t *testing.T, a *harness.App, secret *api.Secret, tune harness
 		require.InDelta(
 			t,
 			a.DingTalk.Remaining(token).Seconds(),
-			harness.LeaseTTL(secret).Seconds(),
+			leaseTTL(secret).Seconds(),
 			5,
 			"the lease began when it was wrapped",
 		)
@@ -71,7 +71,7 @@ func requireCreds(t *testing.T, a *harness.App, secret *api.Secret, tune harness
 		t,
 		a.DingTalk.Remaining(token).Seconds(),
 		time.Until(utcTime(t, secret.Data["expires_at"])).Seconds(),
-		harness.LeaseSlack.Seconds(),
+		leaseSlack.Seconds(),
 	)
 	require.Positive(t, harness.Seconds(t, secret.Data["ttl"]))
 }
@@ -160,8 +160,8 @@ func TestWrapping_for_longer_than_the_token_lives_ends_with_it(t *testing.T) {
 			wrapping := wrappedToken(t, a, client, "1h")
 			left, took := dt.Remaining(dt.LastToken(a.Key)), time.Since(began)
 			ttl := time.Duration(wrapping.TTL) * time.Second
-			require.LessOrEqual(t, ttl, left+took+harness.LeaseSlack)
-			require.Greater(t, ttl, left-harness.LeaseSlack, "and not sooner")
+			require.LessOrEqual(t, ttl, left+took+leaseSlack)
+			require.Greater(t, ttl, left-leaseSlack, "and not sooner")
 
 			harness.WaitFor(t, lifetime+5*time.Second, "the wrapping is gone", func() bool {
 				_, err := client.Logical().Write("sys/wrapping/lookup", harness.Fields{"token": wrapping.Token})

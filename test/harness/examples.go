@@ -21,7 +21,6 @@ const (
 	ExamplesDir  = "../../examples"
 	ExampleVault = "https://vault.example.com:8200"
 	ExampleCreds = "dingtalk/creds/myapp"
-	OtherCreds   = "dingtalk/creds/otherapp"
 )
 
 // systemPath is a path that no test may use.

@@ -24,10 +24,6 @@ import (
 // FullLifetime is the lifetime of DingTalk's tokens.
 const FullLifetime = 2 * time.Hour
 
-// LeaseSlack is how much shorter a lease may be than the token's TTL, as both sides round down to
-// whole seconds.
-const LeaseSlack = 2 * time.Second
-
 // DingTalk is a simulator in place of DingTalk.
 type DingTalk struct {
 	*simulator.Server
@@ -239,11 +235,6 @@ func Seconds(t *testing.T, value any) time.Duration {
 	whole, err := number.Int64()
 	require.NoError(t, err)
 	return time.Duration(whole) * time.Second
-}
-
-// LeaseTTL returns the TTL of a response's lease.
-func LeaseTTL(secret *api.Secret) time.Duration {
-	return time.Duration(secret.LeaseDuration) * time.Second
 }
 
 // Refused requires an error response of Vault's with a status, and returns its text.

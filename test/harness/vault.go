@@ -103,7 +103,7 @@ func launchVault(opts VaultOptions) (*VaultServer, error) {
 	if err := v.Start(); err != nil {
 		return nil, err
 	}
-	if err := v.initialise(); err != nil {
+	if err := v.initialize(); err != nil {
 		return nil, errors.Join(err, v.Stop())
 	}
 	return v, nil
@@ -269,7 +269,7 @@ func (v *VaultServer) WaitForResponse() error {
 	}
 }
 
-func (v *VaultServer) initialise() error {
+func (v *VaultServer) initialize() error {
 	client, err := v.NewClient("")
 	if err != nil {
 		return err
