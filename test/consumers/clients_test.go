@@ -96,20 +96,13 @@ func exampleFile(t *testing.T, name string) string {
 	return path
 }
 
-// requireProgram fails the test where a program is missing, and says what to install.
-func requireProgram(t *testing.T, program, debian string) {
-	t.Helper()
-	_, err := exec.LookPath(program)
-	require.NoError(t, err, "install %s, in Debian by: apt-get install --no-install-recommends %s", program, debian)
-}
-
 var compiledClients sync.Map // language's name to func() error
 
 // program is the command that runs the client.
 func (l language) program(t *testing.T) []string {
 	t.Helper()
 	for program, debian := range l.needs {
-		requireProgram(t, program, debian)
+		harness.NeedProgram(t, program, "in Debian it is in "+debian)
 	}
 	file := exampleFile(t, "clients/"+l.file)
 	if l.compiled == nil {
@@ -151,6 +144,8 @@ func (l language) environment(t *testing.T, a *harness.App) []string {
 // nodeModules is where what examples/clients/package.json names is installed.
 func nodeModules(t *testing.T) string {
 	t.Helper()
+	harness.NeedProgram(t, "node", "in Debian it is in nodejs")
+	harness.NeedProgram(t, "npm", "in Debian it is in npm")
 	dir := os.Getenv("NODE_MODULES")
 	require.NotEmpty(t, dir, "run `make test-e2e`, or set NODE_MODULES to what scripts/node-modules prints")
 	require.DirExists(t, dir)
@@ -266,8 +261,7 @@ func watchCommandLines(t *testing.T, env []string, dir string) []string {
 	seen, stands := filepath.Join(dir, "command-lines"), filepath.Join(dir, "bin")
 	require.NoError(t, os.Mkdir(stands, 0o700))
 	for _, name := range []string{"curl", "jq"} {
-		program, err := exec.LookPath(name)
-		require.NoError(t, err, "the client in shell needs it")
+		program := harness.NeedProgram(t, name, "the client in shell needs it")
 		script := fmt.Sprintf("#!/bin/sh\nprintf '%%s\\n' \"$0\" \"$@\" >>%q\nexec %q \"$@\"\n", seen, program)
 		require.NoError(t, os.WriteFile(filepath.Join(stands, name), []byte(script), 0o700))
 	}

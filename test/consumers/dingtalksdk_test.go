@@ -37,7 +37,6 @@ type sdkResult struct {
 // callSDK makes calls by DingTalk's SDK, one after the other.
 func callSDK(t *testing.T, dt *harness.DingTalk, calls ...harness.Fields) []sdkResult {
 	t.Helper()
-	requireProgram(t, "node", "nodejs")
 	input, err := json.Marshal(harness.Fields{"host": strings.TrimPrefix(dt.URL, "http://"), "asked": calls})
 	require.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), "node", "testdata/sdk.js")

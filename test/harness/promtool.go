@@ -28,9 +28,7 @@ func PrometheusProgram(t *testing.T, name string) string {
 		require.FileExists(t, path, install)
 		return path
 	}
-	path, err := exec.LookPath(name)
-	require.NoError(t, err, install)
-	return path
+	return NeedProgram(t, name, install)
 }
 
 // Promtool runs promtool in a directory, with the input on its standard input. It must succeed.

@@ -80,6 +80,7 @@ const (
 // newReader is a newcomer who has got as far as the pages of docs/ take for granted.
 func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 	t.Helper()
+	needPrograms(t, blocks)
 	n := newNewcomer(t)
 	if strings.HasPrefix(page, "examples/") {
 		n.dir = filepath.Join(n.checkout, filepath.Dir(page))

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +33,7 @@ import (
 	dingtalk "vault-plugin-secrets-dingtalk"
 	"vault-plugin-secrets-dingtalk/internal/simulator"
 	"vault-plugin-secrets-dingtalk/internal/subprocess"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 const (
@@ -42,6 +44,7 @@ const (
 
 func TestReadme_works_as_written(t *testing.T) {
 	t.Parallel()
+	needPrograms(t, pageBlocks(t, "README.md"))
 	n := newNewcomer(t)
 	n.onFile = func(name string) {
 		if name == "vault.hcl" {
@@ -213,6 +216,26 @@ func freeAddress(t *testing.T) string {
 	port, err := subprocess.DemoPorts.Free()
 	require.NoError(t, err)
 	return "127.0.0.1:" + strconv.Itoa(port)
+}
+
+// needed are the programs of the pages' commands that a machine may lack.
+var needed = regexp.MustCompile(`\b(curl|jq|promtool|python3)\b`)
+
+// needPrograms skips a page with a command that this machine lacks.
+func needPrograms(t *testing.T, blocks []block) {
+	t.Helper()
+	for _, b := range blocks {
+		if b.language != "shell" {
+			continue
+		}
+		for _, program := range needed.FindAllString(b.body, -1) {
+			if program == "promtool" {
+				harness.PrometheusProgram(t, program)
+				continue
+			}
+			harness.NeedProgram(t, program, fmt.Sprintf("%v needs it", b))
+		}
+	}
 }
 
 // read does what the page says.
