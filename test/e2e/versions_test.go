@@ -57,7 +57,9 @@ const firstRelease = "## [0.1.0] - "
 func buildFirstRelease(t *testing.T, v *harness.VaultServer) pluginBuild {
 	t.Helper()
 	git := func(args ...string) string {
-		out, err := exec.CommandContext(t.Context(), "git", append([]string{"-C", "../.."}, args...)...).Output()
+		// In containers the checkout often belongs to another user, in which case git asks for this.
+		args = append([]string{"-c", "safe.directory=*", "-C", "../.."}, args...)
+		out, err := exec.CommandContext(t.Context(), "git", args...).Output()
 		if err != nil {
 			return ""
 		}
@@ -73,7 +75,7 @@ func buildFirstRelease(t *testing.T, v *harness.VaultServer) pluginBuild {
 	dir := t.TempDir()
 	archive := filepath.Join(dir, "sources.tar")
 	for _, args := range [][]string{
-		{"git", "-C", "../..", "archive", "--output=" + archive, commit},
+		{"git", "-c", "safe.directory=*", "-C", "../..", "archive", "--output=" + archive, commit},
 		{"tar", "-xf", archive, "-C", dir},
 	} {
 		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()

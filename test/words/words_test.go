@@ -257,7 +257,11 @@ func TestWords_each_rule_finds_what_it_is_about_and_no_more(t *testing.T) {
 
 func TestWords_are_those_of_Vault_Go_and_DingTalk(t *testing.T) {
 	t.Parallel()
-	list := exec.CommandContext(t.Context(), "git", "ls-files", "-z")
+	if _, err := os.Stat(filepath.Join(root, ".git")); os.IsNotExist(err) {
+		t.Skip("these sources came without git, which knows which files are the project's")
+	}
+	// In containers the checkout often belongs to another user, in which case git asks for this.
+	list := exec.CommandContext(t.Context(), "git", "-c", "safe.directory=*", "ls-files", "-z")
 	list.Dir = root
 	out, err := list.Output()
 	require.NoError(t, err, "the files are those that git knows")
