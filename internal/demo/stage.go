@@ -87,9 +87,11 @@ func (s *stage) perform(play func(*stage)) (ok bool) {
 
 // report says why the play ended early.
 func (s *stage) report(reason string) {
-	if s.ctx.Err() != nil {
+	select {
+	case <-s.ctx.Done():
 		say("\nInterrupted in step %d, %s.", s.step, s.title)
 		return
+	case <-time.After(time.Second): // a Ctrl-C may end a command before this program hears of it
 	}
 	say("\nFAILED in step %d, %s: %s.", s.step, s.title, s.masked(reason))
 	for _, p := range s.programs {
