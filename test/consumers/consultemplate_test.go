@@ -22,8 +22,7 @@ import (
 // startConsulTemplate runs consul-template with a token of Vault's that may read one app.
 func startConsulTemplate(t *testing.T, a *harness.App) *harness.Rendered {
 	t.Helper()
-	program, err := harness.FindBinary("CONSUL_TEMPLATE_BIN", "../../bin/consul-template")
-	require.NoError(t, err, "run `make test-e2e`, or set CONSUL_TEMPLATE_BIN to what scripts/consul-template prints")
+	program := harness.ConsulTemplateBin(t)
 	dir := t.TempDir()
 	policy := harness.RunnableExample(t, "policies/reader.hcl", map[string]string{harness.ExampleCreds: a.CredsPath()})
 	token := a.Mount.Vault.NewToken(t, policy+`
@@ -80,29 +79,18 @@ func TestConsulTemplate_file_holds_a_live_token_at_two_calls_a_lifetime(t *testi
 			t.Parallel()
 			dt := harness.StartDingTalk(t, lifetime)
 			a := harness.NewMount(t).NewApp(t, dt, harness.Fields{"leased": leased})
-			calls := &harness.CallLog{App: a, Last: time.Now()}
+			calls := harness.NewCallLog(a)
 			r := startConsulTemplate(t, a)
 			files := []*harness.Rendered{r}
-			pass := func(d time.Duration) {
-				t.Helper()
-				end := time.Now().Add(d)
-				harness.WatchFiles(t, d+time.Second, "time passes", files, func() bool {
-					calls.Look()
-					return time.Now().After(end)
-				})
-			}
-			harness.WatchFiles(t, 30*time.Second, "the token is rendered", files, func() bool {
-				calls.Look()
-				return r.Holds(a)
-			})
+			calls.WatchFiles(t, 30*time.Second, "the token is rendered", files, func() bool { return r.Holds(a) })
 
 			// DingTalk extends the token each time it is asked for it: the file stays.
-			pass(lifetime + lifetime/2)
+			calls.Pass(t, lifetime+lifetime/2, files)
 			require.Len(t, r.Contents, 1, "contents of the file while the token is extended")
 
 			// DingTalk returns another token each time, the old ones live on to their end: the file follows.
 			dt.RotateTokens(a.Key, true)
-			pass(2 * lifetime)
+			calls.Pass(t, 2*lifetime, files)
 			dt.RotateTokens(a.Key, false)
 			require.Greater(t, len(r.Contents), 2, "contents of the file while the token is replaced")
 			harness.WatchFiles(t, lifetime, "the file holds the last token", files, func() bool { return r.Holds(a) })

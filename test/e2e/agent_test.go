@@ -91,36 +91,25 @@ func TestAgent_file_holds_a_live_token_for_two_minutes_at_two_calls_a_lifetime(t
 			t.Parallel()
 			dt := harness.StartDingTalk(t, lifetime)
 			a := harness.NewMount(t).NewApp(t, dt, harness.Fields{"leased": leased})
-			calls := &harness.CallLog{App: a, Last: time.Now()}
+			calls := harness.NewCallLog(a)
 			g := startAgent(t, prepareAgent(t, a.Mount.Vault, []string{a.CredsPath()}, commandLog), "command.hcl", a)
 			files := []*harness.Rendered{g.Rendered}
-			pass := func(d time.Duration) {
-				t.Helper()
-				end := time.Now().Add(d)
-				harness.WatchFiles(t, d+time.Second, "time passes", files, func() bool {
-					calls.Look()
-					return time.Now().After(end)
-				})
-			}
 
-			harness.WatchFiles(t, 30*time.Second, "the Agent renders the token", files, func() bool {
-				calls.Look()
-				return g.Holds(a)
-			})
+			calls.WatchFiles(t, 30*time.Second, "the Agent renders the token", files, func() bool { return g.Holds(a) })
 			info, err := os.Stat(g.File)
 			require.NoError(t, err)
 			require.Equal(t, os.FileMode(0o600), info.Mode(), "mode of the file")
 
 			// DingTalk extends the token each time it is asked for it: the file stays, and so does the
 			// application.
-			pass(half)
+			calls.Pass(t, half, files)
 			require.Len(t, g.Contents, 1, "contents of the file while the token is extended")
 			g.requireCommandRanForEach(t)
 
 			// DingTalk returns another token each time, and the old ones live on to their end: the file and
 			// the command follow.
 			dt.RotateTokens(a.Key, true)
-			pass(half)
+			calls.Pass(t, half, files)
 			dt.RotateTokens(a.Key, false)
 			require.Greater(t, len(g.Contents), int(half/lifetime), "contents of the file while the token is replaced")
 			harness.WatchFiles(t, lifetime, "the file holds the last token", files, func() bool { return g.Holds(a) })

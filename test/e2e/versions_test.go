@@ -56,10 +56,13 @@ const firstRelease = "## [0.1.0] - "
 // history, as from an archive or in a shallow clone, skip the test.
 func buildFirstRelease(t *testing.T, v *harness.VaultServer) pluginBuild {
 	t.Helper()
+	// In containers the checkout often belongs to another user, in which case git asks for this.
+	gitCommand := func(args ...string) []string {
+		return append([]string{"git", "-c", "safe.directory=*", "-C", "../.."}, args...)
+	}
 	git := func(args ...string) string {
-		// In containers the checkout often belongs to another user, in which case git asks for this.
-		args = append([]string{"-c", "safe.directory=*", "-C", "../.."}, args...)
-		out, err := exec.CommandContext(t.Context(), "git", args...).Output()
+		command := gitCommand(args...)
+		out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).Output()
 		if err != nil {
 			return ""
 		}
@@ -75,7 +78,7 @@ func buildFirstRelease(t *testing.T, v *harness.VaultServer) pluginBuild {
 	dir := t.TempDir()
 	archive := filepath.Join(dir, "sources.tar")
 	for _, args := range [][]string{
-		{"git", "-c", "safe.directory=*", "-C", "../..", "archive", "--output=" + archive, commit},
+		gitCommand("archive", "--output="+archive, commit),
 		{"tar", "-xf", archive, "-C", dir},
 	} {
 		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()

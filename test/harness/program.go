@@ -7,6 +7,7 @@ package harness
 import (
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -23,4 +24,16 @@ func NeedProgram(t *testing.T, program, install string) string {
 	}
 	require.NoError(t, err, install)
 	return path
+}
+
+// ConsulTemplateBin returns the path of the pinned consul-template: the one that CONSUL_TEMPLATE_BIN
+// names, or what scripts/consul-template prints, after building it where there is none.
+func ConsulTemplateBin(t *testing.T) string {
+	t.Helper()
+	if path := os.Getenv("CONSUL_TEMPLATE_BIN"); path != "" {
+		return path
+	}
+	path, err := exec.CommandContext(t.Context(), "../../scripts/consul-template").Output()
+	require.NoError(t, err)
+	return strings.TrimSpace(string(path))
 }

@@ -106,18 +106,37 @@ func WatchFiles(t *testing.T, bound time.Duration, what string, files []*Rendere
 
 // CallLog records when DingTalk was asked for an app's token.
 type CallLog struct {
-	App   *App
+	app   *App
 	At    []time.Time // not later than this
 	after []time.Time // later than the look before
-	Last  time.Time   // look
+	last  time.Time   // look
 }
 
-// Look records the calls since the last look.
-func (l *CallLog) Look() {
-	for n := l.App.Calls(); len(l.At) < n; {
-		l.At, l.after = append(l.At, time.Now()), append(l.after, l.Last)
+// NewCallLog begins to record an app's calls.
+func NewCallLog(a *App) *CallLog { return &CallLog{app: a, last: time.Now()} }
+
+// look records the calls since the last look.
+func (l *CallLog) look() {
+	for n := l.app.Calls(); len(l.At) < n; {
+		l.At, l.after = append(l.At, time.Now()), append(l.after, l.last)
 	}
-	l.Last = time.Now()
+	l.last = time.Now()
+}
+
+// WatchFiles is WatchFiles, with an eye on the calls.
+func (l *CallLog) WatchFiles(t *testing.T, bound time.Duration, what string, files []*Rendered, holds func() bool) {
+	t.Helper()
+	WatchFiles(t, bound, what, files, func() bool {
+		l.look()
+		return holds()
+	})
+}
+
+// Pass watches the files and the calls for a while.
+func (l *CallLog) Pass(t *testing.T, d time.Duration, files []*Rendered) {
+	t.Helper()
+	end := time.Now().Add(d)
+	l.WatchFiles(t, d+time.Second, "time passes", files, func() bool { return time.Now().After(end) })
 }
 
 // RequireAtMostTwoPer requires that no three calls are within a token's lifetime.

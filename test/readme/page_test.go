@@ -45,7 +45,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -59,6 +58,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-dingtalk/internal/simulator"
+	"vault-plugin-secrets-dingtalk/test/harness"
 )
 
 const (
@@ -80,8 +80,7 @@ const (
 // newReader is a newcomer who has got as far as the pages of docs/ take for granted.
 func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 	t.Helper()
-	needPrograms(t, blocks)
-	n := newNewcomer(t)
+	n := newNewcomer(t, blocks)
 	if strings.HasPrefix(page, "examples/") {
 		n.dir = filepath.Join(n.checkout, filepath.Dir(page))
 	}
@@ -92,7 +91,7 @@ func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 		n.upstream = address
 	}
 	if page == clientsPage {
-		require.NoError(t, os.Symlink(consulTemplateBin(t), filepath.Join(n.programs, "consul-template")))
+		require.NoError(t, os.Symlink(harness.ConsulTemplateBin(t), filepath.Join(n.programs, "consul-template")))
 	}
 	for _, directory := range []string{pageLogs, "/etc/vault-agent", "/etc/vault-proxy", "/run/myapp"} {
 		n.here[directory] = t.TempDir()
@@ -121,17 +120,6 @@ func newReader(t *testing.T, program, page string, blocks []block) *newcomer {
 	require.NoError(t, n.client.Sys().Mount("dingtalk", &api.MountInput{Type: pluginName}))
 	n.storeApp(t)
 	return n
-}
-
-// consulTemplateBin is the pinned consul-template, which is built if need be.
-func consulTemplateBin(t *testing.T) string {
-	t.Helper()
-	if path := os.Getenv("CONSUL_TEMPLATE_BIN"); path != "" {
-		return path
-	}
-	path, err := exec.CommandContext(t.Context(), root+"/scripts/consul-template").Output()
-	require.NoError(t, err)
-	return strings.TrimSpace(string(path))
 }
 
 // startRaft starts a Vault with storage of its own, initialized and unsealed.

@@ -44,8 +44,8 @@ const (
 
 func TestReadme_works_as_written(t *testing.T) {
 	t.Parallel()
-	needPrograms(t, pageBlocks(t, "README.md"))
-	n := newNewcomer(t)
+	blocks := pageBlocks(t, "README.md")
+	n := newNewcomer(t, blocks)
 	n.onFile = func(name string) {
 		if name == "vault.hcl" {
 			n.startVault(
@@ -61,7 +61,7 @@ func TestReadme_works_as_written(t *testing.T) {
 			n.await(t, true)
 		}
 	}
-	n.read(t, pageBlocks(t, "README.md"))
+	n.read(t, blocks)
 	require.True(t, n.used[pagePlugins], "the README names the plugin directory")
 	require.Positive(t, n.dingtalk.Requests(appKey))
 	n.checkPolicy(t)
@@ -88,8 +88,10 @@ type newcomer struct {
 	hidden    []string
 }
 
-func newNewcomer(t *testing.T) *newcomer {
+// newNewcomer is a newcomer who is to read a page with these blocks.
+func newNewcomer(t *testing.T, blocks []block) *newcomer {
 	t.Helper()
+	needPrograms(t, blocks)
 	n := &newcomer{
 		checkout: filepath.Join(t.TempDir(), "a checkout"), // with a space in its path
 		onFile:   func(string) {},
